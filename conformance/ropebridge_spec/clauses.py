@@ -1,0 +1,115 @@
+"""The numbered clauses of the contract. An id is permanent: a clause may be withdrawn, never renumbered or reused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Clause:
+    """One numbered sentence that an implementation can be held to, with its formula where it has one."""
+
+    id: str
+    text: str
+    formula: str = ""
+
+
+CLAUSES: tuple[Clause, ...] = (
+    # what is computed, stage by stage
+    Clause("IN-1", "hook_in holds the hidden states the layer is given, as the layer is given them: after the block's input norm, where it has one."),
+    Clause("IN-2", "hook_in has axes batch pos d_model."),
+    Clause(
+        "SPLIT-1",
+        "With split inputs opted in, each head reads its own copy of hook_in: hook_attn_in for query, key and value together, or hook_q_input, "
+        "hook_k_input and hook_v_input apart. The two are not opted in together.",
+        "x_h = hook_in",
+    ),
+    Clause("SPLIT-2", "hook_attn_in and hook_q_input have axes batch pos head d_model, hook_k_input and hook_v_input batch pos kv_head d_model."),
+    Clause(
+        "SPLIT-3",
+        "Under hook_attn_in each query head projects a key and a value of its own, with the weights of the kv head it shares, so that an edit of "
+        "head h moves what head h uses and nothing else; the axis kv_head then has the length of head.",
+    ),
+    Clause("PROJ-1", "hook_q, hook_k and hook_v hold the projections, before any norm.", "q = x W_Q + b_Q,  k = x W_K + b_K,  v = x W_V + b_V"),
+    Clause("PROJ-2", "hook_q has axes batch pos head d_head, hook_k batch pos kv_head d_head, hook_v batch pos kv_head d_head_v."),
+    Clause(
+        "NORM-1",
+        "hook_q_normed and hook_k_normed hold query and key after the family's norm: root mean square or layer norm, over a head or over all heads at once.",
+        "rms: x / sqrt(mean(x^2) + eps) * w;  layer: (x - mean x) / sqrt(var x + eps) * w;  one_plus: 1 + w in place of w",
+    ),
+    Clause("NORM-2", "The norm's hooks have the axes of the projection; where the family normalises all heads at once, head and d_head lie flat in one axis."),
+    Clause("POS-1", "hook_cos and hook_sin hold the tables the layer is given, in the layout and dtype its rotary module makes them."),
+    Clause("POS-2", "hook_cos and hook_sin have axes batch pos rotary_dim; batch may be 1. A table without a batch axis is accepted and given one."),
+    Clause(
+        "ROT-1",
+        "hook_rot_q and hook_rot_k hold query and key with each pair of their leading rotary dimensions turned by the angle of its position; the "
+        "other dimensions pass through. In a layer that does not rotate they hold query and key unchanged.",
+        "(a, b) -> (a cos - b sin, b cos + a sin);  pairs: half (i, i + width/2), interleaved (2i, 2i + 1)",
+    ),
+    Clause("ROT-2", "hook_rot_q has axes batch pos head d_head, hook_rot_k batch pos kv_head d_head; pos counts the positions of this call, not cached ones."),
+    Clause(
+        "SCORE-1",
+        "hook_attn_scores holds what softmax is given: query times key, scaled, then softcapped, then masked. Query head h reads kv head h // group.",
+        "s = scale (q . k);  s = cap tanh(s / cap);  s = s + bias, -inf where forbidden",
+    ),
+    Clause("SCORE-2", "hook_attn_scores has axes batch head query key; key counts cached keys too."),
+    Clause("SCORE-3", "An edit that leaves NaN or +inf in the scores is refused."),
+    Clause(
+        "PAT-1",
+        "hook_pattern holds what softmax gave, before dropout. A sink takes part in the softmax and has no column: a row then sums to less than 1.",
+        "p = exp(s - m) / (sum_key exp(s - m) + exp(sink - m))",
+    ),
+    Clause("PAT-2", "hook_pattern has axes batch head query key."),
+    Clause("PAT-3", "The attention weights a layer returns, when asked for them, are hook_pattern."),
+    Clause("MIX-1", "hook_z holds each head's mix of values: what the output projection is given.", "z = p v"),
+    Clause("MIX-2", "hook_z has axes batch pos head d_head_v."),
+    Clause("RES-1", "With attn_result opted in, hook_result holds what each head adds to the output, without the bias.", "r_h = z_h W_O[h]"),
+    Clause("RES-2", "hook_result has axes batch pos head d_model."),
+    Clause("OUT-1", "hook_out holds what the layer returns.", "out = sum_h z_h W_O[h] + b_O"),
+    Clause("OUT-2", "hook_out has axes batch pos d_model."),
+    # masks
+    Clause("MASK-1", "A four-axis mask (batch or 1, head or 1, query or 1, key), boolean (True sees) or additive, is the whole truth about what may be seen."),
+    Clause(
+        "MASK-2",
+        "Without a mask a query sees the keys at its own and earlier positions, within the layer's window.",
+        "visible(i, j) = j <= i and (no window or j > i - window)",
+    ),
+    Clause("MASK-3", "A two-axis mask (batch, key) of booleans, or of zeros and ones, says which keys are padding; causality and window hold beside it."),
+    Clause("MASK-4", "A mask of any other form or shape is refused."),
+    Clause(
+        "MASK-5",
+        "An additive entry at most half the lowest number of the mask's dtype forbids: the score is -inf. Any other entry is a bias and is added.",
+    ),
+    Clause("MASK-6", "A row that sees no key has pattern and z of exactly 0 and finite gradients."),
+    Clause("MASK-7", "A key that a query may not see changes nothing in that query's row, whatever finite numbers its key and value hold."),
+    # firing
+    Clause("FIRE-1", "A layer has exactly the hook points its variant has, and they fire in contract order."),
+    Clause("FIRE-2", "A watched hook fires exactly once in a call of the layer; recomputation under gradient checkpointing fires again, with hook.recomputing true."),
+    Clause("FIRE-3", "A hook that was asked for and did not fire is an error, not an empty result."),
+    Clause("FIRE-4", "A hook is called as fn(tensor, hook=hook_point); hook.name is the full name. It returns None to look, or a tensor to replace."),
+    # editing
+    Clause("EDIT-1", "A replacement is what the rest of the layer sees; all earlier stages stay bit-identical."),
+    Clause("EDIT-2", "An edit in place counts as a replacement. The tensor shown is nobody else's: nothing outside the layer changes."),
+    Clause("EDIT-3", "A replacement has the shape, dtype and device of what it replaces; anything else is refused and names the clause."),
+    Clause("EDIT-4", "Edits of keys and values enter the cache: later steps see them."),
+    Clause("LOOK-1", "Looking changes nothing: with hooks that return None the output is the output without hooks, within the stage bounds."),
+    Clause("GRAD-1", "A gradient taken at what a hook was given is the derivative of the output by it; a backward hook sees that gradient and may replace it."),
+    # agreement
+    Clause("PAR-1", "The output agrees with the wrapped module's own eager forward, on every row that sees a key."),
+    Clause(
+        "PAR-2",
+        "In bfloat16 and float16 the output's root-mean-square error to the float64 truth is at most 1.05 times, and its largest error at most twice, "
+        "that of the wrapped module in the same dtype.",
+    ),
+    Clause("TYPE-1", "Every hook's tensor has the dtype and device of the hidden states; hook_cos and hook_sin have those of the tables given."),
+    Clause("CACHE-1", "A step that reads a cache gives at every hook what the same positions give without one."),
+    Clause("DROP-1", "Dropout applies in training mode only, to the pattern after hook_pattern."),
+    # the constructor of the bridge
+    Clause("CFG-1", "optional: a bridge built with optional=True accepts that the model has no such component; otherwise None is refused."),
+    Clause("CFG-2", "requires_attention_mask: get_random_inputs gives an explicit mask when true, None when false; forward takes either."),
+    Clause("CFG-3", "requires_position_embeddings: when true, a rotating layer refuses to run without tables; when false it makes them with its rotary module."),
+    Clause("CFG-4", "submodules: a mapping from role (q k v o q_norm k_norm) to attribute name; what is missing or not there is refused by name."),
+)
+
+CLAUSE: Mapping[str, Clause] = {clause.id: clause for clause in CLAUSES}

@@ -1,0 +1,144 @@
+"""The hook points of one attention layer, in firing order: the table everything else is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ropebridge_spec.variant import OptIn, Variant
+
+Stage = Literal["input", "split input", "project", "norm", "position", "rotate", "score", "normalise", "mix", "result", "output"]
+Exists = Literal["always", "normed", "rotates", "attn_in", "split_qkv_input", "attn_result"]
+
+
+@dataclass(frozen=True)
+class HookSpec:
+    """One hook point of the contract.
+
+    name: as TransformerLens spells it; the full name in a model is `blocks.{layer}.attn.{name}`.
+    stage: the stage of the forward pass that ends in this hook.
+    axes: full-word axis names, space-separated; a product in parentheses is one flattened axis.
+    exists: the condition under which a layer has it.
+    value_clause, axes_clause: the clauses that fix what it holds and how it lies.
+    meaning: the value, as a formula or a half-sentence.
+    """
+
+    name: str
+    stage: Stage
+    axes: str
+    exists: Exists
+    value_clause: str
+    axes_clause: str
+    meaning: str
+
+
+HOOKS: tuple[HookSpec, ...] = (
+    HookSpec("hook_in", "input", "batch pos d_model", "always", "IN-1", "IN-2", "what the layer is given: hidden_states"),
+    HookSpec("hook_attn_in", "split input", "batch pos head d_model", "attn_in", "SPLIT-1", "SPLIT-2", "hook_in, a copy a query head"),
+    HookSpec(
+        "hook_q_input", "split input", "batch pos head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a query head"
+    ),
+    HookSpec(
+        "hook_k_input", "split input", "batch pos kv_head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a key head"
+    ),
+    HookSpec(
+        "hook_v_input", "split input", "batch pos kv_head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a value head"
+    ),
+    HookSpec("hook_q", "project", "batch pos head d_head", "always", "PROJ-1", "PROJ-2", "x W_Q + b_Q"),
+    HookSpec("hook_k", "project", "batch pos kv_head d_head", "always", "PROJ-1", "PROJ-2", "x W_K + b_K"),
+    HookSpec("hook_v", "project", "batch pos kv_head d_head_v", "always", "PROJ-1", "PROJ-2", "x W_V + b_V"),
+    HookSpec("hook_q_normed", "norm", "batch pos head d_head", "normed", "NORM-1", "NORM-2", "norm(q)"),
+    HookSpec("hook_k_normed", "norm", "batch pos kv_head d_head", "normed", "NORM-1", "NORM-2", "norm(k)"),
+    HookSpec("hook_cos", "position", "table_batch pos rotary_dim", "rotates", "POS-1", "POS-2", "the cos table the layer is given"),
+    HookSpec("hook_sin", "position", "table_batch pos rotary_dim", "rotates", "POS-1", "POS-2", "the sin table the layer is given"),
+    HookSpec("hook_rot_q", "rotate", "batch pos head d_head", "always", "ROT-1", "ROT-2", "rotate(q, cos, sin)"),
+    HookSpec("hook_rot_k", "rotate", "batch pos kv_head d_head", "always", "ROT-1", "ROT-2", "rotate(k, cos, sin)"),
+    HookSpec(
+        "hook_attn_scores", "score", "batch head query key", "always", "SCORE-1", "SCORE-2", "what softmax is given: scaled, capped, masked"
+    ),
+    HookSpec("hook_pattern", "normalise", "batch head query key", "always", "PAT-1", "PAT-2", "what softmax gave, a sink's share gone"),
+    HookSpec("hook_z", "mix", "batch pos head d_head_v", "always", "MIX-1", "MIX-2", "pattern . v"),
+    HookSpec("hook_result", "result", "batch pos head d_model", "attn_result", "RES-1", "RES-2", "z W_O, head by head"),
+    HookSpec("hook_out", "output", "batch pos d_model", "always", "OUT-1", "OUT-2", "sum over heads of z W_O, + b_O"),
+)
+
+HOOK: Mapping[str, HookSpec] = {hook.name: hook for hook in HOOKS}
+
+RESERVED: Mapping[str, str] = {
+    "hook_q_gate": "batch pos head d_head: the gate interleaved with the query projection",
+    "hook_gate": "as the family gates: the gate on z before the output projection",
+    "hook_q_latent": "batch pos q_rank: the compressed query of multi-head latent attention",
+    "hook_kv_latent": "batch pos kv_rank: the compressed key and value of multi-head latent attention",
+    "hook_pattern_minus": "batch head query key: the pattern that differential attention subtracts",
+    "hook_kv_in": "batch key d_model: what cross-attention takes keys and values from",
+}
+"""Names kept for families this version does not serve, so that nobody gives them another meaning."""
+
+
+def exists(hook: HookSpec, variant: Variant, opted_in: Collection[OptIn] = ()) -> bool:
+    """Whether a layer of this variant has this hook point (clause FIRE-1)."""
+    if hook.exists == "normed":
+        return variant.norm is not None
+    if hook.exists == "rotates":
+        return variant.rotary is not None
+    return hook.exists == "always" or hook.exists in opted_in
+
+
+def hook_order(variant: Variant, opted_in: Collection[OptIn] = ()) -> tuple[HookSpec, ...]:
+    """The hook points a layer of this variant has, in the order in which they fire (clause FIRE-1)."""
+    return tuple(resolve(hook, variant) for hook in HOOKS if exists(hook, variant, opted_in))
+
+
+def resolve(hook: HookSpec, variant: Variant) -> HookSpec:
+    """The hook point with the axes this variant gives it: a flat norm shows (head d_head) as one axis."""
+    if hook.stage == "norm" and variant.norm is not None and variant.norm.over == "flat":
+        *leading, head, d_head = hook.axes.split()
+        return replace(hook, axes=f"{' '.join(leading)} ({head} {d_head})")
+    return hook
+
+
+def axis_names(axes: str) -> tuple[str, ...]:
+    """Split an axes string: `batch pos (head d_head)` has three axes."""
+    names: list[str] = []
+    for word in axes.split():
+        if names and names[-1].startswith("(") and not names[-1].endswith(")"):
+            names[-1] += f" {word}"
+        else:
+            names.append(word)
+    return tuple(names)
+
+
+def axis_size(axis: str, sizes: Mapping[str, int]) -> int:
+    """Length of one axis; a flattened axis in parentheses is the product of its parts."""
+    product = 1
+    for part in axis.strip("()").split():
+        product *= sizes[part]
+    return product
+
+
+def shape_of(hook: HookSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape the contract requires at a hook, given the length of every named axis."""
+    return tuple(axis_size(axis, sizes) for axis in axis_names(hook.axes))
+
+
+def axis_sizes(variant: Variant, *, batch: int, pos: int, key: int, table_batch: int = 1) -> dict[str, int]:
+    """The length of every named axis in one call of a layer; `key` counts cached keys too."""
+    return {
+        "batch": batch,
+        "pos": pos,
+        "query": pos,
+        "key": key,
+        "table_batch": table_batch,
+        "head": variant.heads,
+        "kv_head": variant.kv_heads,
+        "d_head": variant.d_head,
+        "d_head_v": variant.d_head_v,
+        "d_model": variant.d_model,
+        "rotary_dim": variant.rotary.table_width if variant.rotary else 0,
+    }
+
+
+def ungrouped(variant: Variant, opted_in: Collection[OptIn]) -> Variant:
+    """Under `attn_in` every query head has a key and a value of its own (clause SPLIT-3), so kv_head = head."""
+    return replace(variant, kv_heads=variant.heads) if "attn_in" in opted_in else variant

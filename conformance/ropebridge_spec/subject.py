@@ -1,0 +1,47 @@
+"""What the judge asks of an implementation: one small object that can build a layer and run it with hooks.
+
+A subject is any object of this shape; nothing needs to be imported or subclassed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from ropebridge_spec.variant import OptIn
+
+HookFunction = Callable[..., Any]
+"""`fn(tensor, hook=...)`: returns None to look, or a tensor to replace (clause FIRE-4)."""
+
+
+@runtime_checkable
+class Layer(Protocol):
+    """One attention layer of a subject, built around a Hugging Face attention module."""
+
+    def run(self, inputs: Mapping[str, Any], hooks: Sequence[tuple[str, HookFunction]] = ()) -> tuple[Any, Any]:
+        """One forward call.
+
+        Args:
+            inputs: `hidden_states` (batch, pos, d_model), `position_embeddings` (cos, sin), `attention_mask`, and at
+                decode `past_key_values`, a transformers cache that the call extends.
+            hooks: pairs of a hook point's short name (`hook_rot_q`) and a function.
+
+        Returns:
+            the output (batch, pos, d_model), and the attention weights if `inputs["output_attentions"]` is true.
+        """
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """An implementation to be judged; `--subject package.module:Factory` calls Factory() for one.
+
+    Attributes:
+        name: what reports call it.
+        unsupported: hook name or clause id -> why it is not had. A declared gap is reported, not hidden.
+    """
+
+    name: str
+    unsupported: Mapping[str, str]
+
+    def layer(self, module: Any, *, rotary: Any, opted_in: Sequence[OptIn] = ()) -> Layer:
+        """Build a layer around an attention module; `rotary` is the model's rotary embedding module."""

@@ -1,0 +1,62 @@
+"""ropebridge: hooks on Hugging Face rotary attention that fire at the right stage, and cost nothing where nobody watches.
+
+    from ropebridge import attach
+
+    with attach(model) as bridged:
+        output, cache = bridged.run_with_cache(input_ids, names_filter="blocks.0.attn.hook_pattern")
+"""
+
+from ropebridge_spec import (
+    FAMILIES,
+    AttachError,
+    ContractError,
+    Family,
+    HookNeverFired,
+    MaskError,
+    NormKind,
+    NotBound,
+    RopebridgeError,
+    RotaryKind,
+    RotaryMissing,
+    SubmoduleError,
+    UnknownHook,
+    UnsupportedAttention,
+    Variant,
+    VerificationError,
+    describe,
+)
+
+from ropebridge.attach import Bridged, attach
+from ropebridge.base import AttentionBridge
+from ropebridge.bridge import PositionEmbeddingsAttentionBridge
+from ropebridge.hooks import HookHandle, HookPoint
+from ropebridge.position import PositionEmbeddingHooksMixin
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FAMILIES",
+    "AttachError",
+    "AttentionBridge",
+    "Bridged",
+    "ContractError",
+    "Family",
+    "HookHandle",
+    "HookNeverFired",
+    "HookPoint",
+    "MaskError",
+    "NormKind",
+    "NotBound",
+    "PositionEmbeddingHooksMixin",
+    "PositionEmbeddingsAttentionBridge",
+    "RopebridgeError",
+    "RotaryKind",
+    "RotaryMissing",
+    "SubmoduleError",
+    "UnknownHook",
+    "UnsupportedAttention",
+    "Variant",
+    "VerificationError",
+    "attach",
+    "describe",
+]

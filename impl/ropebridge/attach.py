@@ -1,0 +1,265 @@
+"""`attach(model)`: a bridge over every attention layer of a live model; `detach()` leaves it exactly as it was."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from types import TracebackType
+from typing import Any
+
+import torch
+from ropebridge_spec import FAMILIES, RESERVED, AttachError, Family, HookNeverFired, UnknownHook, UnsupportedAttention, Variant
+from torch import Tensor, nn
+
+from ropebridge.bridge import PositionEmbeddingsAttentionBridge
+from ropebridge.hooks import Direction, HookFunction, HookPoint
+from ropebridge.verify import verify_layers
+
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
+
+
+def attach(
+    model: nn.Module,
+    *,
+    verify: bool = True,
+    use_attn_in: bool = False,
+    use_split_qkv_input: bool = False,
+    use_attn_result: bool = False,
+    families: Mapping[str, Family | Variant] = FAMILIES,
+) -> Bridged:
+    """Put a bridge over every attention layer of a Hugging Face model that is given position embeddings.
+
+    The attention modules stay where they are, with their class, weights and hooks; only their `forward` is taken over,
+    each on its own instance, so that `state_dict` keys, `save_pretrained` and recorded outputs do not change.
+
+    Args:
+        model: a model, or any module that holds rotary attention layers.
+        verify: prove each distinct layer against the module it wraps, in float64, before going on.
+        use_attn_in, use_split_qkv_input, use_attn_result: opt in to the hook points of clauses SPLIT-1 and RES-1.
+        families: class name -> `Family` or `Variant`; add to it to serve a class this version does not know.
+
+    Returns:
+        The bridged model. `detach()` it, or use it as a context manager.
+
+    Raises:
+        UnsupportedAttention: a rotary attention class that no family serves.
+        AttachError: the model is attached to already, or holds no rotary attention.
+        VerificationError: a layer did not reproduce the module it wraps; the model is left as it was.
+    """
+    options = {"use_attn_in": use_attn_in, "use_split_qkv_input": use_split_qkv_input, "use_attn_result": use_attn_result}
+    bridges = [build(module, path, model, options, families) for path, module in rotary_attention(model)]
+    if not bridges:
+        raise AttachError(
+            f"{type(model).__name__} holds no attention layer whose forward takes position_embeddings\n"
+            f"  attach() serves rotary attention: pass the language model, or the module that holds its layers"
+        )
+    refuse_shared_names(bridges)
+    if verify:
+        verify_layers(bridges)
+    for bridge in bridges:
+        take_over(bridge)
+    return Bridged(model, bridges)
+
+
+def rotary_attention(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every attention module that is given rotary tables, with its path in the model."""
+    for path, module in model.named_modules():
+        if type(module).__name__.endswith("Attention") and "position_embeddings" in inspect.signature(type(module).forward).parameters:
+            yield path, module
+
+
+def build(
+    module: nn.Module, path: str, model: nn.Module, options: Mapping[str, bool], families: Mapping[str, Family | Variant]
+) -> PositionEmbeddingsAttentionBridge:
+    """A bridge around one attention module, not yet in force."""
+    if isinstance(getattr(module.__dict__.get("forward"), "__self__", None), PositionEmbeddingsAttentionBridge):
+        raise AttachError(f"{path!r} is attached to already; call detach() on the earlier bridge first")
+    if "forward" in module.__dict__:
+        raise AttachError(
+            f"the forward of {path!r} was replaced on the instance (accelerate's dispatch hooks do that)\n"
+            f"  attach before dispatching, or load the model on one device without device_map"
+        )
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise UnsupportedAttention(f"{path!r} has no layer_idx, so its hooks would have no name; set module.layer_idx to the number of its block")
+    bridge = PositionEmbeddingsAttentionBridge(f"blocks.{layer}.attn", getattr(module, "config", None), families=families, **options)
+    bridge.set_original_component(module)
+    rotary = nearest_rotary(model, path)
+    if rotary is not None:
+        bridge.set_rotary_emb(rotary)
+    return bridge
+
+
+def nearest_rotary(model: nn.Module, path: str) -> nn.Module | None:
+    """The `rotary_emb` of the closest module around an attention layer."""
+    parts = path.split(".")
+    for depth in range(len(parts) - 1, -1, -1):
+        rotary = getattr(model.get_submodule(".".join(parts[:depth])), "rotary_emb", None)
+        if isinstance(rotary, nn.Module):
+            return rotary
+    return None
+
+
+def refuse_shared_names(bridges: Sequence[PositionEmbeddingsAttentionBridge]) -> None:
+    """Refuse two layers of one name: their hooks could not be told apart."""
+    names = [bridge.name for bridge in bridges]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise AttachError(f"several attention layers share the names {twice}; attach to each part of the model apart: attach(model.model)")
+
+
+def take_over(bridge: PositionEmbeddingsAttentionBridge) -> None:
+    """Let the wrapped module run the bridge. The class stays untouched: only this instance changes (law: no patching)."""
+    assert bridge.original_component is not None
+    bridge.original_component.forward = bridge.forward
+
+
+class Bridged:
+    """A model whose attention layers are bridged: hooks, caches, and the way back.
+
+    Attributes:
+        model: the model itself; call it, generate with it, train it as before.
+        layers: the bridges, in the order in which the model holds them.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[PositionEmbeddingsAttentionBridge]) -> None:
+        self.model = model
+        self.layers = tuple(layers)
+
+    @property
+    def hook_points(self) -> dict[str, HookPoint]:
+        """Full name -> hook point: `blocks.0.attn.hook_q`, ..."""
+        return {point.name: point for layer in self.layers for point in layer.hook_points.values()}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model."""
+        return self.model(*args, **kwargs)
+
+    def __enter__(self) -> Bridged:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Take every hook and every bridge away; the model is then as it was. A second call does nothing."""
+        for layer in self.layers:
+            module = layer.original_component
+            if module is not None and getattr(module.__dict__.get("forward"), "__self__", None) is layer:
+                del module.forward
+            for point in layer.hook_points.values():
+                point.remove_hooks()
+
+    @contextmanager
+    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator[Bridged]:
+        """Hooks for the length of a `with` block; whatever happens inside, they are gone after it.
+
+        Args:
+            fwd_hooks: pairs of a full hook name (or a predicate of names) and `fn(tensor, hook)`.
+            bwd_hooks: the same for gradients.
+
+        Raises:
+            UnknownHook: no hook point of that name; the message lists the nearest.
+            HookNeverFired: a hook never fired within the block (FIRE-3).
+        """
+        asked = [*self._requests(fwd_hooks, "fwd"), *self._requests(bwd_hooks, "bwd")]
+        handles = [self.hook_points[request.name].add_hook(request, request.dir) for request in asked]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+        refuse_unfired(asked)
+
+    def run_with_hooks(self, *args: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **kwargs: Any) -> Any:
+        """Run the model once with hooks; the output is the model's. Backward hooks: use `hooks()` around the backward pass too.
+
+        Raises:
+            UnknownHook, HookNeverFired: as `hooks`.
+        """
+        with self.hooks(fwd_hooks, bwd_hooks):
+            return self.model(*args, **kwargs)
+
+    def run_with_cache(
+        self, *args: Any, names_filter: NamesFilter = None, device: torch.device | str | None = None, **kwargs: Any
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Run the model once and keep what the hook points held.
+
+        Args:
+            names_filter: a full hook name, several, a predicate of names, or None for all.
+            device: where to keep the tensors; None leaves them where they are.
+
+        Returns:
+            the model's output, and full name -> tensor, detached from the graph.
+
+        Raises:
+            UnknownHook: no hook point of that name.
+            HookNeverFired: a hook point never fired (FIRE-3).
+        """
+        cache: dict[str, Tensor] = {}
+
+        def keep(tensor: Tensor, hook: HookPoint) -> None:
+            cache[hook.name] = tensor.detach() if device is None else tensor.detach().to(device)
+
+        with self.hooks([(name, keep) for name in self._names(names_filter)]):
+            output = self.model(*args, **kwargs)
+        return output, cache
+
+    def _requests(self, hooks: Hooks, dir: Direction) -> Iterator[Request]:
+        for names, fn in hooks:
+            yield from (Request(name, fn, dir) for name in self._names(names))
+
+    def _names(self, names_filter: NamesFilter) -> list[str]:
+        """The hook names a filter selects; never none."""
+        points = self.hook_points
+        if names_filter is None:
+            return list(points)
+        if callable(names_filter):
+            chosen = [name for name in points if names_filter(name)]
+            if not chosen:
+                raise UnknownHook("the names filter selects no hook point; print(list(bridged.hook_points)) shows what there is")
+            return chosen
+        names = [names_filter] if isinstance(names_filter, str) else list(names_filter)
+        for name in names:
+            if name not in points:
+                raise UnknownHook(unknown_hook(name, list(points)))
+        return names
+
+
+class Request:
+    """A hook that somebody asked for, and whether it fired."""
+
+    def __init__(self, name: str, fn: HookFunction, dir: Direction) -> None:
+        self.name, self.fn, self.dir = name, fn, dir
+        self.fired = False
+
+    def __call__(self, tensor: Tensor, hook: HookPoint) -> Any:
+        self.fired = True
+        return self.fn(tensor, hook=hook)
+
+
+def refuse_unfired(asked: Sequence[Request]) -> None:
+    """A requested hook that never fired is an error (FIRE-3)."""
+    silent = [request.name for request in asked if not request.fired]
+    if silent:
+        raise HookNeverFired(
+            f"{len(silent)} of {len(asked)} requested hooks never fired: {', '.join(silent[:5])}{', ...' if len(silent) > 5 else ''}\n"
+            f"  clause FIRE-3: run the model (and for backward hooks the backward pass) while the hooks are in place, through all its layers"
+        )
+
+
+def unknown_hook(name: str, points: Sequence[str]) -> str:
+    """The message for a name that no hook point has: the nearest names, and the opt-in where it needs one."""
+    near = get_close_matches(name, points, n=3, cutoff=0.5)
+    short = name.rsplit(".", 1)[-1]
+    opt_in = {
+        "hook_result": "use_attn_result",
+        "hook_attn_in": "use_attn_in",
+        **{f"hook_{role}_input": "use_split_qkv_input" for role in "qkv"},
+    }.get(short)
+    hint = f"  it exists on request: attach(model, {opt_in}=True)\n" if opt_in else ""
+    hint += f"  the name is reserved ({RESERVED[short]}), and no family this version serves has it\n" if short in RESERVED else ""
+    return f"there is no hook point {name!r}\n{hint}  nearest: {', '.join(near) or 'none'}\n  all: print(list(bridged.hook_points))"

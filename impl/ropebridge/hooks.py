@@ -1,0 +1,160 @@
+"""`HookPoint`: a named place in the forward pass where functions may look at a tensor, replace it, or edit it in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Literal, cast
+
+import torch
+from ropebridge_spec import ContractError, HookNeverFired, HookSpec, axis_names
+from torch import Tensor, nn
+
+HookFunction = Callable[..., Any]
+Direction = Literal["fwd", "bwd"]
+
+
+class HookHandle:
+    """What `add_hook` gives back: takes the hook away again, by `remove()` or at the end of a `with` block."""
+
+    def __init__(self, hooks: list[HookFunction], fn: HookFunction) -> None:
+        self._hooks, self._fn = hooks, fn
+
+    def remove(self) -> None:
+        """Take the hook away; a second call does nothing."""
+        self._hooks[:] = [fn for fn in self._hooks if fn is not self._fn]
+
+    def __enter__(self) -> HookHandle:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.remove()
+
+
+class HookPoint(nn.Module):
+    """One hook point of one layer.
+
+    It keeps its own list of functions: torch's forward hooks, added after `torch.compile`, silently never fire.
+
+    Attributes:
+        name: the full name, `blocks.{layer}.attn.hook_pattern`.
+        spec: the contract's entry for this hook point.
+    """
+
+    def __init__(self, spec: HookSpec, name: str) -> None:
+        super().__init__()
+        self.spec = spec
+        self.name = name
+        self._fwd: list[HookFunction] = []
+        self._bwd: list[HookFunction] = []
+
+    @property
+    def watched(self) -> bool:
+        """Whether anything is hooked here: what nobody watches need not be made."""
+        return bool(self._fwd or self._bwd)
+
+    @property
+    def recomputing(self) -> bool:
+        """Whether this firing repeats one already seen: gradient checkpointing recomputes in the backward pass (FIRE-2)."""
+        return bool(torch._C._current_graph_task_id() != -1)
+
+    def add_hook(self, fn: HookFunction, dir: Direction = "fwd", *, prepend: bool = False) -> HookHandle:
+        """Hook a function here (clause FIRE-4).
+
+        Args:
+            fn: called as `fn(tensor, hook=self)`; with dir "bwd" it is given the gradient. Returns None to look, or a
+                tensor of the same shape, dtype and device to replace what it was given. It may edit in place.
+            dir: "fwd" or "bwd".
+            prepend: call it before the hooks that are already there.
+
+        Raises:
+            ContractError: fn is not callable, or dir is neither.
+        """
+        if not callable(fn):
+            raise ContractError(f"hook {self.name!r} was given {type(fn).__name__} {fn!r}; clause FIRE-4 requires a function fn(tensor, hook)")
+        if dir not in ("fwd", "bwd"):
+            raise ContractError(f"hook {self.name!r} was given dir={dir!r}; it must be 'fwd' or 'bwd'")
+        hooks = self._fwd if dir == "fwd" else self._bwd
+
+        def call(tensor: Tensor) -> Any:
+            return fn(tensor, hook=self)
+
+        hooks.insert(0 if prepend else len(hooks), call)
+        return HookHandle(hooks, call)
+
+    def remove_hooks(self) -> None:
+        """Take every hook away."""
+        self._fwd.clear()
+        self._bwd.clear()
+
+    def forward(self, tensor: Tensor, *, shared: bool = False) -> Tensor:
+        """Show a tensor to the hooks; the layer goes on with what this returns.
+
+        Args:
+            tensor: the stage's value.
+            shared: someone else holds this tensor too, or autograd saved it: the hooks are shown a copy (EDIT-2).
+        """
+        if not self.watched:
+            return tensor
+        tensor = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor
+        for fn in tuple(self._fwd):
+            tensor = self._accept(fn(tensor), tensor)
+        if self._bwd:
+            self._hook_gradient(tensor)
+        return tensor
+
+    def _accept(self, replacement: Any, shown: Tensor, what: str = "a replacement") -> Tensor:
+        """The replacement if there is one and it keeps clause EDIT-3, else what was shown."""
+        if replacement is None:
+            return shown
+        if not isinstance(replacement, Tensor):
+            raise ContractError(
+                f"hook {self.spec.name!r} returned {type(replacement).__name__}; clause FIRE-4 requires None (to look) or a tensor (to replace)"
+            )
+        for kind, clause in (("shape", self.spec.axes_clause), ("dtype", "EDIT-3"), ("device", "EDIT-3")):
+            given, required = getattr(replacement, kind), getattr(shown, kind)
+            if given != required:
+                raise ContractError(self._complaint(what, kind, given, clause, required, shown))
+        return replacement
+
+    def _complaint(self, what: str, kind: str, given: object, clause: str, required: object, shown: Tensor) -> str:
+        """The message of a broken clause: what was given, what is required, and the axes with their lengths."""
+        given, required = (tuple(cast(Any, x)) if kind == "shape" else x for x in (given, required))
+        lengths = zip(axis_names(self.spec.axes), shown.shape, strict=True)
+        return (
+            f"hook {self.spec.name!r} was given {what} of {kind} {given}; clause {clause} requires {required}\n"
+            f"  axes: {self.spec.axes}\n"
+            f"  with: {', '.join(f'{axis}={length}' for axis, length in lengths)}"
+        )
+
+    def _hook_gradient(self, tensor: Tensor) -> None:
+        """Let the backward hooks see, and replace, the gradient at this tensor (GRAD-1)."""
+        if not tensor.requires_grad:
+            raise HookNeverFired(
+                f"the backward hook at {self.name!r} cannot fire: no gradient flows through this tensor\n"
+                f"  run the model with gradients enabled, and let its input or a weight before this point require a gradient"
+            )
+        hooks = tuple(self._bwd)
+
+        def show(gradient: Tensor) -> Tensor:
+            for fn in hooks:
+                gradient = self._accept(fn(gradient), gradient, "a gradient")
+            return gradient
+
+        tensor.register_hook(show)
+
+    def extra_repr(self) -> str:
+        return f"{self.name}: {self.spec.axes}"
+
+
+class ScorePoint(HookPoint):
+    """The hook point before softmax, which refuses NaN and +inf from an edit (clause SCORE-3)."""
+
+    def forward(self, tensor: Tensor, *, shared: bool = False) -> Tensor:
+        """Show the scores; -inf is how a key is forbidden and stays allowed."""
+        shown = super().forward(tensor, shared=shared)
+        if self._fwd and not shown.is_meta and not torch.compiler.is_compiling() and not bool((shown < torch.inf).all()):
+            raise ContractError(
+                f"hook {self.spec.name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite numbers, or -inf to forbid a key"
+            )
+        return shown

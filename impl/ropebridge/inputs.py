@@ -1,0 +1,63 @@
+"""Random inputs for one call of a layer, with the model's own rotary tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ropebridge.masks import Visibility
+
+if TYPE_CHECKING:
+    from ropebridge.bridge import PositionEmbeddingsAttentionBridge
+
+
+def random_inputs(
+    bridge: PositionEmbeddingsAttentionBridge,
+    batch: int,
+    pos: int,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    seed: int | None,
+    generator: torch.Generator | None,
+    left_padding: int,
+) -> dict[str, Any]:
+    """See `PositionEmbeddingsAttentionBridge.get_random_inputs`."""
+    like = next(bridge.submodule("q").parameters())
+    device, dtype = torch.device(device or like.device), dtype or like.dtype
+    draw = generator_for(seed, generator)
+    shape = (batch, pos, bridge.variant.d_model)
+    hidden_states = torch.randn(shape, generator=draw, device=draw.device if draw else device, dtype=torch.float32).to(device, dtype)
+    padded = paddings(batch, left_padding, device)
+    tables = bridge.make_tables(hidden_states, position_ids(pos, padded)) if bridge.variant.rotary else None
+    explicit = bridge.requires_attention_mask or left_padding
+    mask = additive_mask(pos, bridge.variant.window, padded, dtype) if explicit else None
+    return {"hidden_states": hidden_states, "position_embeddings": tables, "attention_mask": mask}
+
+
+def generator_for(seed: int | None, generator: torch.Generator | None) -> torch.Generator | None:
+    """The generator that was given or seeded; None draws from torch's global one."""
+    if seed is not None and generator is not None:
+        raise ValueError("get_random_inputs was given a seed and a generator; give one of them")
+    return torch.Generator().manual_seed(seed) if seed is not None else generator
+
+
+def paddings(batch: int, left_padding: int, device: torch.device) -> Tensor:
+    """(batch,) padded positions: none for the first, `left_padding` for the last."""
+    return torch.linspace(0, left_padding, batch, device=device).round().long() if batch > 1 else torch.full((1,), left_padding, device=device)
+
+
+def position_ids(pos: int, padded: Tensor) -> Tensor:
+    """(batch or 1, pos): positions count from the first real token; padding has position 0."""
+    counted = (torch.arange(pos, device=padded.device)[None] - padded[:, None]).clamp(min=0)
+    return counted if bool(padded.any()) else counted[:1]
+
+
+def additive_mask(pos: int, window: int | None, padded: Tensor, dtype: torch.dtype) -> Tensor:
+    """(batch, 1, query, key): 0 where a query may see a key, the dtype's lowest number where not, as transformers makes it."""
+    real = torch.arange(pos, device=padded.device)[None] >= padded[:, None]
+    rows = slice(0, pos)
+    visible = Visibility(pos, pos, padded.device, window=window, padding=real).block(rows, rows)
+    assert visible is not None
+    return torch.zeros((), dtype=dtype, device=padded.device).masked_fill(~visible, torch.finfo(dtype).min)

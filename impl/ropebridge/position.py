@@ -1,0 +1,97 @@
+"""The rotary side of a bridge: its rotary module, the tables it is given, and their hooks."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ropebridge_spec import ContractError, RotaryMissing, Variant
+from torch import Tensor, nn
+
+from ropebridge.hooks import HookPoint
+
+Tables = tuple[Tensor, Tensor]
+
+
+class PositionEmbeddingHooksMixin:
+    """Adds `hook_cos` and `hook_sin`, and the model's rotary module to make tables with."""
+
+    name: str
+    variant: Variant
+    requires_position_embeddings: bool
+    original_component: nn.Module | None
+    rotary_emb: nn.Module | None = None
+
+    if TYPE_CHECKING:
+
+        def hook(self, name: str) -> HookPoint: ...  # the bridge has it
+
+    def set_rotary_emb(self, rotary_emb: nn.Module) -> None:
+        """Name the model's rotary embedding module.
+
+        It is called as the model calls it: with the hidden states, position ids, and the layer's type where the module
+        makes tables by layer type (Gemma 3). It is not registered as a child: it belongs to the model.
+        """
+        object.__setattr__(self, "rotary_emb", rotary_emb)
+
+    def make_tables(self, hidden_states: Tensor, position_ids: Tensor) -> Tables:
+        """cos and sin for these positions, by the model's own rotary module.
+
+        Args:
+            hidden_states: gives the tables' dtype and device.
+            position_ids: (batch or 1, pos) integers.
+
+        Raises:
+            RotaryMissing: `set_rotary_emb` was not called. Tables are never made up.
+        """
+        if self.rotary_emb is None:
+            raise RotaryMissing(
+                f"{type(self).__name__} {self.name!r} has no rotary module to make cos and sin with\n"
+                f"  call set_rotary_emb(model.model.rotary_emb) first; an identity rotation is never put in its place"
+            )
+        by_type = "layer_type" in inspect.signature(type(self.rotary_emb).forward).parameters
+        layer_type = (self._layer_type(),) if by_type else ()
+        cos, sin = self.rotary_emb(hidden_states, position_ids, *layer_type)
+        return cos, sin
+
+    def _layer_type(self) -> str:
+        """The layer's type, as its config spells it."""
+        module: Any = self.original_component
+        named = getattr(module, "layer_type", None)
+        return str(named if named is not None else module.config.layer_types[module.layer_idx])
+
+    def tables(self, given: Any, hidden_states: Tensor, position_ids: Tensor) -> Tables | None:
+        """The tables of this call through their hooks; None in a layer that does not rotate (POS-1, CFG-3)."""
+        if self.variant.rotary is None:
+            return None
+        if given is None:
+            if self.requires_position_embeddings:
+                raise ContractError(
+                    f"{self.name!r} was given no position_embeddings, and its layer rotates; clause CFG-3 requires (cos, sin)\n"
+                    f"  pass position_embeddings=rotary_emb(hidden_states, position_ids), or build the bridge with requires_position_embeddings=False"
+                )
+            given = self.make_tables(hidden_states, position_ids)
+        cos, sin = (self._batched(table, hidden_states) for table in given)
+        return self.hook("hook_cos")(cos, shared=True), self.hook("hook_sin")(sin, shared=True)
+
+    def _batched(self, table: Tensor, hidden_states: Tensor) -> Tensor:
+        """A table with its batch axis, of the shape clause POS-2 requires."""
+        table = table[None] if table.ndim == 2 else table
+        batch, pos, _ = hidden_states.shape
+        rotary = self.variant.rotary
+        assert rotary is not None
+        fits = table.ndim == 3 and table.shape[0] in (1, batch) and table.shape[1:] == (pos, rotary.table_width)
+        if not fits:
+            raise ContractError(
+                f"{self.name!r} was given a rotary table of shape {tuple(table.shape)}; clause POS-2 requires "
+                f"(1 or {batch}, {pos}, {rotary.table_width})\n"
+                f"  axes: table_batch pos rotary_dim\n"
+                f"  with: {batch=}, {pos=}, rotary_dim={rotary.table_width}"
+            )
+        return table
+
+
+def positions(start: int, pos: int, device: torch.device) -> Tensor:
+    """(1, pos) position ids that follow on `start` earlier positions."""
+    return torch.arange(start, start + pos, device=device)[None]

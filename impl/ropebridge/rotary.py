@@ -1,0 +1,39 @@
+"""Rotation of query and key by position (clause ROT-1), in as few passes as elementwise operations allow."""
+
+from __future__ import annotations
+
+import torch
+from ropebridge_spec import Rotary
+from torch import Tensor
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
+    """Rotate (batch, pos, head, d_head) by tables (batch or 1, pos, rotary_dim); the result has x's dtype.
+
+    The arithmetic is that of `apply_rotary_pos_emb` in transformers' modeling_llama.py (pairs of halves) and
+    modeling_cohere.py (adjacent pairs): x cos + quarter_turn(x) sin.
+    """
+    floor = torch.float32 if rotary.precision == "float32" else x.dtype
+    work = torch.promote_types(floor, torch.promote_types(x.dtype, cos.dtype))
+    cos, sin = (lay(table, rotary).to(work).unsqueeze(2) for table in (cos, sin))
+    turning = x[..., : rotary.width].to(work)
+    turned = (turning * cos + quarter_turn(turning, rotary) * sin).to(x.dtype)
+    return turned if rotary.width == x.shape[-1] else torch.cat([turned, x[..., rotary.width :]], dim=-1)
+
+
+def quarter_turn(x: Tensor, rotary: Rotary) -> Tensor:
+    """Each pair (a, b) turned by 90 degrees: (-b, a)."""
+    if rotary.pairing == "half":
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([-b, a], dim=-1)
+    return torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+
+
+def lay(table: Tensor, rotary: Rotary) -> Tensor:
+    """A table with one entry a rotated dimension, in the order in which the pairing reads them."""
+    if rotary.table == "half":
+        return torch.cat([table, table], dim=-1) if rotary.pairing == "half" else table.repeat_interleave(2, dim=-1)
+    if (rotary.table == "full") == (rotary.pairing == "half"):
+        return table
+    shape = (2, -1) if rotary.table == "full" else (-1, 2)
+    return table.unflatten(-1, shape).transpose(-1, -2).flatten(-2)

@@ -1,0 +1,41 @@
+"""The bridge as the judge sees it: `--subject ropebridge.subject:Factory`. Nothing of the judge is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from ropebridge_spec import HookFunction, OptIn
+from torch import Tensor, nn
+
+from ropebridge.bridge import PositionEmbeddingsAttentionBridge
+
+
+class BridgedLayer:
+    """One attention module with a bridge around it."""
+
+    def __init__(self, module: nn.Module, rotary: nn.Module, opted_in: Sequence[OptIn]) -> None:
+        options = {f"use_{choice}": True for choice in opted_in}
+        self.bridge = PositionEmbeddingsAttentionBridge("blocks.0.attn", getattr(module, "config", None), **options)
+        self.bridge.set_original_component(module)
+        self.bridge.set_rotary_emb(rotary)
+        self.get_random_inputs = self.bridge.get_random_inputs
+
+    def run(self, inputs: Mapping[str, Any], hooks: Sequence[tuple[str, HookFunction]] = ()) -> tuple[Tensor, Tensor | None]:
+        """One forward call with hooks, which are gone after it."""
+        with ExitStack() as stack:
+            for name, fn in hooks:
+                stack.enter_context(self.bridge.hook_points[name].add_hook(fn))
+            return self.bridge(**inputs)  # type: ignore[no-any-return]
+
+
+class Factory:
+    """The production bridge as a subject."""
+
+    name = "bridge"
+    unsupported: Mapping[str, str] = {}
+
+    def layer(self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()) -> BridgedLayer:
+        """A bridge around an attention module."""
+        return BridgedLayer(module, rotary, opted_in)

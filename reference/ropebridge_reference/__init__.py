@@ -1,0 +1,37 @@
+"""The executable spec: rotary attention as named-axis einsums, one short function a clause. Written to be read.
+
+Start with `attention.py`: its text is the order of the hooks.
+"""
+
+from ropebridge_reference.attention import STAGES, Output, Past, Stages, attention
+from ropebridge_reference.masks import bias_of_mask, causal_bias, padding_bias
+from ropebridge_reference.mix import mix, output, result
+from ropebridge_reference.norm import normalise
+from ropebridge_reference.pattern import pattern
+from ropebridge_reference.project import project
+from ropebridge_reference.rotary import rotate, turns
+from ropebridge_reference.scores import scores
+from ropebridge_reference.split import split_inputs
+from ropebridge_reference.weights import Weights
+
+__all__ = [
+    "STAGES",
+    "Output",
+    "Past",
+    "Stages",
+    "Weights",
+    "attention",
+    "bias_of_mask",
+    "causal_bias",
+    "mix",
+    "normalise",
+    "output",
+    "padding_bias",
+    "pattern",
+    "project",
+    "result",
+    "rotate",
+    "scores",
+    "split_inputs",
+    "turns",
+]

@@ -1,0 +1,144 @@
+"""Rotary attention, from the residual stream and back. A hook point is the assignment itself: this text is their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+import torch
+from einops import repeat
+from jaxtyping import Float
+from ropebridge_spec import OptIn, Rotary, Variant, ungrouped
+from torch import Tensor
+
+from ropebridge_reference.masks import Bias
+from ropebridge_reference.mix import mix, output, result, sum_of_results
+from ropebridge_reference.norm import normalise
+from ropebridge_reference.pattern import pattern
+from ropebridge_reference.project import project
+from ropebridge_reference.rotary import rotate, turns
+from ropebridge_reference.scores import scores
+from ropebridge_reference.split import split_inputs
+from ropebridge_reference.weights import Weights
+
+At = Callable[[str, Tensor], Tensor]
+"""`at(name, value)` records the value of a hook point and gives back what the layer is to go on with."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """Rotated keys, and values, of the positions before this call (clause CACHE-1)."""
+
+    key: Float[Tensor, "batch past kv_head d_head"]
+    value: Float[Tensor, "batch past kv_head d_head_v"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a layer returns, and the keys and values a later call may be given as its past."""
+
+    out: Float[Tensor, "batch pos d_model"]
+    pattern: Float[Tensor, "batch head pos key"]
+    past: Past
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The functions the layer is composed of; a mutant replaces one of them."""
+
+    split_inputs: Callable[..., tuple[Tensor, Tensor, Tensor]] = split_inputs
+    project: Callable[..., Tensor] = project
+    normalise: Callable[..., Tensor] = normalise
+    turns: Callable[..., Tensor] = turns
+    rotate: Callable[..., Tensor] = rotate
+    scores: Callable[..., Tensor] = scores
+    pattern: Callable[..., Tensor] = pattern
+    mix: Callable[..., Tensor] = mix
+    result: Callable[..., Tensor] = result
+    output: Callable[..., Tensor] = output
+
+
+STAGES = Stages()
+
+
+def untouched(name: str, value: Tensor) -> Tensor:
+    """An `at` that nobody watches."""
+    return value
+
+
+def attention(
+    x: Float[Tensor, "batch pos d_model"],
+    cos: Float[Tensor, "table_batch pos rotary_dim"] | None,
+    sin: Float[Tensor, "table_batch pos rotary_dim"] | None,
+    bias: Bias,
+    weights: Weights,
+    variant: Variant,
+    *,
+    past: Past | None = None,
+    opted_in: Collection[OptIn] = (),
+    at: At = untouched,
+    stages: Stages = STAGES,
+) -> Output:
+    """One attention layer.
+
+    Args:
+        x: hidden states, in any floating dtype; float64 makes this the oracle.
+        cos, sin: rotary tables in the layout `variant.rotary.table`; None where the layer does not rotate.
+        bias: 0 or a number where a query may see a key, -inf where not (`causal_bias`, `padding_bias`, `bias_of_mask`).
+        weights: the layer's learned tensors, in x's dtype.
+        variant: what the layer computes.
+        past: rotated keys and values of earlier positions; they come before this call's own along the key axis.
+        opted_in: hook points to make that are made only on request.
+        at: sees every hook point, in order.
+        stages: the stage functions.
+    """
+    grouped, variant = variant, ungrouped(variant, opted_in)
+    if variant != grouped:
+        weights = with_a_key_for_every_head(weights, grouped)
+
+    x = at("hook_in", x)
+    x_q, x_k, x_v = stages.split_inputs(x, variant, opted_in, at)
+
+    q = at("hook_q", stages.project(x_q, weights.W_Q, weights.b_Q))
+    k = at("hook_k", stages.project(x_k, weights.W_K, weights.b_K))
+    v = at("hook_v", stages.project(x_v, weights.W_V, weights.b_V))
+
+    if variant.norm is not None:
+        q = at("hook_q_normed", stages.normalise(q, weights.q_norm, variant.norm)).view_as(q)
+        k = at("hook_k_normed", stages.normalise(k, weights.k_norm, variant.norm)).view_as(k)
+
+    if variant.rotary is not None:
+        cos, sin = at("hook_cos", cos), at("hook_sin", sin)
+        turn = stages.turns(cos, sin, variant.rotary)
+        q, k = stages.rotate(q, turn, variant.rotary), stages.rotate(k, turn, variant.rotary)
+
+    q, k = at("hook_rot_q", q), at("hook_rot_k", k)
+    k, v = (k, v) if past is None else (torch.cat([past.key, k], dim=1), torch.cat([past.value, v], dim=1))
+
+    s = at("hook_attn_scores", stages.scores(q, k, bias, variant))
+    p = at("hook_pattern", stages.pattern(s, weights.sinks))
+    z = at("hook_z", stages.mix(p, v))
+
+    if "attn_result" in opted_in:
+        r = at("hook_result", stages.result(z, weights.W_O))
+        out = at("hook_out", sum_of_results(r, weights.b_O))
+    else:
+        out = at("hook_out", stages.output(z, weights.W_O, weights.b_O))
+    return Output(out, p, Past(k, v))
+
+
+def with_a_key_for_every_head(weights: Weights, variant: Variant) -> Weights:
+    """Clause SPLIT-3: the weights of a kv head, once for each query head that shares it."""
+
+    def spread(w: Tensor | None) -> Tensor | None:
+        return None if w is None else repeat(w, "kv_head ... -> (kv_head group) ...", group=variant.group)
+
+    per_head_norm = variant.norm is not None and variant.norm.per_head
+    return replace(
+        weights,
+        **{name: spread(getattr(weights, name)) for name in ("W_K", "W_V", "b_K", "b_V")},
+        k_norm=spread(weights.k_norm) if per_head_norm else weights.k_norm,
+    )
+
+
+__all__ = ["STAGES", "At", "Output", "Past", "Rotary", "Stages", "attention", "untouched"]

@@ -1,0 +1,37 @@
+"""Clauses MASK-1 to MASK-5: what each query may see, as a bias that is added to the scores: 0, a number, or -inf."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Bias = Float[Tensor, "#batch #head query key"]
+
+
+def causal_bias(
+    query: Int[Tensor, " query"], key: Int[Tensor, " key"], window: int | None
+) -> Float[Tensor, "1 1 query key"]:
+    """MASK-2: position i sees positions i - window + 1 to i; without a window, all up to i."""
+    distance = query[:, None] - key[None, :]
+    visible = (distance >= 0) & (distance < (math.inf if window is None else window))
+    return forbid(~visible)[None, None]
+
+
+def padding_bias(padding: Bool[Tensor, "batch key"]) -> Float[Tensor, "batch 1 1 key"]:
+    """MASK-3: no query sees a key whose entry is False."""
+    return forbid(~padding)[:, None, None, :]
+
+
+def bias_of_mask(mask: Bool[Tensor, "#batch #head #query key"] | Bias) -> Float[Tensor, "#batch #head #query key"]:
+    """MASK-1 and MASK-5: True sees; an additive entry at most half the dtype's lowest number forbids."""
+    if mask.dtype == torch.bool:
+        return forbid(~mask)
+    return mask.double().masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -math.inf)
+
+
+def forbid(forbidden: Bool[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """-inf where forbidden, else 0."""
+    return torch.zeros_like(forbidden, dtype=torch.float64).masked_fill(forbidden, -math.inf)

@@ -1,0 +1,38 @@
+"""Clauses MIX-1, RES-1 and OUT-1: from pattern and values to the output."""
+
+from __future__ import annotations
+
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+Pattern = Float[Tensor, "batch head query key"]
+Value = Float[Tensor, "batch key kv_head d_head_v"]
+Z = Float[Tensor, "batch query head d_head_v"]
+W_O = Float[Tensor, "head d_head_v d_model"]
+
+
+def mix(p: Pattern, v: Value) -> Z:
+    """Each head's weighted mean of the values of its kv head."""
+    p = rearrange(p, "batch (kv_head group) query key -> batch kv_head group query key", kv_head=v.shape[2])
+    z = einsum(p, v, "batch kv_head group query key, batch key kv_head d -> batch query kv_head group d")
+    return rearrange(z, "batch query kv_head group d -> batch query (kv_head group) d")
+
+
+def result(z: Z, W: W_O) -> Float[Tensor, "batch query head d_model"]:
+    """What each head adds to the output."""
+    return einsum(z, W, "batch query head d, head d d_model -> batch query head d_model")
+
+
+def output(z: Z, W: W_O, b: Float[Tensor, " d_model"] | None) -> Float[Tensor, "batch query d_model"]:
+    """All heads together, and the bias."""
+    y = einsum(z, W, "batch query head d, head d d_model -> batch query d_model")
+    return y if b is None else y + b
+
+
+def sum_of_results(
+    r: Float[Tensor, "batch query head d_model"], b: Float[Tensor, " d_model"] | None
+) -> Float[Tensor, "batch query d_model"]:
+    """The output where each head's result was made: their sum, and the bias."""
+    y = einsum(r, "batch query head d_model -> batch query d_model")
+    return y if b is None else y + b

@@ -1,0 +1,35 @@
+"""Clause NORM-1: query and key norms (RMSNorm, arXiv:1910.07467; LayerNorm, arXiv:1607.06450)."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from ropebridge_spec import Norm
+from torch import Tensor
+
+Heads = Float[Tensor, "batch pos head d_head"]
+Normed = Float[Tensor, "batch pos *axes"]
+
+
+def normalise(x: Heads, weight: Float[Tensor, "..."], norm: Norm) -> Normed:
+    """Normalise the last axis in at least float32, multiply by the weight, return to x's dtype.
+
+    A flat norm takes all heads of a position as one axis, and shows it flat.
+    """
+    x = rearrange(x, "batch pos head d_head -> batch pos (head d_head)") if norm.over == "flat" else x
+    work = torch.promote_types(x.dtype, torch.float32)
+    unit = centred(x.to(work), norm) * inverse_size(x.to(work), norm)
+    unit = unit.to(x.dtype) if norm.rounds_before_weight else unit
+    factor = weight if norm.weight == "scale" else 1.0 + weight.to(work)
+    return (factor * unit).to(x.dtype)
+
+
+def centred(x: Tensor, norm: Norm) -> Tensor:
+    """x, less its mean in a layer norm."""
+    return x - x.mean(-1, keepdim=True) if norm.kind == "layer" else x
+
+
+def inverse_size(x: Tensor, norm: Norm) -> Tensor:
+    """1 / sqrt(mean square + eps), or 1 / sqrt(variance + eps) in a layer norm."""
+    return torch.rsqrt(centred(x, norm).square().mean(-1, keepdim=True) + norm.eps)

@@ -1,0 +1,52 @@
+"""Clause ROT-1: rotary position embedding (RoFormer, arXiv:2104.09864, section 3.2).
+
+A pair of dimensions (a, b) is a point in a plane; position turns it by an angle:
+
+    (a, b)  ->  (a cos - b sin,  b cos + a sin)
+
+Which dimensions form a pair is one pattern string, and so is how the tables lie.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import einsum, rearrange, repeat
+from jaxtyping import Float
+from ropebridge_spec import Rotary
+from torch import Tensor
+
+PAIRING = {"half": "(two pair)", "interleaved": "(pair two)"}
+TABLE = {"full": "(two pair)", "repeated": "(pair two)", "half": "pair"}
+
+Table = Float[Tensor, "table_batch pos rotary_dim"]
+Turns = Float[Tensor, "table_batch pos pair 2 2"]
+Heads = Float[Tensor, "batch pos head d_head"]
+
+
+def turns(cos: Table, sin: Table, rotary: Rotary) -> Turns:
+    """The 2x2 rotation of every pair at every position: rows [cos, -sin] and [sin, cos].
+
+    Where a table holds each frequency twice, each row of the matrix reads its own copy.
+    """
+    cos, sin = (repeat(table, f"batch pos {TABLE[rotary.table]} -> batch pos pair two", two=2) for table in (cos, sin))
+    first = torch.stack([cos[..., 0], -sin[..., 0]], dim=-1)
+    second = torch.stack([sin[..., 1], cos[..., 1]], dim=-1)
+    return torch.stack([first, second], dim=-2)
+
+
+def rotate(x: Heads, turn: Turns, rotary: Rotary) -> Heads:
+    """Turn the pairs of the leading `rotary.width` dimensions; the rest pass through."""
+    work = torch.promote_types(x.dtype, torch.float32) if rotary.precision == "float32" else x.dtype
+    x, passing = x[..., : rotary.width], x[..., rotary.width :]
+    plane = rearrange(x, f"batch pos head {PAIRING[rotary.pairing]} -> batch pos head pair two", two=2)
+    turned = turn_planes(turn.to(work), plane.to(work)).to(x.dtype)
+    turned = rearrange(turned, f"batch pos head pair two -> batch pos head {PAIRING[rotary.pairing]}")
+    return torch.cat([turned, passing], dim=-1)
+
+
+def turn_planes(
+    turn: Turns, plane: Float[Tensor, "batch pos head pair 2"]
+) -> Float[Tensor, "batch pos head pair 2"]:
+    """One matrix a pair, shared by all heads; a table of batch 1 serves the whole batch."""
+    turn = turn.expand(plane.shape[0], *turn.shape[1:])
+    return einsum(turn, plane, "batch pos pair out two, batch pos head pair two -> batch pos head pair out")

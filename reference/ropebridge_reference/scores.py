@@ -1,0 +1,29 @@
+"""Clause SCORE-1: what softmax is given."""
+
+from __future__ import annotations
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float
+from ropebridge_spec import Variant
+from torch import Tensor
+
+from ropebridge_reference.masks import Bias
+
+Query = Float[Tensor, "batch query head d_head"]
+Key = Float[Tensor, "batch key kv_head d_head"]
+Scores = Float[Tensor, "batch head query key"]
+
+
+def scores(q: Query, k: Key, bias: Bias, variant: Variant) -> Scores:
+    """Scaled, softcapped, masked. Query heads come in groups, one group a kv head: head = (kv_head group)."""
+    q = rearrange(q * variant.scale, "batch query (kv_head group) d -> batch query kv_head group d", group=variant.group)
+    s = einsum(q, k, "batch query kv_head group d, batch key kv_head d -> batch kv_head group query key")
+    s = rearrange(s, "batch kv_head group query key -> batch (kv_head group) query key")
+    work = torch.promote_types(s.dtype, torch.float32)
+    return (softcap(s.to(work), variant.softcap) + bias.to(work)).to(s.dtype)
+
+
+def softcap(s: Scores, cap: float | None) -> Scores:
+    """cap * tanh(s / cap) (Gemma 2, arXiv:2408.00118, section 2)."""
+    return s if cap is None else cap * torch.tanh(s / cap)
