@@ -29,7 +29,7 @@ CLAUSES: tuple[Clause, ...] = (
     Clause(
         "SPLIT-3",
         "Under hook_attn_in each query head projects a key and a value of its own, with the weights of the kv head it shares, so that an edit of "
-        "head h moves what head h uses and nothing else; the axis kv_head then has the length of head.",
+        "head h moves what head h uses and nothing else (but for a norm that takes all heads together); the axis kv_head then has the length of head.",
     ),
     Clause("PROJ-1", "hook_q, hook_k and hook_v hold the projections, before any norm.", "q = x W_Q + b_Q,  k = x W_K + b_K,  v = x W_V + b_V"),
     Clause("PROJ-2", "hook_q has axes batch pos head d_head, hook_k batch pos kv_head d_head, hook_v batch pos kv_head d_head_v."),

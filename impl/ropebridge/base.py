@@ -227,11 +227,7 @@ def validate_config(name: str, config: Any, variant: Variant) -> None:
 def validate_opt_ins(
     name: str, chosen: tuple[OptIn, ...], component: nn.Module, variant: Variant, roles: Mapping[str, str]
 ) -> None:
-    """Refuse per-head stages where no per-head weights can be read, or where heads are normed together."""
-    if "attn_in" in chosen and variant.norm and variant.norm.over == "flat" and variant.group > 1:
-        raise UnsupportedAttention(
-            f"{name!r}: use_attn_in cannot keep clause SPLIT-3, because {type(component).__name__} norms all key heads together; use use_split_qkv_input"
-        )
+    """Refuse per-head stages where no per-head weights can be read."""
     for role in ("q", "k", "v", "o") if chosen else ():
         attribute, module = roles[role], getattr(component, roles[role])
         if type(module) is not nn.Linear:

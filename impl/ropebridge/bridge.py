@@ -14,7 +14,7 @@ from ropebridge import kernels
 from ropebridge.base import AttentionBridge
 from ropebridge.inputs import random_inputs
 from ropebridge.masks import Visibility, read_mask
-from ropebridge.norms import normalise
+from ropebridge.norms import by_formula, normalise
 from ropebridge.position import PositionEmbeddingHooksMixin, Tables, positions
 from ropebridge.rotary import rotate
 
@@ -162,8 +162,14 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
 
     def _norm_flat(self, role: str, heads: Tensor) -> Tensor:
         assert self.variant.norm is not None
-        flat = normalise(heads.flatten(-2), self.submodule(f"{role}_norm"), self.variant.norm)
-        return self.hook(f"hook_{role}_normed")(flat).unflatten(-1, heads.shape[-2:])
+        module: Any = self.submodule(f"{role}_norm")
+        flat = heads.flatten(-2)
+        if flat.shape[-1] == module.weight.shape[0]:
+            normed = normalise(flat, module, self.variant.norm)
+        else:  # a key for every query head (SPLIT-3): the module's weight does not fit, each kv head's part of it does
+            by_head = self._spread(module.weight.unflatten(0, (self.variant.kv_heads, -1)))
+            normed = by_formula(flat, by_head.flatten(), self.variant.norm)
+        return self.hook(f"hook_{role}_normed")(normed).unflatten(-1, heads.shape[-2:])
 
     def _norm_keys(self, k: Tensor) -> Tensor:
         """Keys normed by kv head: a norm with a weight a head has one for each kv head, however many query heads read it."""

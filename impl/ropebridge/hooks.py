@@ -151,10 +151,19 @@ class ScorePoint(HookPoint):
     """The hook point before softmax, which refuses NaN and +inf from an edit (clause SCORE-3)."""
 
     def forward(self, tensor: Tensor, *, shared: bool = False) -> Tensor:
-        """Show the scores; -inf is how a key is forbidden and stays allowed."""
+        """Show the scores; -inf is how a key is forbidden and stays allowed. An overflow that no hook made is not theirs."""
+        uncounted = self.watched and tensor.is_inference()
+        spoiled = uncounted and not finite_or_forbidden(tensor)
+        before = 0 if tensor.is_inference() else tensor._version
         shown = super().forward(tensor, shared=shared)
-        if self._fwd and not shown.is_meta and not torch.compiler.is_compiling() and not bool((shown < torch.inf).all()):
+        edited = shown is not tensor or uncounted or (not shown.is_inference() and shown._version != before)
+        if edited and not spoiled and not finite_or_forbidden(shown):
             raise ContractError(
                 f"hook {self.spec.name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite numbers, or -inf to forbid a key"
             )
         return shown
+
+
+def finite_or_forbidden(scores: Tensor) -> bool:
+    """Whether no score is NaN or +inf; true where that cannot be read: on meta, and while a graph is compiled."""
+    return scores.is_meta or torch.compiler.is_compiling() or bool((scores < torch.inf).all())

@@ -5,7 +5,7 @@ Start with `attention.py`: its text is the order of the hooks.
 
 from ropebridge_reference.attention import STAGES, Output, Past, Stages, attention
 from ropebridge_reference.masks import bias_of_mask, causal_bias, padding_bias
-from ropebridge_reference.mix import mix, output, result
+from ropebridge_reference.mix import mix, output, result, sum_of_results
 from ropebridge_reference.norm import normalise
 from ropebridge_reference.pattern import pattern
 from ropebridge_reference.project import project
@@ -33,5 +33,6 @@ __all__ = [
     "rotate",
     "scores",
     "split_inputs",
+    "sum_of_results",
     "turns",
 ]

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from einops import repeat
 from jaxtyping import Float
-from ropebridge_spec import OptIn, Rotary, Variant, ungrouped
+from ropebridge_spec import OptIn, Variant, ungrouped
 from torch import Tensor
 
-from ropebridge_reference.masks import Bias
+from ropebridge_reference.masks import Bias, bias_of_mask, causal_bias, padding_bias
 from ropebridge_reference.mix import mix, output, result, sum_of_results
 from ropebridge_reference.norm import normalise
 from ropebridge_reference.pattern import pattern
@@ -33,6 +33,13 @@ class Past:
     value: Float[Tensor, "batch past kv_head d_head_v"]
 
 
+def recall(
+    past: Float[Tensor, "batch past kv_head d"], new: Float[Tensor, "batch pos kv_head d"]
+) -> Float[Tensor, "batch key kv_head d"]:
+    """CACHE-1: along the key axis, what was there before comes first."""
+    return torch.cat([past, new], dim=1)
+
+
 @dataclass(frozen=True)
 class Output:
     """What a layer returns, and the keys and values a later call may be given as its past."""
@@ -44,18 +51,23 @@ class Output:
 
 @dataclass(frozen=True)
 class Stages:
-    """The functions the layer is composed of; a mutant replaces one of them."""
+    """The functions the layer is composed of, and those that read its mask; a mutant replaces one of them."""
 
+    causal_bias: Callable[..., Tensor] = causal_bias
+    padding_bias: Callable[..., Tensor] = padding_bias
+    bias_of_mask: Callable[..., Tensor] = bias_of_mask
     split_inputs: Callable[..., tuple[Tensor, Tensor, Tensor]] = split_inputs
     project: Callable[..., Tensor] = project
     normalise: Callable[..., Tensor] = normalise
     turns: Callable[..., Tensor] = turns
     rotate: Callable[..., Tensor] = rotate
+    recall: Callable[..., Tensor] = recall
     scores: Callable[..., Tensor] = scores
     pattern: Callable[..., Tensor] = pattern
     mix: Callable[..., Tensor] = mix
     result: Callable[..., Tensor] = result
     output: Callable[..., Tensor] = output
+    sum_of_results: Callable[..., Tensor] = sum_of_results
 
 
 STAGES = Stages()
@@ -113,7 +125,8 @@ def attention(
         q, k = stages.rotate(q, turn, variant.rotary), stages.rotate(k, turn, variant.rotary)
 
     q, k = at("hook_rot_q", q), at("hook_rot_k", k)
-    k, v = (k, v) if past is None else (torch.cat([past.key, k], dim=1), torch.cat([past.value, v], dim=1))
+    if past is not None:
+        k, v = stages.recall(past.key, k), stages.recall(past.value, v)
 
     s = at("hook_attn_scores", stages.scores(q, k, bias, variant))
     p = at("hook_pattern", stages.pattern(s, weights.sinks))
@@ -121,7 +134,7 @@ def attention(
 
     if "attn_result" in opted_in:
         r = at("hook_result", stages.result(z, weights.W_O))
-        out = at("hook_out", sum_of_results(r, weights.b_O))
+        out = at("hook_out", stages.sum_of_results(r, weights.b_O))
     else:
         out = at("hook_out", stages.output(z, weights.W_O, weights.b_O))
     return Output(out, p, Past(k, v))
@@ -133,12 +146,13 @@ def with_a_key_for_every_head(weights: Weights, variant: Variant) -> Weights:
     def spread(w: Tensor | None) -> Tensor | None:
         return None if w is None else repeat(w, "kv_head ... -> (kv_head group) ...", group=variant.group)
 
-    per_head_norm = variant.norm is not None and variant.norm.per_head
-    return replace(
-        weights,
-        **{name: spread(getattr(weights, name)) for name in ("W_K", "W_V", "b_K", "b_V")},
-        k_norm=spread(weights.k_norm) if per_head_norm else weights.k_norm,
-    )
+    spread_out = {name: spread(getattr(weights, name)) for name in ("W_K", "W_V", "b_K", "b_V")}
+    return replace(weights, **spread_out, k_norm=key_norm_for_every_head(weights.k_norm, variant))
 
 
-__all__ = ["STAGES", "At", "Output", "Past", "Rotary", "Stages", "attention", "untouched"]
+def key_norm_for_every_head(weight: Tensor | None, variant: Variant) -> Tensor | None:
+    """The key norm's weight, where it tells heads apart, once for each query head."""
+    if weight is None or variant.norm is None or (variant.norm.over == "head" and not variant.norm.per_head):
+        return weight
+    by_head = weight.reshape(variant.kv_heads, -1)
+    return repeat(by_head, "kv_head d_head -> (kv_head group) d_head", group=variant.group).reshape(-1, *weight.shape[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -25,14 +26,15 @@ def result(z: Z, W: W_O) -> Float[Tensor, "batch query head d_model"]:
 
 
 def output(z: Z, W: W_O, b: Float[Tensor, " d_model"] | None) -> Float[Tensor, "batch query d_model"]:
-    """All heads together, and the bias."""
-    y = einsum(z, W, "batch query head d, head d d_model -> batch query d_model")
-    return y if b is None else y + b
+    """All heads together, and the bias; summed in at least float32, rounded once."""
+    wide = torch.promote_types(z.dtype, torch.float32)
+    y = einsum(z.to(wide), W.to(wide), "batch query head d, head d d_model -> batch query d_model")
+    return (y if b is None else y + b).to(z.dtype)
 
 
 def sum_of_results(
     r: Float[Tensor, "batch query head d_model"], b: Float[Tensor, " d_model"] | None
 ) -> Float[Tensor, "batch query d_model"]:
     """The output where each head's result was made: their sum, and the bias."""
-    y = einsum(r, "batch query head d_model -> batch query d_model")
-    return y if b is None else y + b
+    y = einsum(r.to(torch.promote_types(r.dtype, torch.float32)), "batch query head d_model -> batch query d_model")
+    return (y if b is None else y + b).to(r.dtype)

@@ -1,0 +1,89 @@
+"""The bench: one subject, its layers, and the traces already made of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, Literal
+
+import torch
+from ropebridge_spec import HookSpec, OptIn, Subject, hook_order, ungrouped
+
+from ropebridge_conformance.oracle import Context, context_of
+from ropebridge_conformance.scenarios import Scenario, calls
+from ropebridge_conformance.traces import Trace, record
+from ropebridge_conformance.zoo import Specimen
+
+Watch = Literal["all", "fused", "none"]
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+class SubjectError(Exception):
+    """A subject that cannot be loaded; the message says why and what to do."""
+
+
+def load_subject(path: str) -> Subject:
+    """The subject at `package.module:Factory`.
+
+    Raises:
+        SubjectError: nothing can be imported from there, or it is not a subject.
+    """
+    module, _, name = path.partition(":")
+    sys.path.insert(0, "")
+    try:
+        factory = getattr(import_module(module), name)
+        subject = factory()
+    except Exception as error:
+        raise SubjectError(f"cannot load subject {path!r}: {type(error).__name__}: {error}\n  --subject takes package.module:Factory") from error
+    finally:
+        sys.path.remove("")
+    missing = [need for need in ("name", "unsupported", "layer") if not hasattr(subject, need)]
+    if missing:
+        raise SubjectError(f"subject {path!r} lacks {', '.join(missing)}; ropebridge_spec.Subject says what a subject has")
+    return subject  # type: ignore[no-any-return]
+
+
+def available_devices() -> list[str]:
+    """cpu, and the accelerators that are present."""
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return [device for device, there in present.items() if there]
+
+
+class Bench:
+    """Everything asked of one subject goes through here, so that no call is made twice.
+
+    Traces are kept for the last few layers only; questions are best asked case by case.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.layer = lru_cache(maxsize=16)(self._layer)
+        self.traces = lru_cache(maxsize=24)(self._traces)
+        self.contexts = lru_cache(maxsize=16)(self._contexts)
+
+    def _layer(self, specimen: Specimen, opted_in: Sequence[OptIn]) -> Any:
+        return self.subject.layer(specimen.module, rotary=specimen.rotary, opted_in=opted_in)
+
+    def _traces(self, specimen: Specimen, scenario: Scenario, watch: Watch) -> list[Trace]:
+        """The scenario's calls, recorded: all hooks watched, all but scores and pattern, or none."""
+        layer = self.layer(specimen, scenario.opted_in)
+        return record(layer, calls(scenario, specimen, layer), watched(specimen, scenario, watch))
+
+    def _contexts(self, specimen: Specimen, scenario: Scenario) -> list[Context]:
+        """What the oracle recomputes the stages of those calls from."""
+        return [context_of(trace, specimen, scenario) for trace in self.traces(specimen, scenario, "all")]
+
+
+def hooks_of(specimen: Specimen, scenario: Scenario) -> tuple[HookSpec, ...]:
+    """The hook points a specimen has in a scenario, in contract order."""
+    return hook_order(ungrouped(specimen.variant, scenario.opted_in), scenario.opted_in)
+
+
+def watched(specimen: Specimen, scenario: Scenario, watch: Watch) -> tuple[str, ...]:
+    """The names of the hook points to watch."""
+    names = tuple(hook.name for hook in hooks_of(specimen, scenario))
+    if watch == "fused":
+        return tuple(name for name in names if name not in ("hook_attn_scores", "hook_pattern"))
+    return names if watch == "all" else ()

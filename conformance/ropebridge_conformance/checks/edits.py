@@ -1,0 +1,175 @@
+"""Edits: what a hook leaves is what the rest of the layer sees; earlier stages do not move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from ropebridge_spec import HOOK, HookSpec, axis_names
+from ropebridge_spec.hooks import resolve
+from torch import Tensor
+
+from ropebridge_conformance.bench import Bench, Watch, hooks_of, watched
+from ropebridge_conformance.compare import compare
+from ropebridge_conformance.oracle import context_of, expect
+from ropebridge_conformance.questions import Check, Finding, Question, any_hook, clause, failed, passed, vacuous
+from ropebridge_conformance.scenarios import OPTED, calls
+from ropebridge_conformance.traces import Trace, record
+
+SCENARIOS = ("prefill", "decode", *OPTED)
+
+
+def nudged(value: Tensor) -> Tensor:
+    """An edit that no later stage can absorb: affine, another number for every element. -inf stays."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.rand(value.shape, generator=generator).to(value.device, value.dtype)
+    return value * 1.25 + 0.5 * noise
+
+
+def replace_all(value: Tensor) -> Tensor:
+    """Give back another tensor."""
+    return nudged(value)
+
+
+def edit_in_place(value: Tensor) -> None:
+    """Change the tensor that was shown, and give nothing back."""
+    value.copy_(nudged(value))
+
+
+def zero_one_head(axis: int, length: int) -> Callable[[Tensor], None]:
+    """Set the last head to zero, in place."""
+
+    def edit(value: Tensor) -> None:
+        value.narrow(axis, value.shape[axis] - length, length).zero_()
+
+    return edit
+
+
+def a_replacement_is_what_the_rest_of_the_layer_sees(bench: Bench, q: Question) -> Finding:
+    """EDIT-1: a returned tensor replaces the value; earlier stages are bit-identical, later ones as the reference says."""
+    return judge_edit(bench, q, replace_all, "all")
+
+
+def an_edit_in_place_is_what_the_rest_of_the_layer_sees(bench: Bench, q: Question) -> Finding:
+    """EDIT-2: an edit of the tensor that was shown counts as a replacement."""
+    return judge_edit(bench, q, edit_in_place, "all")
+
+
+def a_zeroed_head_is_zero_for_the_rest_of_the_layer(bench: Bench, q: Question) -> Finding:
+    """EDIT-2 on a part: one head set to zero, the others as they were."""
+    assert q.hook is not None
+    axis, length = head_axis(resolve(HOOK[q.hook], q.specimen.variant), q)
+    return judge_edit(bench, q, zero_one_head(axis, length), "all")
+
+
+def a_replacement_reaches_the_stages_nobody_watches(bench: Bench, q: Question) -> Finding:
+    """EDIT-1 where scores and pattern are not watched: a kernel that makes neither still sees the edit."""
+    return judge_edit(bench, q, replace_all, "fused")
+
+
+def head_axis(hook: HookSpec, q: Question) -> tuple[int, int]:
+    """The axis that counts heads, and how many entries of it one head takes."""
+    for axis, name in enumerate(axis_names(hook.axes)):
+        if "head" in name.strip("()").split(" ")[0]:
+            return axis, q.specimen.variant.d_head if name.startswith("(") else 1
+    raise LookupError(f"{hook.name} has no axis of heads")
+
+
+def judge_edit(bench: Bench, q: Question, edit: Callable[[Tensor], Tensor | None], watch: Watch) -> Finding:
+    """Run the scenario with and without the edit, and hold the edited run to the contract, stage by stage."""
+    assert q.hook is not None
+    specimen, scenario = q.specimen, q.situation
+    layer = bench.layer(specimen, scenario.opted_in)
+    clean = bench.traces(specimen, scenario, watch)
+    shown: list[Tensor] = []
+
+    def edit_and_keep(value: Tensor) -> Tensor | None:
+        result = edit(value)
+        shown.append((value if result is None else result).detach().clone())
+        return result
+
+    edited = record(layer, calls(scenario, specimen, layer), watched(specimen, scenario, watch), {q.hook: edit_and_keep})
+    return (
+        first_moved(q, clean, edited)
+        or lost(q, edited, shown)
+        or first_divergent(q, clean, edited)
+        or without_effect(q, clean, edited)
+        or passed()
+    )
+
+
+def first_moved(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding | None:
+    """A stage before the edit that is not bit-identical in the first call; later calls read an edited cache."""
+    for name in clean[0].fired[: clean[0].fired.index(q.hook) if q.hook in clean[0].fired else None]:
+        if not torch.equal(clean[0].values[name], edited[0].values[name]):
+            return failed(f"{name} comes before {q.hook} and moved with its edit", divergent=name)
+    return None
+
+
+def lost(q: Question, edited: list[Trace], shown: list[Tensor]) -> Finding | None:
+    """An edit that the next hook at the same point, or the caller at hook_out, does not see."""
+    assert q.hook is not None
+    if len(shown) != len(edited):
+        return failed(f"{q.hook} fired {len(shown)} times in {len(edited)} calls", divergent=q.hook)
+    for trace, left in zip(edited, shown, strict=True):
+        if not torch.equal(trace.values[q.hook], left):
+            return failed(f"the edit at {q.hook} was lost before the next hook", divergent=q.hook)
+        if q.hook == "hook_out" and not torch.equal(trace.out, left):  # type: ignore[arg-type]
+            return failed("the edit at hook_out is not what the layer returned", divergent=q.hook)
+    return None
+
+
+def first_divergent(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding | None:
+    """The first stage of the edited run that is not what the reference makes of the values before it."""
+    for before, trace in zip(clean, edited, strict=True):
+        context = context_of(trace, q.specimen, q.situation)
+        for name in trace.fired:
+            if name == q.hook:
+                continue
+            difference = compare(trace.values[name], expect(name, context))
+            if not difference.fits:
+                dropped = torch.equal(trace.values[name], before.values[name])
+                how = f"the edit at {q.hook} did not reach {name}" if dropped else f"after the edit {name} is off by {difference.ratio:.3g} bounds"
+                return failed(how, difference, divergent=q.hook if dropped else name)
+    return None
+
+
+def without_effect(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding | None:
+    """Vacuous, if the unedited run's later stages would have passed as well."""
+    if q.hook == "hook_out":
+        return vacuous("the edit changed nothing") if torch.equal(clean[0].out, edited[0].out) else None  # type: ignore[arg-type]
+    context = context_of(edited[0], q.specimen, q.situation)
+    later = edited[0].fired[edited[0].fired.index(q.hook or "") + 1 :]
+    if all(compare(clean[0].values[name], expect(name, context)).fits for name in later):
+        return vacuous(f"the stages after {q.hook} would have passed without the edit too")
+    return None
+
+
+def has_heads(hook: HookSpec) -> bool:
+    """Hook points with an axis of heads."""
+    return "head" in hook.axes
+
+
+def unfused(hook: HookSpec) -> bool:
+    """Hook points that exist where scores and pattern are not made."""
+    return hook.name not in ("hook_attn_scores", "hook_pattern")
+
+
+CHECKS = (
+    Check("a_replacement_is_what_the_rest_of_the_layer_sees", clause("EDIT-1"), a_replacement_is_what_the_rest_of_the_layer_sees, SCENARIOS, any_hook),
+    Check("an_edit_in_place_is_what_the_rest_of_the_layer_sees", clause("EDIT-2"), an_edit_in_place_is_what_the_rest_of_the_layer_sees, SCENARIOS, any_hook),
+    Check(
+        "a_zeroed_head_is_zero_for_the_rest_of_the_layer",
+        clause("EDIT-2"),
+        a_zeroed_head_is_zero_for_the_rest_of_the_layer,
+        ("prefill", *OPTED),
+        has_heads,
+    ),
+    Check(
+        "a_replacement_reaches_the_stages_nobody_watches",
+        clause("EDIT-1"),
+        a_replacement_reaches_the_stages_nobody_watches,
+        ("prefill", "no_mask", "decode"),
+        unfused,
+    ),
+)

@@ -1,0 +1,76 @@
+"""Firing: which hook points there are, in which order they fire, how often, and what their tensors look like."""
+
+from __future__ import annotations
+
+from ropebridge_spec import HOOK, axis_sizes, shape_of, ungrouped
+from ropebridge_spec.hooks import resolve
+
+from ropebridge_conformance.bench import Bench, hooks_of
+from ropebridge_conformance.questions import Check, Finding, Question, any_hook, axes_clause, clause, failed, passed
+from ropebridge_conformance.scenarios import CORE, OPTED, calls
+from ropebridge_conformance.traces import Trace, record
+
+
+def hooks_fire_once_in_contract_order(bench: Bench, q: Question) -> Finding:
+    """FIRE-1: with every hook point watched, each fires once in a call, in the order of the contract."""
+    wanted = [hook.name for hook in hooks_of(q.specimen, q.situation)]
+    for trace in bench.traces(q.specimen, q.situation, "all"):
+        if trace.fired != wanted:
+            return failed(f"fired {trace.fired}; clause FIRE-1 requires {wanted}", divergent=first_amiss(trace.fired, wanted))
+    return passed()
+
+
+def first_amiss(fired: list[str], wanted: list[str]) -> str:
+    """The first hook point that did not fire once; if all did, the first that fired out of order."""
+    not_once = [name for name in wanted if fired.count(name) != 1]
+    return next(iter([*not_once, *(a for a, b in zip(wanted, fired, strict=False) if a != b)]), "a hook point the layer does not have")
+
+
+def a_hook_watched_alone_fires_once(bench: Bench, q: Question) -> Finding:
+    """FIRE-2: one hook, watched by itself, fires once in each call, and is called by its full name."""
+    assert q.hook is not None
+    layer = bench.layer(q.specimen, q.situation.opted_in)
+    for trace in record(layer, calls(q.situation, q.specimen, layer), [q.hook]):
+        if trace.fired != [q.hook]:
+            return failed(f"fired {len(trace.fired)} times in one call; clause FIRE-2 requires once", divergent=q.hook)
+        if trace.names[q.hook] != f"blocks.0.attn.{q.hook}":
+            return failed(f"hook.name is {trace.names[q.hook]!r}; clause FIRE-4 requires the full name 'blocks.0.attn.{q.hook}'", divergent=q.hook)
+    return passed()
+
+
+def a_hook_has_the_axes_of_the_contract(bench: Bench, q: Question) -> Finding:
+    """The axes clause of the hook point, and TYPE-1: shape, dtype and device."""
+    for trace in bench.traces(q.specimen, q.situation, "all"):
+        complaint = complaint_about(trace, q)
+        if complaint:
+            return failed(complaint, divergent=q.hook)
+    return passed()
+
+
+def complaint_about(trace: Trace, q: Question) -> str:
+    """What is wrong with the shape, dtype or device of a recorded value; nothing if nothing is."""
+    assert q.hook is not None
+    if q.hook not in trace.values:
+        return f"{q.hook} did not fire, so it has no axes"
+    value, given = trace.values[q.hook], trace.call.given
+    variant = ungrouped(q.specimen.variant, q.situation.opted_in)
+    batch, pos, _ = given["hidden_states"].shape
+    tables = given["position_embeddings"]
+    sizes = axis_sizes(variant, batch=batch, pos=pos, key=trace.call.keys, table_batch=tables[0].shape[0] if tables else 1)
+    spec = resolve(HOOK[q.hook], variant)
+    like = tables[0] if q.hook in ("hook_cos", "hook_sin") else given["hidden_states"]
+    for what, got, wanted in (
+        ("shape", tuple(value.shape), shape_of(spec, sizes)),
+        ("dtype", value.dtype, like.dtype),
+        ("device", value.device.type, like.device.type),
+    ):
+        if got != wanted:
+            return f"{q.hook} has {what} {got}; {spec.axes_clause if what == 'shape' else 'clause TYPE-1'} requires {wanted} ({spec.axes})"
+    return ""
+
+
+CHECKS = (
+    Check("hooks_fire_once_in_contract_order", clause("FIRE-1"), hooks_fire_once_in_contract_order, (*CORE, *OPTED)),
+    Check("a_hook_watched_alone_fires_once", clause("FIRE-2"), a_hook_watched_alone_fires_once, ("prefill", "split", "attn_in"), any_hook, ("float32",)),
+    Check("a_hook_has_the_axes_of_the_contract", axes_clause, a_hook_has_the_axes_of_the_contract, ("prefill", "decode", "split", "attn_in"), any_hook),
+)

@@ -1,0 +1,104 @@
+"""Masking: rows that see nothing, and keys that nobody may see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ropebridge_conformance.bench import Bench, Watch, watched
+from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed, vacuous
+from ropebridge_conformance.scenarios import CallInputs, calls
+from ropebridge_conformance.traces import record
+from ropebridge_conformance.witness import bias_of_call, live_rows
+
+POISON = 16.0
+
+
+def a_row_that_sees_no_key_is_zero(bench: Bench, q: Question) -> Finding:
+    """MASK-6: pattern and z are exactly 0 there, whether or not anybody watches the pattern."""
+    for watch in ("all", "fused"):
+        trace = bench.traces(q.specimen, q.situation, watch)[0]  # type: ignore[arg-type]
+        dead = ~live_rows(q.specimen, trace.call)
+        if not dead.any():
+            return vacuous("every row sees a key")
+        if trace.values["hook_z"][dead].count_nonzero():
+            return failed(f"hook_z is not 0 in a row that sees no key (watching {watch})", divergent="hook_z")
+        if "hook_pattern" in trace.values and trace.values["hook_pattern"].transpose(1, 2)[dead].count_nonzero():
+            return failed("hook_pattern is not 0 in a row that sees no key", divergent="hook_pattern")
+    return passed()
+
+
+def gradients_are_finite_where_a_row_sees_no_key(bench: Bench, q: Question) -> Finding:
+    """MASK-6: the gradient of the output by the input is finite, and not 0, with and without a watched pattern."""
+    layer = bench.layer(q.specimen, q.situation.opted_in)
+    for watch in ("all", "none"):
+        call = calls(q.situation, q.specimen, layer)[0]
+        x: Tensor = call.given["hidden_states"].requires_grad_(True)
+        trace = record(layer, [call], watched(q.specimen, q.situation, watch))[0]  # type: ignore[arg-type]
+        assert trace.out is not None
+        (gradient,) = torch.autograd.grad(trace.out.float().square().sum(), x)
+        if not gradient.isfinite().all():
+            return failed(f"the gradient is not finite (watching {watch})", divergent="hook_pattern")
+        if not gradient.count_nonzero():
+            return vacuous("the gradient is 0 everywhere")
+    return passed()
+
+
+def a_forbidden_key_changes_nothing(bench: Bench, q: Question) -> Finding:
+    """MASK-7: an input sixteen times as large, at positions that a row may not see, changes no bit of that row."""
+    for watch in ("none", "all"):
+        finding = poisoned_run(bench, q, watch)  # type: ignore[arg-type]
+        if finding is not None:
+            return finding
+    return passed()
+
+
+def poisoned_run(bench: Bench, q: Question, watch: Watch) -> Finding | None:
+    """A finding if a row that cannot see the poisoned positions moved, or no row did."""
+    layer = bench.layer(q.specimen, q.situation.opted_in)
+    call = bench.traces(q.specimen, q.situation, watch)[0].call
+    poisoned = poisoned_positions(call)
+    names = watched(q.specimen, q.situation, watch)
+    clean = record(layer, [fresh(call, {})], names)[0].out
+    moved = record(layer, [fresh(call, {"hidden_states": poison(call, poisoned)})], names)[0].out
+    assert clean is not None
+    assert moved is not None
+    visible = (bias_of_call(q.specimen, call) > -torch.inf).any(1).expand(clean.shape[0], -1, -1)
+    blind = ~(visible & poisoned[:, None, :]).any(-1) & ~poisoned
+    changed = (clean != moved).any(-1)
+    if not blind.any() or not changed[~blind].any():
+        return vacuous("no row is blind to the poisoned positions, or none sees them")
+    if changed[blind].any():
+        return failed(f"a row moved that cannot see the poisoned positions (watching {watch})", divergent="hook_pattern")
+    return None
+
+
+def poisoned_positions(call: CallInputs) -> Tensor:
+    """(batch, pos): the last position of each row, and in the last row its first three, which padding forbids."""
+    x = call.given["hidden_states"]
+    poisoned = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+    poisoned[:, -1] = True
+    poisoned[-1, :3] = True
+    return poisoned
+
+
+def poison(call: CallInputs, where: Tensor) -> Tensor:
+    """The hidden states, sixteen times as large at some positions."""
+    x: Tensor = call.given["hidden_states"]
+    return torch.where(where[..., None], x * POISON, x)
+
+
+def fresh(call: CallInputs, changes: Mapping[str, Any]) -> CallInputs:
+    """The call again, with some inputs changed."""
+    return replace(call, given={**call.given, **changes})
+
+
+CHECKS = (
+    Check("a_row_that_sees_no_key_is_zero", clause("MASK-6"), a_row_that_sees_no_key_is_zero, ("left_padding",)),
+    Check("gradients_are_finite_where_a_row_sees_no_key", clause("MASK-6"), gradients_are_finite_where_a_row_sees_no_key, ("left_padding",)),
+    Check("a_forbidden_key_changes_nothing", clause("MASK-7"), a_forbidden_key_changes_nothing, ("left_padding", "no_mask")),
+)

@@ -1,0 +1,86 @@
+"""Parity: the subject, the float64 reference and Hugging Face's own eager forward, three witnesses of one output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ropebridge_conformance.bench import Bench
+from ropebridge_conformance.compare import Difference, compare
+from ropebridge_conformance.oracle import Expectation
+from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed
+from ropebridge_conformance.scenarios import CORE, CallInputs, calls
+from ropebridge_conformance.traces import Trace
+from ropebridge_conformance.witness import carried_bounds, hugging_face, live_rows, truth
+
+RMS_RATIO, MAX_RATIO = 1.05, 2.0
+HALF = ("bfloat16", "float16")
+
+
+def joined(traces: Sequence[Trace]) -> Tensor:
+    """The output over all calls of a scenario, along the positions."""
+    return torch.cat([trace.out for trace in traces if trace.out is not None], 1).detach()
+
+
+def whole_call(bench: Bench, q: Question) -> CallInputs:
+    """The scenario's positions in one call without a cache: what its steps must add up to (CACHE-1)."""
+    layer = bench.layer(q.specimen, q.situation.opted_in)
+    return calls(replace(q.situation, steps=0), q.specimen, layer)[0]
+
+
+def the_output_agrees_with_hugging_face(bench: Bench, q: Question) -> Finding:
+    """PAR-1: within what rounding may carry through both layers, on every row that sees a key.
+
+    Hugging Face's norms and softmax round to float32 whatever they are given, and so does its share of the bound.
+    """
+    got = joined(bench.traces(q.specimen, q.situation, "none"))
+    layer = bench.layer(q.specimen, q.situation.opted_in)
+    theirs, _ = hugging_face(q.specimen, calls(q.situation, q.specimen, layer))
+    call = whole_call(bench, q)
+    witness_dtype = "float32" if q.dtype == "float64" else q.dtype
+    bound = sum(carried_bounds(q.specimen, call, dtype).out.bound for dtype in (q.dtype, witness_dtype))
+    assert isinstance(bound, Tensor)
+    usable = live_rows(q.specimen, call) & theirs.isfinite().all(-1)
+    difference = compare(got[usable], Expectation(theirs.double()[usable], bound[usable]))
+    if not difference.fits:
+        return failed(f"the output is {difference.ratio:.3g} bounds away from Hugging Face's", difference, divergent="hook_out")
+    return passed(difference)
+
+
+def half_precision_is_as_near_the_truth_as_hugging_face(bench: Bench, q: Question) -> Finding:
+    """PAR-2: no further from float64 than Hugging Face in the same dtype, in root mean square and at the worst element."""
+    got = joined(bench.traces(q.specimen, q.situation, "none")).double()
+    call = whole_call(bench, q)
+    theirs, exact = hugging_face(q.specimen, [call])[0].double(), truth(q.specimen, call)
+    usable = theirs.isfinite().all(-1)
+    ours, their_error = (got - exact)[usable], (theirs - exact)[usable]
+    rms, worst = (float(norm(ours) / norm(their_error)) for norm in (root_mean_square, largest))
+    finding = Difference(max(rms / RMS_RATIO, worst / MAX_RATIO), rms, RMS_RATIO, ())
+    if rms <= RMS_RATIO and worst <= MAX_RATIO:
+        return passed(finding)
+    return failed(f"error {rms:.3f} times Hugging Face's in root mean square (allowed {RMS_RATIO}), {worst:.2f} at worst ({MAX_RATIO})", finding, "hook_out")
+
+
+def root_mean_square(error: Tensor) -> Tensor:
+    """Of all elements."""
+    return error.square().mean().sqrt()
+
+
+def largest(error: Tensor) -> Tensor:
+    """Of all elements, in size."""
+    return error.abs().max()
+
+
+CHECKS = (
+    Check("the_output_agrees_with_hugging_face", clause("PAR-1"), the_output_agrees_with_hugging_face, CORE),
+    Check(
+        "half_precision_is_as_near_the_truth_as_hugging_face",
+        clause("PAR-2"),
+        half_precision_is_as_near_the_truth_as_hugging_face,
+        ("large",),
+        dtypes=HALF,
+    ),
+)

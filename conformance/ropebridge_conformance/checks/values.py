@@ -1,0 +1,74 @@
+"""Values: each stage against the float64 reference, from what the subject's own hooks held one stage up."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ropebridge_conformance.bench import Bench
+from ropebridge_conformance.compare import Difference, compare
+from ropebridge_conformance.mutants import Mutant, foils
+from ropebridge_conformance.oracle import Expectation, context_of, expect
+from ropebridge_conformance.questions import Check, Finding, Question, any_hook, clause, failed, passed, vacuous, value_clause
+from ropebridge_conformance.scenarios import CORE, OPTED
+
+
+def a_stage_gives_the_value_of_its_clause(bench: Bench, q: Question) -> Finding:
+    """The value clause of the hook point: within the a-priori rounding bound, in every call of the scenario."""
+    assert q.hook is not None
+    traces = bench.traces(q.specimen, q.situation, "all")
+    if any(q.hook not in trace.values for trace in traces):
+        return failed(f"{q.hook} did not fire, so it has no value", divergent=q.hook)
+    expected = [expect(q.hook, context) for context in bench.contexts(q.specimen, q.situation)]
+    blind = undetected_foil(bench, q, expected)
+    if blind:
+        return vacuous(f"this input could not tell the right {q.hook} from that of mutant {blind.name!r}: {blind.fault}")
+    return worst_of([compare_shapes(trace.values[q.hook], e) for trace, e in zip(traces, expected, strict=True)], q.hook)
+
+
+def compare_shapes(got: Tensor, expected: Expectation) -> Difference | str:
+    """The difference, or what is wrong with the shape."""
+    if got.shape != expected.value.shape:
+        return f"has shape {tuple(got.shape)}, and {tuple(expected.value.shape)} was expected"
+    return compare(got, expected)
+
+
+def worst_of(differences: list[Difference | str], hook: str) -> Finding:
+    """One finding from the calls of a scenario: the worst of them."""
+    for difference in differences:
+        if isinstance(difference, str):
+            return failed(f"{hook} {difference}", divergent=hook)
+    worst = max((d for d in differences if isinstance(d, Difference)), key=lambda d: d.ratio)
+    if worst.fits:
+        return passed(worst)
+    return failed(f"{hook} is off by {worst.ratio:.3g} times its bound at {worst.index}", worst, divergent=hook)
+
+
+def undetected_foil(bench: Bench, q: Question, expected: list[Expectation]) -> Mutant | None:
+    """A mutant of this stage whose wrong values would have passed in every call; None if the input is telling."""
+    assert q.hook is not None
+    traces = bench.traces(q.specimen, q.situation, "all")
+    for mutant in foils(q.hook, q.specimen, q.situation):
+        wrong = [expect(q.hook, context_of(trace, q.specimen, q.situation, mutant.stages)) for trace in traces]
+        if all(same_shape(w, e) and compare(w.value, e).fits for w, e in zip(wrong, expected, strict=True)):
+            return mutant
+    return None
+
+
+def same_shape(one: Expectation, other: Expectation) -> bool:
+    """Whether two expectations can be compared at all; if not, the foil stands out."""
+    return one.value.shape == other.value.shape
+
+
+def the_unwatched_stages_give_the_same_z(bench: Bench, q: Question) -> Finding:
+    """MIX-1 where nobody watches scores or pattern: a kernel may then make neither, and is judged over the stages it fuses."""
+    traces = bench.traces(q.specimen, q.situation, "fused")
+    if any("hook_z" not in trace.values for trace in traces):
+        return failed("hook_z did not fire", divergent="hook_z")
+    expected = [expect("hook_z", context_of(trace, q.specimen, q.situation)) for trace in traces]
+    return worst_of([compare_shapes(trace.values["hook_z"], e) for trace, e in zip(traces, expected, strict=True)], "hook_z")
+
+
+CHECKS = (
+    Check("a_stage_gives_the_value_of_its_clause", value_clause, a_stage_gives_the_value_of_its_clause, (*CORE, *OPTED), any_hook),
+    Check("the_unwatched_stages_give_the_same_z", clause("MIX-1"), the_unwatched_stages_give_the_same_z, CORE),
+)

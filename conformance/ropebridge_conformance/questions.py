@@ -1,0 +1,128 @@
+"""Questions: one check of one subject on one layer, and the plan of all that are to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from ropebridge_spec import HookSpec
+
+from ropebridge_conformance.bench import Bench, hooks_of
+from ropebridge_conformance.compare import Difference
+from ropebridge_conformance.scenarios import SCENARIO, Scenario
+from ropebridge_conformance.verdicts import Outcome
+from ropebridge_conformance.zoo import CASE, Specimen, specimen
+
+
+@dataclass(frozen=True)
+class Question:
+    """One check, put to one layer; `hook` is None where a check is about the layer as a whole."""
+
+    check: str
+    clause: str
+    hook: str | None
+    case: str
+    scenario: str
+    dtype: str
+    device: str
+
+    @property
+    def id(self) -> str:
+        """Names that read on from the check's sentence: hook_rot_q-gemma3_local-bfloat16-cpu."""
+        middle = () if self.scenario == "prefill" else (self.scenario,)
+        return "-".join(part for part in (self.hook, self.case, *middle, self.dtype, self.device) if part)
+
+    @property
+    def family(self) -> str:
+        """transformers' model type."""
+        return CASE[self.case].model_type
+
+    @property
+    def specimen(self) -> Specimen:
+        """The layer in question."""
+        return specimen(self.case, getattr(torch, self.dtype), self.device)
+
+    @property
+    def situation(self) -> Scenario:
+        """How the layer is called."""
+        return SCENARIO[self.scenario]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: an outcome other than unsupported and known-failure, which are not a check's to give."""
+
+    outcome: Outcome
+    reason: str = ""
+    difference: Difference | None = None
+    divergent: str | None = None
+
+
+def passed(difference: Difference | None = None) -> Finding:
+    """The clause is kept."""
+    return Finding(Outcome.PASS, difference=difference)
+
+
+def failed(reason: str, difference: Difference | None = None, divergent: str | None = None) -> Finding:
+    """The clause is broken, first at hook point `divergent`."""
+    return Finding(Outcome.FAIL, reason, difference, divergent)
+
+
+def vacuous(reason: str) -> Finding:
+    """The input could not have shown a fault."""
+    return Finding(Outcome.VACUOUS, reason)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One kind of question.
+
+    name: a sentence; the test's name is `test_` and it.
+    clause: the clause it checks, for a hook point or for the layer as a whole.
+    ask: answers a question.
+    scenarios: the ways of calling it is asked in.
+    hooks: which hook points it is asked of; None where it is about the layer as a whole.
+    dtypes: the dtypes it is asked in.
+    """
+
+    name: str
+    clause: Callable[[HookSpec | None], str]
+    ask: Callable[[Bench, Question], Finding]
+    scenarios: Sequence[str]
+    hooks: Callable[[HookSpec], bool] | None = None
+    dtypes: Sequence[str] = ("float32", "bfloat16", "float16", "float64")
+
+    def questions(self, case: str, dtype: str, device: str) -> Iterator[Question]:
+        """Every question this check has about one layer in one dtype on one device."""
+        if dtype not in self.dtypes:
+            return
+        shape = specimen(case, torch.float32, "cpu")
+        for scenario in self.scenarios:
+            points: list[HookSpec | None] = [None]
+            if self.hooks is not None:
+                points = [hook for hook in hooks_of(shape, SCENARIO[scenario]) if self.hooks(hook)]
+            for point in points:
+                yield Question(self.name, self.clause(point), point.name if point else None, case, scenario, dtype, device)
+
+
+def clause(id: str) -> Callable[[HookSpec | None], str]:
+    """One clause, whatever the hook point."""
+    return lambda hook: id
+
+
+def value_clause(hook: HookSpec | None) -> str:
+    """The clause that says what a hook point holds."""
+    assert hook is not None
+    return hook.value_clause
+
+
+def axes_clause(hook: HookSpec | None) -> str:
+    """The clause that says how it lies."""
+    assert hook is not None
+    return hook.axes_clause
+
+
+def any_hook(hook: HookSpec) -> bool:
+    """Every hook point."""
+    return True

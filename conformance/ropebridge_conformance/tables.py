@@ -1,0 +1,80 @@
+"""Terminal tables, made from verdicts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.table import Table
+from ropebridge_spec import HOOKS
+
+from ropebridge_conformance.trial import Trial
+from ropebridge_conformance.verdicts import BAD, Outcome, Verdict
+
+LAYER = "the layer as a whole"
+
+
+def hook_tables(verdicts: Sequence[Verdict]) -> Iterator[Table]:
+    """For each subject, hook points by families: how many verdicts, and how many of them are bad."""
+    rows = [hook.name for hook in HOOKS] + [LAYER]
+    yield from crossed(verdicts, rows, lambda v: v.hook or LAYER, "hook point", "verdicts")
+
+
+def dtype_tables(verdicts: Sequence[Verdict]) -> Iterator[Table]:
+    """For each subject, dtypes by families."""
+    rows = list(dict.fromkeys(v.dtype for v in verdicts))
+    yield from crossed(verdicts, rows, lambda v: v.dtype, "dtype", "verdicts")
+
+
+def crossed(verdicts: Sequence[Verdict], rows: Sequence[str], row_of: Callable[[Verdict], str], corner: str, what: str) -> Iterator[Table]:
+    """For each subject, rows by families."""
+    families = list(dict.fromkeys(v.family for v in verdicts))
+    for subject in dict.fromkeys(v.subject for v in verdicts):
+        table = Table(title=f"{subject}: {what} by family")
+        table.add_column(corner)
+        for family in families:
+            table.add_column(family, justify="right")
+        for row in rows:
+            cells = [[v.verdict for v in verdicts if (v.subject, v.family, row_of(v)) == (subject, family, row)] for family in families]
+            if any(cells):
+                table.add_row(row, *map(cell, cells))
+        yield table
+
+
+def cell(outcomes: Sequence[Outcome]) -> str:
+    """How many verdicts; where any is not a pass, how many of which."""
+    if not outcomes:
+        return "-"
+    others = Counter(outcome for outcome in outcomes if outcome != Outcome.PASS)
+    if not others:
+        return f"[green]{len(outcomes)}[/green]"
+    bad = any(outcome in BAD for outcome in others)
+    text = ", ".join(f"{count} {outcome}" for outcome, count in others.items())
+    return f"[{'red' if bad else 'yellow'}]{text}[/] of {len(outcomes)}"
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """The counts of every outcome, in words."""
+    counts = Counter(v.verdict for v in verdicts)
+    return f"{len(verdicts)} verdicts: " + ", ".join(f"{counts[outcome]} {outcome}" for outcome in Outcome if counts[outcome])
+
+
+def mutant_table(trials: Sequence[Trial]) -> Table:
+    """Mutants by dtypes: killed and named, killed at another stage, or survived."""
+    dtypes = list(dict.fromkeys(trial.dtype for trial in trials))
+    table = Table(title="mutants")
+    for column in ("mutant", "fault", "stage", *dtypes):
+        table.add_column(column)
+    for mutant in dict.fromkeys(trial.mutant for trial in trials):
+        cells = [trial_cell(trial) for trial in trials if trial.mutant is mutant]
+        table.add_row(mutant.name, mutant.fault, mutant.stage, *cells)
+    return table
+
+
+def trial_cell(trial: Trial) -> str:
+    """What became of a mutant in one dtype."""
+    if not trial.exercised:
+        return "[dim]cannot show[/dim]"
+    if trial.killer is None:
+        return "[red]survived[/red]"
+    return "[green]killed[/green]" if trial.named else f"[yellow]killed at {trial.killer.divergent}[/yellow]"

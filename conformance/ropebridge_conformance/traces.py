@@ -1,0 +1,61 @@
+"""Traces: what a layer's hooks were shown, in which order, and what the layer gave back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from ropebridge_reference import Past
+from torch import Tensor
+
+from ropebridge_conformance.scenarios import CallInputs
+
+Edit = Callable[[Tensor], Tensor | None]
+
+
+@dataclass
+class Trace:
+    """One call: `values` is what each hook point held when the layer went on, after any edit."""
+
+    call: CallInputs
+    values: dict[str, Tensor] = field(default_factory=dict)
+    fired: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+    out: Tensor | None = None
+    weights: Tensor | None = None
+    past: Past | None = None
+
+
+def record(layer: Any, calls: Sequence[CallInputs], watch: Collection[str], edits: Mapping[str, Edit] | None = None, **extra: Any) -> list[Trace]:
+    """Run the calls in order with hooks at `watch`; edits apply in every call, before the value is recorded."""
+    traces: list[Trace] = []
+    for call in calls:
+        trace = Trace(call, past=past_of(traces))
+        hooks = [hook for name in watch for hook in hooks_at(name, trace, (edits or {}).get(name))]
+        trace.out, trace.weights = layer.run({**call.given, **extra}, hooks)
+        traces.append(trace)
+    return traces
+
+
+def hooks_at(name: str, trace: Trace, edit: Edit | None) -> list[tuple[str, Callable[..., Any]]]:
+    """A recording hook at a hook point, after the edit if there is one."""
+
+    def look(tensor: Tensor, hook: Any) -> None:
+        trace.fired.append(name)
+        trace.names[name] = str(getattr(hook, "name", ""))
+        trace.values[name] = tensor.detach().clone()
+
+    def change(tensor: Tensor, hook: Any) -> Tensor | None:
+        return edit(tensor) if edit is not None else None
+
+    return [(name, change), (name, look)] if edit is not None else [(name, look)]
+
+
+def past_of(traces: Sequence[Trace]) -> Past | None:
+    """The keys and values that earlier calls left, as their hooks saw them (EDIT-4)."""
+    kept = [trace for trace in traces if {"hook_rot_k", "hook_v"} <= trace.values.keys()]
+    if not kept:
+        return None
+    return Past(torch.cat([t.values["hook_rot_k"] for t in kept], 1), torch.cat([t.values["hook_v"] for t in kept], 1))

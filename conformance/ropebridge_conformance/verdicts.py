@@ -1,0 +1,95 @@
+"""Verdicts: what came of one question. They are never merged into each other."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+import transformers
+from ropebridge_spec import SPEC_VERSION, spec_hash
+
+
+class Outcome(StrEnum):
+    """What may come of a question.
+
+    PASS: the subject keeps the clause, on an input that could have shown otherwise.
+    FAIL: it does not, or it raised.
+    UNSUPPORTED: the subject declares that it does not have this.
+    KNOWN_FAILURE: it fails as a known-failures file says it does; an unexpected pass is a FAIL.
+    NOT_EXERCISED: the question could not be put on this machine.
+    VACUOUS: the input could not tell right from wrong. Not a pass.
+    """
+
+    PASS = "pass"
+    FAIL = "fail"
+    UNSUPPORTED = "unsupported"
+    KNOWN_FAILURE = "known-failure"
+    NOT_EXERCISED = "not-exercised"
+    VACUOUS = "vacuous"
+
+
+BAD = (Outcome.FAIL, Outcome.VACUOUS)
+"""Outcomes that make a run fail."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line of results.
+
+    error, bound: of the worst element, where numbers were compared. divergent: the first stage outside its bound.
+    """
+
+    subject: str
+    clause: str
+    check: str
+    hook: str | None
+    family: str
+    case: str
+    dtype: str
+    device: str
+    verdict: Outcome
+    error: float | None = None
+    bound: float | None = None
+    divergent: str | None = None
+    seed: int = 0
+    reason: str = ""
+
+    def line(self) -> str:
+        """The verdict as one JSON line; infinities and NaN, which JSON has not, as text."""
+        fields = {key: str(value) if value in (float("inf"), float("-inf")) or value != value else value for key, value in asdict(self).items()}
+        return json.dumps(fields)
+
+
+def read_line(line: str) -> Verdict:
+    """A verdict from its JSON line."""
+    fields = json.loads(line)
+    numbers = {key: None if fields[key] is None else float(fields[key]) for key in ("error", "bound")}
+    return Verdict(**{**fields, **numbers, "verdict": Outcome(fields["verdict"])})
+
+
+def provenance(subjects: Sequence[str], devices: Sequence[str]) -> dict[str, Any]:
+    """The header of a results file: under what the verdicts were made."""
+    return {
+        "ropebridge_spec": SPEC_VERSION,
+        "spec_hash": spec_hash(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "subjects": list(subjects),
+        "devices": [device_name(device) for device in devices],
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "bf16_reduced_precision": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        "fp16_reduced_precision": torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+    }
+
+
+def device_name(device: str) -> str:
+    """The device, with the accelerator's name where it has one."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device

@@ -1,0 +1,68 @@
+"""The third witness: the wrapped module's own eager forward in Hugging Face."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from ropebridge_reference import attention
+from torch import Tensor
+from transformers import DynamicCache
+
+from ropebridge_conformance.endtoend import EndToEnd, end_to_end
+from ropebridge_conformance.scenarios import CallInputs
+from ropebridge_conformance.visibility import bias_of
+from ropebridge_conformance.weights import read_weights
+from ropebridge_conformance.zoo import Specimen
+
+
+@torch.no_grad()
+def hugging_face(specimen: Specimen, calls: Sequence[CallInputs]) -> tuple[Tensor, list[Tensor]]:
+    """Output (batch pos d_model) over all calls, and the attention weights of each, by the module itself.
+
+    Visibility is handed down as the additive mask that its eager attention reads, with a cache of its own.
+    """
+    cache = DynamicCache() if len(calls) > 1 else None
+    outs, weights = [], []
+    module: Any = specimen.module
+    for call in calls:
+        given = {**call.given, "attention_mask": additive(specimen, call), "past_key_values": cache}
+        out, pattern = type(module).forward(module, **given)
+        outs.append(out)
+        weights.append(pattern)
+    return torch.cat(outs, 1), weights
+
+
+def additive(specimen: Specimen, call: CallInputs) -> Tensor:
+    """The call's visibility as 0 and the dtype's lowest number."""
+    bias = bias_of_call(specimen, call)
+    return bias.masked_fill(bias == -torch.inf, torch.finfo(specimen.dtype).min).to(specimen.dtype)
+
+
+def bias_of_call(specimen: Specimen, call: CallInputs) -> Tensor:
+    """The call's visibility as the reference reads it."""
+    x = call.given["hidden_states"]
+    return bias_of(call.given["attention_mask"], call.first_query, x.shape[1], specimen.variant, x.device)
+
+
+def truth(specimen: Specimen, call: CallInputs) -> Tensor:
+    """The output in float64, from the same rounded weights, inputs and tables."""
+    weights = read_weights(specimen.module, specimen.variant, torch.float64)
+    cos, sin = (table.double() for table in call.given["position_embeddings"])
+    x = call.given["hidden_states"].double()
+    return attention(x, cos, sin, bias_of_call(specimen, call), weights, specimen.variant).out
+
+
+def carried_bounds(specimen: Specimen, call: CallInputs, dtype: str) -> EndToEnd:
+    """The exact pattern and output of a call that needs no cache, with the error that `dtype` may carry through the layer."""
+    weights = read_weights(specimen.module, specimen.variant, torch.float64)
+    given = call.given
+    return end_to_end(given["hidden_states"].double(), given["position_embeddings"], bias_of_call(specimen, call), weights, specimen.variant, dtype)
+
+
+def live_rows(specimen: Specimen, call: CallInputs) -> Tensor:
+    """(batch, pos): whether a row sees at least one key."""
+    x = call.given["hidden_states"]
+    seen = (bias_of_call(specimen, call) > -torch.inf).any(-1).all(1)
+    return seen.expand(x.shape[0], x.shape[1])

@@ -1,0 +1,102 @@
+"""Tiny random models of the eight families that are served, and bridges around their layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from ropebridge import PositionEmbeddingsAttentionBridge
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+WINDOW = 5
+SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 60,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 20,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+"""1 < kv heads < heads and heads * d_head != d_model, so that a slip in any of them shows."""
+
+ALTERNATING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"attention_bias": True}),
+    "mistral": ("mistral", {"sliding_window": WINDOW}),
+    "gemma2": ("gemma2", {**ALTERNATING, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 24}),
+    "gemma3": ("gemma3_text", {**ALTERNATING, "query_pre_attn_scalar": 24}),
+    "qwen3": ("qwen3", {"attention_bias": True}),
+    "olmo2": ("olmo2", {}),
+    "cohere": ("cohere", {"use_qk_norm": True}),
+    "gpt_oss": ("gpt_oss", {**ALTERNATING, "num_local_experts": 2, "num_experts_per_tok": 1}),
+}
+
+ModelFactory = Callable[..., nn.Module]
+BridgeFactory = Callable[..., PositionEmbeddingsAttentionBridge]
+
+
+def randomise(model: nn.Module, seed: int) -> None:
+    """Give every parameter a value that matters: norms, biases and sinks too; no projection saturates softmax."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=draw)
+            parameter.copy_(noise * parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 1.0 + 0.3 * noise)
+
+
+def build_model(family: str, attn: str = "eager", seed: int = 0, **config: Any) -> nn.Module:
+    """A tiny causal language model in eval mode; keywords go into its config."""
+    model_type, own = FAMILIES[family]
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**{**SIZES, **own, **config}), attn_implementation=attn)
+    randomise(model, seed)
+    return model.eval()
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Each family that is served."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def build() -> ModelFactory:
+    """`build(family, attn="eager", seed=0, **config)`: a tiny model."""
+    return build_model
+
+
+@pytest.fixture(scope="session")
+def bridge_layer() -> BridgeFactory:
+    """`bridge_layer(family, layer=0, attn="eager", config={}, **options)`: a bridge around one layer of a tiny model."""
+
+    def make(family: str, layer: int = 0, attn: str = "eager", config: dict[str, Any] | None = None, **options: Any) -> PositionEmbeddingsAttentionBridge:
+        model: Any = build_model(family, attn, **(config or {}))
+        bridge = PositionEmbeddingsAttentionBridge(f"blocks.{layer}.attn", model.config, **options)
+        bridge.set_original_component(model.model.layers[layer].self_attn)
+        bridge.set_rotary_emb(model.model.rotary_emb)
+        return bridge
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokens() -> torch.Tensor:
+    """(2, 12) token ids: longer than the window, no two rows alike, no special token."""
+    return torch.randint(3, 99, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def left_padding() -> torch.Tensor:
+    """(2, 12): the second row is padded by three on the left."""
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[1, :3] = 0
+    return mask
