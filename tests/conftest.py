@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ SIZES = {
 """1 < kv heads < heads and heads * d_head != d_model, so that a slip in any of them shows."""
 
 ALTERNATING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 16}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"attention_bias": True}),
     "mistral": ("mistral", {"sliding_window": WINDOW}),
@@ -38,7 +39,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"attention_bias": True}),
     "olmo2": ("olmo2", {}),
     "cohere": ("cohere", {"use_qk_norm": True}),
-    "gpt_oss": ("gpt_oss", {**ALTERNATING, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    "gpt_oss": ("gpt_oss", {**ALTERNATING, "rope_parameters": YARN, "num_local_experts": 2, "num_experts_per_tok": 1}),
 }
 
 ModelFactory = Callable[..., nn.Module]
@@ -57,9 +58,18 @@ def randomise(model: nn.Module, seed: int) -> None:
 def build_model(family: str, attn: str = "eager", seed: int = 0, **config: Any) -> nn.Module:
     """A tiny causal language model in eval mode; keywords go into its config."""
     model_type, own = FAMILIES[family]
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**{**SIZES, **own, **config}), attn_implementation=attn)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**{**SIZES, **own, **config}), attn_implementation=attn, experts_implementation="eager")
     randomise(model, seed)
     return model.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors this small only lose by being shared out among threads, and lose most where tests run side by side."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=FAMILIES)

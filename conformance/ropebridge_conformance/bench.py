@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import Any, Literal
 
 import torch
-from ropebridge_spec import HookSpec, OptIn, Subject, hook_order, ungrouped
 
 from ropebridge_conformance.oracle import Context, context_of
 from ropebridge_conformance.scenarios import Scenario, calls
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.zoo import Specimen
+from ropebridge_spec import HookSpec, OptIn, Subject, hook_order, ungrouped
 
 Watch = Literal["all", "fused", "none"]
 DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -13,7 +13,6 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from ropebridge_spec import CLAUSE, HOOK, SPEC_VERSION, UnknownHook
 
 from ropebridge_conformance.bench import Bench, SubjectError, available_devices, load_subject
 from ropebridge_conformance.judge import judge, plan, single_threaded
@@ -27,6 +26,7 @@ from ropebridge_conformance.tables import dtype_tables, hook_tables, mutant_tabl
 from ropebridge_conformance.trial import Trial, false_alarms, try_mutant
 from ropebridge_conformance.verdicts import BAD, Verdict
 from ropebridge_conformance.zoo import CASES
+from ropebridge_spec import CLAUSE, HOOK, SPEC_VERSION, UnknownHook
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Judge hooks on rotary attention.")
 console = Console()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from ropebridge_reference import Weights, mix, normalise, output, pattern, project, rotate, scores, turns
-from ropebridge_spec import Norm, Variant, bounds
 from torch import Tensor
 
 from ropebridge_conformance.oracle import Expectation
+from ropebridge_reference import Weights, mix, normalise, output, pattern, project, rotate, scores, turns
+from ropebridge_spec import Norm, Variant, bounds
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,11 @@ from typing import Any
 
 import torch
 from einops import rearrange, repeat
+from torch import Tensor
+
+from ropebridge_conformance.scenarios import Scenario
+from ropebridge_conformance.subjects.reference import Factory, Show, show
+from ropebridge_conformance.zoo import Specimen
 from ropebridge_reference import (
     STAGES,
     Stages,
@@ -27,11 +32,6 @@ from ropebridge_reference import (
     turns,
 )
 from ropebridge_spec import HookFunction, Norm, Rotary, Variant
-from torch import Tensor
-
-from ropebridge_conformance.scenarios import Scenario
-from ropebridge_conformance.subjects.reference import Factory, Show, show
-from ropebridge_conformance.zoo import Specimen
 
 Applies = Callable[[Specimen, Scenario], bool]
 
@@ -313,16 +313,53 @@ def change(**wrong: Callable[..., Any]) -> Stages:
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("bias_forgotten", "the query projection leaves its bias out", "hook_q", biased("q"), change(project=project_without_bias), also=("hook_k", "hook_v")),
-    Mutant("heads_rolled", "head h projects with head h-1's weights", "hook_q", always, change(project=project_with_heads_rolled), also=("hook_k", "hook_v")),
-    Mutant("norm_weight", "w in place of 1 + w, or the other way", "hook_q_normed", normed, change(normalise=norm_with_other_weight), also=("hook_k_normed",)),
-    Mutant("norm_mean", "a layer norm that keeps the mean", "hook_q_normed", layer_normed, change(normalise=norm_without_centring), also=("hook_k_normed",)),
+    Mutant(
+        "bias_forgotten",
+        "the query projection leaves its bias out",
+        "hook_q",
+        biased("q"),
+        change(project=project_without_bias),
+        also=("hook_k", "hook_v"),
+    ),
+    Mutant(
+        "heads_rolled",
+        "head h projects with head h-1's weights",
+        "hook_q",
+        always,
+        change(project=project_with_heads_rolled),
+        also=("hook_k", "hook_v"),
+    ),
+    Mutant(
+        "norm_weight",
+        "w in place of 1 + w, or the other way",
+        "hook_q_normed",
+        normed,
+        change(normalise=norm_with_other_weight),
+        also=("hook_k_normed",),
+    ),
+    Mutant(
+        "norm_mean",
+        "a layer norm that keeps the mean",
+        "hook_q_normed",
+        layer_normed,
+        change(normalise=norm_without_centring),
+        also=("hook_k_normed",),
+    ),
     Mutant("norm_axis", "a flat norm taken head by head", "hook_q_normed", flat_normed, change(normalise=norm_head_by_head), also=("hook_k_normed",)),
     Mutant("sin_sign", "rotation by the opposite angle", "hook_rot_q", rotates, change(turns=turns_backwards), also=("hook_rot_k",)),
     Mutant("one_position_late", "tables of the position before", "hook_rot_q", rotates, change(turns=turns_one_late), also=("hook_rot_k",)),
     Mutant("sin_forgotten", "only the cos term", "hook_rot_q", rotates, change(turns=turns_without_sin), also=("hook_rot_k",)),
-    Mutant("other_pairs", "halves paired as neighbours, or the other way", "hook_rot_q", rotates, change(rotate=rotate_other_pairs), also=("hook_rot_k",)),
-    Mutant("frequencies_reversed", "the fastest frequency on the last pair", "hook_rot_q", rotates, change(rotate=rotate_transposed), also=("hook_rot_k",)),
+    Mutant(
+        "other_pairs", "halves paired as neighbours, or the other way", "hook_rot_q", rotates, change(rotate=rotate_other_pairs), also=("hook_rot_k",)
+    ),
+    Mutant(
+        "frequencies_reversed",
+        "the fastest frequency on the last pair",
+        "hook_rot_q",
+        rotates,
+        change(rotate=rotate_transposed),
+        also=("hook_rot_k",),
+    ),
     Mutant("keys_tiled", "query head h reads key head h mod kv heads", "hook_attn_scores", grouped, change(scores=scores_of_tiled_keys)),
     Mutant("scale_forgotten", "scores are not scaled", "hook_attn_scores", always, change(scores=scores_unscaled)),
     Mutant("scale_twice", "scores are scaled twice", "hook_attn_scores", always, change(scores=scores_scaled_twice)),

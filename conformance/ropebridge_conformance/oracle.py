@@ -10,9 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from ropebridge_reference import STAGES, Past, Stages, Weights
-from ropebridge_reference.attention import with_a_key_for_every_head
-from ropebridge_spec import OptIn, Variant, bounds, ungrouped
 from torch import Tensor
 
 from ropebridge_conformance.scenarios import Scenario
@@ -20,6 +17,9 @@ from ropebridge_conformance.traces import Trace
 from ropebridge_conformance.visibility import bias_of
 from ropebridge_conformance.weights import read_weights
 from ropebridge_conformance.zoo import Specimen
+from ropebridge_reference import STAGES, Past, Stages, Weights
+from ropebridge_reference.attention import a_key_for_every_head
+from ropebridge_spec import Norm, OptIn, Variant, bounds
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Context:
     variant: Variant
     weights: Weights
     values: Mapping[str, Tensor]
-    given: Mapping[str, Tensor]
+    given: Mapping[str, Tensor | None]
     bias: Tensor
     past: Past | None
     opted_in: tuple[OptIn, ...]
@@ -80,13 +80,15 @@ def context_of(trace: Trace, specimen: Specimen, scenario: Scenario, stages: Sta
     """The context of one recorded call; a mutant's stages make it a foil."""
     given, call = trace.call.given, trace.call
     tables = given["position_embeddings"] or (None, None)
-    variant = ungrouped(specimen.variant, scenario.opted_in)
-    weights = read_weights(specimen.module, specimen.variant, torch.float64)
+    variant = specimen.variant
+    weights = read_weights(specimen.module, variant, torch.float64)
+    if "attn_in" in scenario.opted_in:
+        weights, variant = a_key_for_every_head(weights, variant)
     x = given["hidden_states"]
     past = trace.past and Past(trace.past.key.double(), trace.past.value.double())
     return Context(
         variant=variant,
-        weights=weights if variant == specimen.variant else with_a_key_for_every_head(weights, specimen.variant),
+        weights=weights,
         values={name: value.double() for name, value in trace.values.items()},
         given={"hook_in": x, "hook_cos": tables[0], "hook_sin": tables[1]},
         bias=bias_of(given["attention_mask"], call.first_query, x.shape[1], specimen.variant, x.device, stages),
@@ -109,7 +111,9 @@ def exactly(value: Tensor) -> Expectation:
 
 def given_exactly(hook: str, c: Context) -> Expectation:
     """IN-1, POS-1."""
-    return exactly(c.given[hook])
+    value = c.given[hook]
+    assert value is not None
+    return exactly(value)
 
 
 def copied_exactly(hook: str, c: Context) -> Expectation:
@@ -141,15 +145,16 @@ def normed(hook: str, c: Context) -> Expectation:
     x, weight = c.values[f"hook_{role}"], getattr(c.weights, f"{role}_norm")
     value = c.stages.normalise(x, weight, norm)
     terms = c.variant.d_head if norm.over == "head" else value.shape[-1]
-    centring = torch.zeros_like(value) if norm.kind == "rms" else mean_error(x, weight, c)
+    centring = torch.zeros_like(value) if norm.kind == "rms" else mean_error(x.reshape(value.shape), weight, norm)
     return Expectation(value, bounds.norm(value, centring, terms=terms, roundings=2, dtype=c.dtype))
 
 
-def mean_error(x: Tensor, weight: Tensor, c: Context) -> Tensor:
+def mean_error(x: Tensor, weight: Tensor, norm: Norm) -> Tensor:
     """How large a layer norm's terms are before the mean cancels them, scaled like its result."""
-    spread = (x - x.mean(-1, keepdim=True)).square().mean(-1, keepdim=True).sqrt()
-    largest = x.abs().amax(-1, keepdim=True)
-    return 2 * (largest / spread) * (1 + largest / spread) * weight.abs().expand_as(x)
+    size = (x.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
+    relative = x.abs().amax(-1, keepdim=True) / size
+    factor = (weight if norm.weight == "scale" else 1 + weight).abs()
+    return 2 * relative * (1 + relative) * factor.expand_as(x)
 
 
 def rotated(hook: str, c: Context) -> Expectation:

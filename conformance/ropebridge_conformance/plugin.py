@@ -6,6 +6,7 @@ what is imported after it (a test says so).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 DEFAULT_SUBJECTS = ("ropebridge_conformance.subjects.reference:Factory", "ropebridge.subject:Factory")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-KNOWN = pytest.StashKey[list[Any]]()
+KNOWN = pytest.StashKey[Sequence[Any]]()
 VERDICTS = pytest.StashKey[list[Any]]()
 BENCHES = pytest.StashKey[dict[str, Any]]()
 
@@ -68,22 +69,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     subjects = subjects_of(config)
     pairs = [(subject, question) for subject in subjects for question in questions]
     tag = {subject: f"-{load_subject(subject).name}" if len(subjects) > 1 else "" for subject in subjects}
-    metafunc.parametrize(("bench", "question"), pairs, ids=[f"{q.id}{tag[s]}" for s, q in pairs], indirect=["bench"])
+    metafunc.parametrize(("subject_bench", "question"), pairs, ids=[f"{q.id}{tag[s]}" for s, q in pairs], indirect=["subject_bench"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Ask layer by layer, so that what one question needs the next finds made; other tests stay where they are."""
 
+    from ropebridge_conformance.questions import Question
+
     def layer(item: pytest.Item) -> tuple[str, ...]:
         params = getattr(getattr(item, "callspec", None), "params", {})
         question = params.get("question")
-        return (params["bench"], question.case, question.dtype, question.device) if question else ()
+        return (params["subject_bench"], question.case, question.dtype, question.device) if isinstance(question, Question) else ()
 
     items.sort(key=layer)
 
 
 @pytest.fixture
-def bench(request: pytest.FixtureRequest) -> Bench:
+def subject_bench(request: pytest.FixtureRequest) -> Bench:
     """The bench of the subject a question is about."""
     from ropebridge_conformance.bench import Bench, load_subject
     from ropebridge_conformance.judge import single_threaded

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from ropebridge_spec import HookSpec
 
 from ropebridge_conformance.bench import Bench, hooks_of
 from ropebridge_conformance.compare import Difference
 from ropebridge_conformance.scenarios import SCENARIO, Scenario
 from ropebridge_conformance.verdicts import Outcome
 from ropebridge_conformance.zoo import CASE, Specimen, specimen
+from ropebridge_spec import HookSpec
 
 
 @dataclass(frozen=True)

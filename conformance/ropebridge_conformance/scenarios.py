@@ -9,11 +9,11 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import torch
-from ropebridge_spec import OptIn
 from torch import Tensor
 from transformers import DynamicCache
 
 from ropebridge_conformance.zoo import Specimen
+from ropebridge_spec import OptIn
 
 BATCH, POS = 2, 13
 """Longer than the zoo's window, and odd; two rows, so that masks can differ in the batch."""

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.table import Table
-from ropebridge_spec import HOOKS
 
 from ropebridge_conformance.trial import Trial
 from ropebridge_conformance.verdicts import BAD, Outcome, Verdict
+from ropebridge_spec import HOOKS
 
 LAYER = "the layer as a whole"
 

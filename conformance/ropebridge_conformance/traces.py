@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from ropebridge_reference import Past
 from torch import Tensor
 
 from ropebridge_conformance.scenarios import CallInputs
+from ropebridge_reference import Past
 
 Edit = Callable[[Tensor], Tensor | None]
 

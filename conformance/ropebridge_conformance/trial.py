@@ -78,4 +78,3 @@ def false_alarms(dtypes: Sequence[str], device: str = "cpu") -> Iterator[Verdict
     for question in plan(dtypes=dtypes, devices=(device,)):
         if question.check in ARMS:
             yield judge(bench, question)
-

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+
 from ropebridge_spec import SPEC_VERSION, spec_hash
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
+from torch import Tensor, nn
+
 from ropebridge_reference import Weights
 from ropebridge_spec import Variant
-from torch import Tensor, nn
 
 
 def read_weights(module: nn.Module, variant: Variant, dtype: torch.dtype | None = None) -> Weights:
@@ -15,20 +17,20 @@ def read_weights(module: nn.Module, variant: Variant, dtype: torch.dtype | None 
     p, norm = variant.projections, variant.norm
     q, k, v, o = (getattr(module, name) for name in (p.q, p.k, p.v, p.o))
 
-    def heads_first(linear: Any, heads: int) -> Tensor:
-        return cast(linear.weight).unflatten(0, (heads, -1)).transpose(1, 2)
-
-    def bias(linear: Any, heads: int) -> Tensor | None:
-        return None if linear.bias is None else cast(linear.bias).unflatten(0, (heads, -1))
-
     def cast(tensor: Tensor) -> Tensor:
         return tensor if dtype is None else tensor.to(dtype)
+
+    def heads_first(linear: Any, heads: int) -> Tensor:
+        return rearrange(cast(linear.weight), "(head d_head) d_model -> head d_model d_head", head=heads)
+
+    def bias(linear: Any, heads: int) -> Tensor | None:
+        return None if linear.bias is None else rearrange(cast(linear.bias), "(head d_head) -> head d_head", head=heads)
 
     return Weights(
         W_Q=heads_first(q, variant.heads),
         W_K=heads_first(k, variant.kv_heads),
         W_V=heads_first(v, variant.kv_heads),
-        W_O=cast(o.weight).T.unflatten(0, (variant.heads, -1)),
+        W_O=rearrange(cast(o.weight), "d_model (head d_head) -> head d_head d_model", head=variant.heads),
         b_Q=bias(q, variant.heads),
         b_K=bias(k, variant.kv_heads),
         b_V=bias(v, variant.kv_heads),

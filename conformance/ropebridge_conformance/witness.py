@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from ropebridge_reference import attention
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -15,6 +14,7 @@ from ropebridge_conformance.scenarios import CallInputs
 from ropebridge_conformance.visibility import bias_of
 from ropebridge_conformance.weights import read_weights
 from ropebridge_conformance.zoo import Specimen
+from ropebridge_reference import attention
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def truth(specimen: Specimen, call: CallInputs) -> Tensor:
     weights = read_weights(specimen.module, specimen.variant, torch.float64)
     cos, sin = (table.double() for table in call.given["position_embeddings"])
     x = call.given["hidden_states"].double()
-    return attention(x, cos, sin, bias_of_call(specimen, call), weights, specimen.variant).out
+    return attention(x, (cos, sin), bias_of_call(specimen, call), weights, specimen.variant).out
 
 
 def carried_bounds(specimen: Specimen, call: CallInputs, dtype: str) -> EndToEnd:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
-from ropebridge_spec import Variant, describe
 from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from ropebridge_spec import Variant, describe
 
 WINDOW = 5
 SIZES: Mapping[str, Any] = {
@@ -86,7 +88,10 @@ def specimen(case_id: str, dtype: torch.dtype, device: str) -> Specimen:
 def tiny_model(case: Case) -> Any:
     """The base model of a case, a few thousand random parameters, in float32 on the cpu."""
     config = CONFIG_MAPPING[case.model_type](**{**SIZES, **case.config})
-    model = AutoModel.from_config(config, attn_implementation="eager")
+    auto: Any = AutoModel
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = auto.from_config(config, attn_implementation="eager")
     randomise(model)
     return model.requires_grad_(False)
 
@@ -95,14 +100,16 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
     """Give every parameter a value that matters: matrices keep the scale of their input, vectors vary around theirs."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for _, parameter in sorted(model.named_parameters()):
-            parameter.copy_(random_like(parameter, generator))
+        for name, parameter in sorted(model.named_parameters()):
+            matrix = parameter.ndim >= 2 and "norm" not in name
+            parameter.copy_(random_matrix(parameter, generator) if matrix else around(parameter, generator))
 
 
-def random_like(parameter: Tensor, generator: torch.Generator) -> Tensor:
+def random_matrix(like: Tensor, generator: torch.Generator) -> Tensor:
     """Noise at the scale at which attention neither saturates nor goes flat."""
-    noise = torch.randn(parameter.shape, generator=generator)
-    if parameter.ndim >= 2 and parameter.shape[0] != SIZES["num_attention_heads"]:
-        return noise * 1.3 * parameter.shape[-1] ** -0.5
-    centre = parameter.detach().float().nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1)
-    return centre + 0.4 * noise
+    return torch.randn(like.shape, generator=generator) * (1.3 / math.sqrt(like.shape[-1]))
+
+
+def around(initial: Tensor, generator: torch.Generator) -> Tensor:
+    """What transformers initialised, and noise."""
+    return initial.detach() + 0.4 * torch.randn(initial.shape, generator=generator)

@@ -38,7 +38,10 @@ CLAUSES: tuple[Clause, ...] = (
         "hook_q_normed and hook_k_normed hold query and key after the family's norm: root mean square or layer norm, over a head or over all heads at once.",
         "rms: x / sqrt(mean(x^2) + eps) * w;  layer: (x - mean x) / sqrt(var x + eps) * w;  one_plus: 1 + w in place of w",
     ),
-    Clause("NORM-2", "The norm's hooks have the axes of the projection; where the family normalises all heads at once, head and d_head lie flat in one axis."),
+    Clause(
+        "NORM-2",
+        "The norm's hooks have the axes of the projection; where the family normalises all heads at once, head and d_head lie flat in one axis.",
+    ),
     Clause("POS-1", "hook_cos and hook_sin hold the tables the layer is given, in the layout and dtype its rotary module makes them."),
     Clause("POS-2", "hook_cos and hook_sin have axes batch pos rotary_dim; batch may be 1. A table without a batch axis is accepted and given one."),
     Clause(
@@ -47,7 +50,10 @@ CLAUSES: tuple[Clause, ...] = (
         "other dimensions pass through. In a layer that does not rotate they hold query and key unchanged.",
         "(a, b) -> (a cos - b sin, b cos + a sin);  pairs: half (i, i + width/2), interleaved (2i, 2i + 1)",
     ),
-    Clause("ROT-2", "hook_rot_q has axes batch pos head d_head, hook_rot_k batch pos kv_head d_head; pos counts the positions of this call, not cached ones."),
+    Clause(
+        "ROT-2",
+        "hook_rot_q has axes batch pos head d_head, hook_rot_k batch pos kv_head d_head; pos counts the positions of this call, not cached ones.",
+    ),
     Clause(
         "SCORE-1",
         "hook_attn_scores holds what softmax is given: query times key, scaled, then softcapped, then masked. Query head h reads kv head h // group.",
@@ -69,13 +75,18 @@ CLAUSES: tuple[Clause, ...] = (
     Clause("OUT-1", "hook_out holds what the layer returns.", "out = sum_h z_h W_O[h] + b_O"),
     Clause("OUT-2", "hook_out has axes batch pos d_model."),
     # masks
-    Clause("MASK-1", "A four-axis mask (batch or 1, head or 1, query or 1, key), boolean (True sees) or additive, is the whole truth about what may be seen."),
+    Clause(
+        "MASK-1",
+        "A four-axis mask (batch or 1, head or 1, query or 1, key), boolean (True sees) or additive, is the whole truth about what may be seen.",
+    ),
     Clause(
         "MASK-2",
         "Without a mask a query sees the keys at its own and earlier positions, within the layer's window.",
         "visible(i, j) = j <= i and (no window or j > i - window)",
     ),
-    Clause("MASK-3", "A two-axis mask (batch, key) of booleans, or of zeros and ones, says which keys are padding; causality and window hold beside it."),
+    Clause(
+        "MASK-3", "A two-axis mask (batch, key) of booleans, or of zeros and ones, says which keys are padding; causality and window hold beside it."
+    ),
     Clause("MASK-4", "A mask of any other form or shape is refused."),
     Clause(
         "MASK-5",
@@ -85,7 +96,10 @@ CLAUSES: tuple[Clause, ...] = (
     Clause("MASK-7", "A key that a query may not see changes nothing in that query's row, whatever finite numbers its key and value hold."),
     # firing
     Clause("FIRE-1", "A layer has exactly the hook points its variant has, and they fire in contract order."),
-    Clause("FIRE-2", "A watched hook fires exactly once in a call of the layer; recomputation under gradient checkpointing fires again, with hook.recomputing true."),
+    Clause(
+        "FIRE-2",
+        "A watched hook fires exactly once in a call of the layer; recomputation under gradient checkpointing fires again, with hook.recomputing true.",
+    ),
     Clause("FIRE-3", "A hook that was asked for and did not fire is an error, not an empty result."),
     Clause("FIRE-4", "A hook is called as fn(tensor, hook=hook_point); hook.name is the full name. It returns None to look, or a tensor to replace."),
     # editing
@@ -94,7 +108,10 @@ CLAUSES: tuple[Clause, ...] = (
     Clause("EDIT-3", "A replacement has the shape, dtype and device of what it replaces; anything else is refused and names the clause."),
     Clause("EDIT-4", "Edits of keys and values enter the cache: later steps see them."),
     Clause("LOOK-1", "Looking changes nothing: with hooks that return None the output is the output without hooks, within the stage bounds."),
-    Clause("GRAD-1", "A gradient taken at what a hook was given is the derivative of the output by it; a backward hook sees that gradient and may replace it."),
+    Clause(
+        "GRAD-1",
+        "A gradient taken at what a hook was given is the derivative of the output by it; a backward hook sees that gradient and may replace it.",
+    ),
     # agreement
     Clause("PAR-1", "The output agrees with the wrapped module's own eager forward, on every row that sees a key."),
     Clause(
@@ -108,7 +125,10 @@ CLAUSES: tuple[Clause, ...] = (
     # the constructor of the bridge
     Clause("CFG-1", "optional: a bridge built with optional=True accepts that the model has no such component; otherwise None is refused."),
     Clause("CFG-2", "requires_attention_mask: get_random_inputs gives an explicit mask when true, None when false; forward takes either."),
-    Clause("CFG-3", "requires_position_embeddings: when true, a rotating layer refuses to run without tables; when false it makes them with its rotary module."),
+    Clause(
+        "CFG-3",
+        "requires_position_embeddings: when true, a rotating layer refuses to run without tables; when false it makes them with its rotary module.",
+    ),
     Clause("CFG-4", "submodules: a mapping from role (q k v o q_norm k_norm) to attribute name; what is missing or not there is refused by name."),
 )
 

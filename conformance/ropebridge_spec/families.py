@@ -147,4 +147,3 @@ def read_path(module: Any, path: str | None) -> Any:
     for name in path.split("."):
         value = getattr(value, name)
     return value
-

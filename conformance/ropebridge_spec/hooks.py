@@ -36,15 +36,9 @@ class HookSpec:
 HOOKS: tuple[HookSpec, ...] = (
     HookSpec("hook_in", "input", "batch pos d_model", "always", "IN-1", "IN-2", "what the layer is given: hidden_states"),
     HookSpec("hook_attn_in", "split input", "batch pos head d_model", "attn_in", "SPLIT-1", "SPLIT-2", "hook_in, a copy a query head"),
-    HookSpec(
-        "hook_q_input", "split input", "batch pos head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a query head"
-    ),
-    HookSpec(
-        "hook_k_input", "split input", "batch pos kv_head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a key head"
-    ),
-    HookSpec(
-        "hook_v_input", "split input", "batch pos kv_head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a value head"
-    ),
+    HookSpec("hook_q_input", "split input", "batch pos head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a query head"),
+    HookSpec("hook_k_input", "split input", "batch pos kv_head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a key head"),
+    HookSpec("hook_v_input", "split input", "batch pos kv_head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a value head"),
     HookSpec("hook_q", "project", "batch pos head d_head", "always", "PROJ-1", "PROJ-2", "x W_Q + b_Q"),
     HookSpec("hook_k", "project", "batch pos kv_head d_head", "always", "PROJ-1", "PROJ-2", "x W_K + b_K"),
     HookSpec("hook_v", "project", "batch pos kv_head d_head_v", "always", "PROJ-1", "PROJ-2", "x W_V + b_V"),
@@ -54,9 +48,7 @@ HOOKS: tuple[HookSpec, ...] = (
     HookSpec("hook_sin", "position", "table_batch pos rotary_dim", "rotates", "POS-1", "POS-2", "the sin table the layer is given"),
     HookSpec("hook_rot_q", "rotate", "batch pos head d_head", "always", "ROT-1", "ROT-2", "rotate(q, cos, sin)"),
     HookSpec("hook_rot_k", "rotate", "batch pos kv_head d_head", "always", "ROT-1", "ROT-2", "rotate(k, cos, sin)"),
-    HookSpec(
-        "hook_attn_scores", "score", "batch head query key", "always", "SCORE-1", "SCORE-2", "what softmax is given: scaled, capped, masked"
-    ),
+    HookSpec("hook_attn_scores", "score", "batch head query key", "always", "SCORE-1", "SCORE-2", "what softmax is given: scaled, capped, masked"),
     HookSpec("hook_pattern", "normalise", "batch head query key", "always", "PAT-1", "PAT-2", "what softmax gave, a sink's share gone"),
     HookSpec("hook_z", "mix", "batch pos head d_head_v", "always", "MIX-1", "MIX-2", "pattern . v"),
     HookSpec("hook_result", "result", "batch pos head d_model", "attn_result", "RES-1", "RES-2", "z W_O, head by head"),

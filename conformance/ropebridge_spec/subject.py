@@ -40,8 +40,11 @@ class Subject(Protocol):
         unsupported: hook name or clause id -> why it is not had. A declared gap is reported, not hidden.
     """
 
-    name: str
-    unsupported: Mapping[str, str]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unsupported(self) -> Mapping[str, str]: ...
 
     def layer(self, module: Any, *, rotary: Any, opted_in: Sequence[OptIn] = ()) -> Layer:
         """Build a layer around an attention module; `rotary` is the model's rotary embedding module."""

@@ -14,7 +14,7 @@ from ropebridge_spec import FAMILIES, RESERVED, AttachError, Family, HookNeverFi
 from torch import Tensor, nn
 
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
-from ropebridge.hooks import Direction, HookFunction, HookPoint
+from ropebridge.hooks import Direction, HookFunction, HookPoint, refuse_uncallable
 from ropebridge.verify import verify_layers
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
@@ -218,14 +218,14 @@ class Bridged:
         if names_filter is None:
             return list(points)
         if callable(names_filter):
-            chosen = [name for name in points if names_filter(name)]
-            if not chosen:
-                raise UnknownHook("the names filter selects no hook point; print(list(bridged.hook_points)) shows what there is")
-            return chosen
-        names = [names_filter] if isinstance(names_filter, str) else list(names_filter)
+            names = [name for name in points if names_filter(name)]
+        else:
+            names = [names_filter] if isinstance(names_filter, str) else list(names_filter)
         for name in names:
             if name not in points:
                 raise UnknownHook(unknown_hook(name, list(points)))
+        if not names:
+            raise UnknownHook("the names filter selects no hook point; print(list(bridged.hook_points)) shows what there is")
         return names
 
 
@@ -233,6 +233,7 @@ class Request:
     """A hook that somebody asked for, and whether it fired."""
 
     def __init__(self, name: str, fn: HookFunction, dir: Direction) -> None:
+        refuse_uncallable(name, fn)
         self.name, self.fn, self.dir = name, fn, dir
         self.fired = False
 

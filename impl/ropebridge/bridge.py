@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         x = self.hook("hook_in")(call.hidden_states, shared=True)
         q, k, v = self._project(x)
         q, k = self._normalise(q, k)
-        q, k = self._rotate(q, k, self.tables(call.position_embeddings, x, self._position_ids(call)))
+        q, k = self._rotate(q, k, self.tables(call.position_embeddings, x, partial(self._position_ids, call)))
         keys, values = self._remember(k, v, call.cache)
         z, pattern = self._attend(q, keys, values, self._visibility(call, keys.shape[2]), call.wants_pattern)
         return self._output(z), pattern
@@ -234,10 +235,9 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
 
     def _moved_results(self, z: Tensor) -> Tensor:
         """How far the hooks moved the sum of results: exactly 0 where they only looked (LOOK-1)."""
-        work = torch.promote_types(z.dtype, torch.float32)
         results = along(z, self.W_O)
-        made = results.sum(2, dtype=work)
-        return self.hook("hook_result")(results).sum(2, dtype=work) - made
+        moved: Tensor = self.hook("hook_result")(results, shared=True).to(torch.promote_types(z.dtype, torch.float32)) - results
+        return moved.sum(2)
 
     # ---- what the call brings ----
 
@@ -284,9 +284,11 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         return {"seen_before": int(cache.get_seq_length(layer)), "first_key": int(first_key)}
 
     def _position_ids(self, call: Call) -> Tensor:
+        """The positions of this call: as given, or going on where the cache ends, whatever the mask says."""
         if call.position_ids is not None:
             return call.position_ids
-        return positions(call.seen_before, call.hidden_states.shape[1], call.hidden_states.device)
+        seen_before = 0 if call.cache is None else int(call.cache.get_seq_length(getattr(self.original_component, "layer_idx", 0)))
+        return positions(seen_before, call.hidden_states.shape[1], call.hidden_states.device)
 
     def _visibility(self, call: Call, key: int) -> Visibility:
         """What each query may see: the mask that was handed down, or causality and window (MASK-1 to MASK-4)."""

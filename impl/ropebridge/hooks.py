@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, cast
 
@@ -70,15 +71,11 @@ class HookPoint(nn.Module):
         Raises:
             ContractError: fn is not callable, or dir is neither.
         """
-        if not callable(fn):
-            raise ContractError(f"hook {self.name!r} was given {type(fn).__name__} {fn!r}; clause FIRE-4 requires a function fn(tensor, hook)")
+        refuse_uncallable(self.name, fn)
         if dir not in ("fwd", "bwd"):
             raise ContractError(f"hook {self.name!r} was given dir={dir!r}; it must be 'fwd' or 'bwd'")
         hooks = self._fwd if dir == "fwd" else self._bwd
-
-        def call(tensor: Tensor) -> Any:
-            return fn(tensor, hook=self)
-
+        call = partial(fn, hook=self)  # not a closure: a deep copy of the model then calls its own hook points
         hooks.insert(0 if prepend else len(hooks), call)
         return HookHandle(hooks, call)
 
@@ -137,7 +134,7 @@ class HookPoint(nn.Module):
         hooks = tuple(self._bwd)
 
         def show(gradient: Tensor) -> Tensor:
-            for fn in hooks:
+            for fn in (fn for fn in hooks if fn in self._bwd):  # those removed since the forward pass are gone
                 gradient = self._accept(fn(gradient), gradient, "a gradient")
             return gradient
 
@@ -162,6 +159,12 @@ class ScorePoint(HookPoint):
                 f"hook {self.spec.name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite numbers, or -inf to forbid a key"
             )
         return shown
+
+
+def refuse_uncallable(name: str, fn: object) -> None:
+    """Refuse a hook that cannot be called, where it is given and not where it would fire (FIRE-4)."""
+    if not callable(fn):
+        raise ContractError(f"hook {name!r} was given {type(fn).__name__} {fn!r}; clause FIRE-4 requires a function fn(tensor, hook)")
 
 
 def finite_or_forbidden(scores: Tensor) -> bool:

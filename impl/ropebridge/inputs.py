@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,16 +25,24 @@ def random_inputs(
     left_padding: int,
 ) -> dict[str, Any]:
     """See `PositionEmbeddingsAttentionBridge.get_random_inputs`."""
-    like = next(bridge.submodule("q").parameters())
+    like = floating_parameter(bridge)
     device, dtype = torch.device(device or like.device), dtype or like.dtype
     draw = generator_for(seed, generator)
     shape = (batch, pos, bridge.variant.d_model)
     hidden_states = torch.randn(shape, generator=draw, device=draw.device if draw else device, dtype=torch.float32).to(device, dtype)
     padded = paddings(batch, left_padding, device)
-    tables = bridge.make_tables(hidden_states, position_ids(pos, padded)) if bridge.variant.rotary else None
+    ids = position_ids(pos, padded) if left_padding else position_ids(pos, padded)[:1]
+    tables = bridge.make_tables(hidden_states, ids) if bridge.variant.rotary else None
     explicit = bridge.requires_attention_mask or left_padding
     mask = additive_mask(pos, bridge.variant.window, padded, dtype) if explicit else None
     return {"hidden_states": hidden_states, "position_embeddings": tables, "attention_mask": mask}
+
+
+def floating_parameter(bridge: PositionEmbeddingsAttentionBridge) -> Tensor:
+    """A parameter whose device and dtype are the module's own; a quantised module may hold none, then torch's default."""
+    assert bridge.original_component is not None
+    parameters = chain(bridge.submodule("q").parameters(), bridge.original_component.parameters())
+    return next((parameter for parameter in parameters if parameter.is_floating_point()), torch.empty(0))
 
 
 def generator_for(seed: int | None, generator: torch.Generator | None) -> torch.Generator | None:
@@ -49,9 +58,8 @@ def paddings(batch: int, left_padding: int, device: torch.device) -> Tensor:
 
 
 def position_ids(pos: int, padded: Tensor) -> Tensor:
-    """(batch or 1, pos): positions count from the first real token; padding has position 0."""
-    counted = (torch.arange(pos, device=padded.device)[None] - padded[:, None]).clamp(min=0)
-    return counted if bool(padded.any()) else counted[:1]
+    """(batch, pos): positions count from the first real token; padding has position 0."""
+    return (torch.arange(pos, device=padded.device)[None] - padded[:, None]).clamp(min=0)
 
 
 def additive_mask(pos: int, window: int | None, padded: Tensor, dtype: torch.dtype) -> Tensor:

@@ -38,7 +38,8 @@ def fused(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, variant: Variant) -
     def block(rows: slice) -> Tensor:
         keys = seen.keys_of(rows)
         mask = seen.block(rows, keys)
-        mask = mask.to(torch.promote_types(q.dtype, mask.dtype)) if mask is not None and mask.dtype != torch.bool else mask
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(torch.promote_types(q.dtype, torch.float32))  # the kernel takes no other
         return sdpa(q[:, :, rows], k[:, :, keys], v[:, :, keys], variant, mask=mask)
 
     return by_rows(block, q.shape[2])

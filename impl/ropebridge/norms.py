@@ -21,4 +21,4 @@ def by_formula(x: Tensor, weight: Tensor, norm: Norm) -> Tensor:
     wide = wide - wide.mean(-1, keepdim=True) if norm.kind == "layer" else wide
     unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)
     unit = unit.to(x.dtype) if norm.rounds_before_weight else unit
-    return (unit * (weight if norm.weight == "scale" else 1.0 + weight)).to(x.dtype)
+    return (unit * (weight if norm.weight == "scale" else 1.0 + weight.to(wide.dtype))).to(x.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,8 +62,11 @@ class PositionEmbeddingHooksMixin:
         named = getattr(module, "layer_type", None)
         return str(named if named is not None else module.config.layer_types[module.layer_idx])
 
-    def tables(self, given: Any, hidden_states: Tensor, position_ids: Tensor) -> Tables | None:
-        """The tables of this call through their hooks; None in a layer that does not rotate (POS-1, CFG-3)."""
+    def tables(self, given: Any, hidden_states: Tensor, position_ids: Callable[[], Tensor]) -> Tables | None:
+        """The tables of this call through their hooks; None in a layer that does not rotate (POS-1, CFG-3).
+
+        `position_ids` is asked only where tables must be made.
+        """
         if self.variant.rotary is None:
             return None
         if given is None:
@@ -71,7 +75,7 @@ class PositionEmbeddingHooksMixin:
                     f"{self.name!r} was given no position_embeddings, and its layer rotates; clause CFG-3 requires (cos, sin)\n"
                     f"  pass position_embeddings=rotary_emb(hidden_states, position_ids), or build the bridge with requires_position_embeddings=False"
                 )
-            given = self.make_tables(hidden_states, position_ids)
+            given = self.make_tables(hidden_states, position_ids())
         cos, sin = (self._batched(table, hidden_states) for table in given)
         return self.hook("hook_cos")(cos, shared=True), self.hook("hook_sin")(sin, shared=True)
 

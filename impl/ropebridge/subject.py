@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
-from ropebridge_spec import HookFunction, OptIn
+from ropebridge_spec import FAMILIES, Family, HookFunction, OptIn, Variant
 from torch import Tensor, nn
 
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
@@ -15,9 +16,11 @@ from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 class BridgedLayer:
     """One attention module with a bridge around it."""
 
-    def __init__(self, module: nn.Module, rotary: nn.Module, opted_in: Sequence[OptIn]) -> None:
-        options = {f"use_{choice}": True for choice in opted_in}
-        self.bridge = PositionEmbeddingsAttentionBridge("blocks.0.attn", getattr(module, "config", None), **options)
+    def __init__(
+        self, module: nn.Module, rotary: nn.Module, opted_in: Sequence[OptIn], families: Mapping[str, Family | Variant]
+    ) -> None:
+        options: dict[str, Any] = {f"use_{choice}": True for choice in opted_in}
+        self.bridge = PositionEmbeddingsAttentionBridge("blocks.0.attn", getattr(module, "config", None), families=families, **options)
         self.bridge.set_original_component(module)
         self.bridge.set_rotary_emb(rotary)
         self.get_random_inputs = self.bridge.get_random_inputs
@@ -30,12 +33,18 @@ class BridgedLayer:
             return self.bridge(**inputs)  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True)
 class Factory:
-    """The production bridge as a subject."""
+    """The production bridge as a subject; `families` is what `describe` knows."""
 
-    name = "bridge"
-    unsupported: Mapping[str, str] = {}
+    name: str = "bridge"
+    families: Mapping[str, Family | Variant] = field(default_factory=lambda: FAMILIES)
+
+    @property
+    def unsupported(self) -> Mapping[str, str]:
+        """The bridge has everything, in every family it serves."""
+        return {}
 
     def layer(self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()) -> BridgedLayer:
         """A bridge around an attention module."""
-        return BridgedLayer(module, rotary, opted_in)
+        return BridgedLayer(module, rotary, opted_in, self.families)

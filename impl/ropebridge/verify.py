@@ -7,6 +7,7 @@ Face's norms and softmax round to float32 whatever they are given, so the two ar
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +56,9 @@ def verify_layer(bridge: PositionEmbeddingsAttentionBridge) -> None:
 
 
 def float64_twin(bridge: PositionEmbeddingsAttentionBridge) -> tuple[PositionEmbeddingsAttentionBridge, nn.Module]:
-    """A bridge over a float64 copy of the module, which runs eager and in eval mode; the original is not touched."""
+    """A bridge over a float64 copy of the module, which runs eager, in eval mode and without anyone's hooks; the original is not touched."""
     assert bridge.original_component is not None
-    module: Any = copy.deepcopy(bridge.original_component).double().eval()
+    module: Any = copy_without_hooks(bridge.original_component).double().eval()
     if hasattr(module, "config"):
         module.config._attn_implementation = "eager"
     twin = type(bridge)(bridge.name, None, bridge.submodules, families=bridge.families)
@@ -65,6 +66,12 @@ def float64_twin(bridge: PositionEmbeddingsAttentionBridge) -> tuple[PositionEmb
     if bridge.rotary_emb is not None:
         twin.set_rotary_emb(bridge.rotary_emb)
     return twin, module
+
+
+def copy_without_hooks(module: nn.Module) -> nn.Module:
+    """A deep copy in which no torch hook fires: what users hooked is not to see the inputs of a proof."""
+    tables = (table for part in module.modules() for table in (part._forward_hooks, part._forward_pre_hooks))
+    return copy.deepcopy(module, {id(table): OrderedDict() for table in tables})
 
 
 def record(twin: PositionEmbeddingsAttentionBridge, inputs: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
@@ -86,8 +93,18 @@ def float32_bounds(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tens
     below = (scores.amax(-1, keepdim=True) - scores).nan_to_num(nan=0.0, posinf=0.0)
     pattern_bound = bounds.softmax(pattern, below, keys=POS + 1, dtype=dtype) + pattern * (2 * delta).expm1()
     z_bound = bounds.fused(kept["hook_z"].transpose(1, 2), kernels.mix(pattern, v), delta, keys=POS + 1, dtype=dtype)
-    out_bound = torch.einsum("bhpn,hnm->bpm", z_bound, twin.W_O.abs())
+    out_bound = z_bound.transpose(1, 2).flatten(-2) @ linear_map(twin.submodule("o"), like=kept["hook_z"].flatten(-2)).abs()
     return pattern_bound, out_bound + bounds.UNIT[dtype] * kept["hook_out"].abs()
+
+
+def linear_map(projection: nn.Module, *, like: Tensor) -> Tensor:
+    """(in, out): what a projection multiplies by; read off its answers where something is wrapped around it (LoRA, quantisation)."""
+    if type(projection) is nn.Linear:
+        return projection.weight.T
+    width = like.shape[-1]
+    answers: Tensor = projection(torch.eye(width, dtype=like.dtype, device=like.device))
+    bias: Tensor = projection(torch.zeros(1, width, dtype=like.dtype, device=like.device))
+    return answers - bias
 
 
 def refuse_mismatch(bridge: PositionEmbeddingsAttentionBridge, what: str, difference: Tensor, bound: Tensor) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from einops import repeat
 from jaxtyping import Float
-from ropebridge_spec import OptIn, Variant, ungrouped
 from torch import Tensor
 
 from ropebridge_reference.masks import Bias, bias_of_mask, causal_bias, padding_bias
@@ -20,6 +19,7 @@ from ropebridge_reference.rotary import rotate, turns
 from ropebridge_reference.scores import scores
 from ropebridge_reference.split import split_inputs
 from ropebridge_reference.weights import Weights
+from ropebridge_spec import ContractError, OptIn, Variant
 
 At = Callable[[str, Tensor], Tensor]
 """`at(name, value)` records the value of a hook point and gives back what the layer is to go on with."""
@@ -33,9 +33,7 @@ class Past:
     value: Float[Tensor, "batch past kv_head d_head_v"]
 
 
-def recall(
-    past: Float[Tensor, "batch past kv_head d"], new: Float[Tensor, "batch pos kv_head d"]
-) -> Float[Tensor, "batch key kv_head d"]:
+def recall(past: Float[Tensor, "batch past kv_head d"], new: Float[Tensor, "batch pos kv_head d"]) -> Float[Tensor, "batch key kv_head d"]:
     """CACHE-1: along the key axis, what was there before comes first."""
     return torch.cat([past, new], dim=1)
 
@@ -80,8 +78,7 @@ def untouched(name: str, value: Tensor) -> Tensor:
 
 def attention(
     x: Float[Tensor, "batch pos d_model"],
-    cos: Float[Tensor, "table_batch pos rotary_dim"] | None,
-    sin: Float[Tensor, "table_batch pos rotary_dim"] | None,
+    tables: tuple[Float[Tensor, "table_batch pos rotary_dim"], Float[Tensor, "table_batch pos rotary_dim"]] | None,
     bias: Bias,
     weights: Weights,
     variant: Variant,
@@ -91,23 +88,41 @@ def attention(
     at: At = untouched,
     stages: Stages = STAGES,
 ) -> Output:
-    """One attention layer.
+    """One attention layer, in any floating dtype; in float64 it is the oracle.
 
     Args:
-        x: hidden states, in any floating dtype; float64 makes this the oracle.
-        cos, sin: rotary tables in the layout `variant.rotary.table`; None where the layer does not rotate.
+        x: hidden states.
+        tables: rotary cos and sin, lying as `variant.rotary.table` says; None where the layer does not rotate.
         bias: 0 or a number where a query may see a key, -inf where not (`causal_bias`, `padding_bias`, `bias_of_mask`).
         weights: the layer's learned tensors, in x's dtype.
-        variant: what the layer computes.
-        past: rotated keys and values of earlier positions; they come before this call's own along the key axis.
-        opted_in: hook points to make that are made only on request.
+        past: rotated keys and values of earlier positions.
+        opted_in: the hook points that are made on request only.
         at: sees every hook point, in order.
-        stages: the stage functions.
     """
-    grouped, variant = variant, ungrouped(variant, opted_in)
-    if variant != grouped:
-        weights = with_a_key_for_every_head(weights, grouped)
+    weights, variant = a_key_for_every_head(weights, variant) if "attn_in" in opted_in else (weights, variant)
 
+    q, k, v = rotated_heads(x, tables, weights, variant, opted_in, at, stages)
+    past = Past(k, v) if past is None else Past(stages.recall(past.key, k), stages.recall(past.value, v))
+
+    s = at("hook_attn_scores", stages.scores(q, past.key, bias, variant))
+    p = at("hook_pattern", stages.pattern(s, weights.sinks))
+    z = at("hook_z", stages.mix(p, past.value))
+
+    if "attn_result" in opted_in:
+        return Output(at("hook_out", stages.sum_of_results(at("hook_result", stages.result(z, weights.W_O)), weights.b_O)), p, past)
+    return Output(at("hook_out", stages.output(z, weights.W_O, weights.b_O)), p, past)
+
+
+def rotated_heads(
+    x: Tensor,
+    tables: tuple[Tensor, Tensor] | None,
+    weights: Weights,
+    variant: Variant,
+    opted_in: Collection[OptIn],
+    at: At,
+    stages: Stages,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value heads of this call's positions, query and key normed and rotated."""
     x = at("hook_in", x)
     x_q, x_k, x_v = stages.split_inputs(x, variant, opted_in, at)
 
@@ -120,34 +135,40 @@ def attention(
         k = at("hook_k_normed", stages.normalise(k, weights.k_norm, variant.norm)).view_as(k)
 
     if variant.rotary is not None:
-        cos, sin = at("hook_cos", cos), at("hook_sin", sin)
-        turn = stages.turns(cos, sin, variant.rotary)
+        cos, sin = given(tables)
+        turn = stages.turns(at("hook_cos", cos), at("hook_sin", sin), variant.rotary)
         q, k = stages.rotate(q, turn, variant.rotary), stages.rotate(k, turn, variant.rotary)
 
-    q, k = at("hook_rot_q", q), at("hook_rot_k", k)
-    if past is not None:
-        k, v = stages.recall(past.key, k), stages.recall(past.value, v)
-
-    s = at("hook_attn_scores", stages.scores(q, k, bias, variant))
-    p = at("hook_pattern", stages.pattern(s, weights.sinks))
-    z = at("hook_z", stages.mix(p, v))
-
-    if "attn_result" in opted_in:
-        r = at("hook_result", stages.result(z, weights.W_O))
-        out = at("hook_out", stages.sum_of_results(r, weights.b_O))
-    else:
-        out = at("hook_out", stages.output(z, weights.W_O, weights.b_O))
-    return Output(out, p, Past(k, v))
+    return at("hook_rot_q", q), at("hook_rot_k", k), v
 
 
-def with_a_key_for_every_head(weights: Weights, variant: Variant) -> Weights:
-    """Clause SPLIT-3: the weights of a kv head, once for each query head that shares it."""
+def given(tables: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """The tables, which a layer that rotates cannot do without."""
+    if tables is None:
+        raise ContractError("a layer that rotates was given no tables; clause CFG-3 requires (cos, sin)")
+    return tables
 
-    def spread(w: Tensor | None) -> Tensor | None:
-        return None if w is None else repeat(w, "kv_head ... -> (kv_head group) ...", group=variant.group)
 
-    spread_out = {name: spread(getattr(weights, name)) for name in ("W_K", "W_V", "b_K", "b_V")}
-    return replace(weights, **spread_out, k_norm=key_norm_for_every_head(weights.k_norm, variant))
+def a_key_for_every_head(weights: Weights, variant: Variant) -> tuple[Weights, Variant]:
+    """Clause SPLIT-3: the weights of a kv head, once for each query head that shares it; kv_head is then head."""
+
+    def spread(w: Tensor) -> Tensor:
+        return repeat(w, "kv_head ... -> (kv_head group) ...", group=variant.group)
+
+    spread_out = Weights(
+        W_Q=weights.W_Q,
+        W_K=spread(weights.W_K),
+        W_V=spread(weights.W_V),
+        W_O=weights.W_O,
+        b_Q=weights.b_Q,
+        b_K=None if weights.b_K is None else spread(weights.b_K),
+        b_V=None if weights.b_V is None else spread(weights.b_V),
+        b_O=weights.b_O,
+        q_norm=weights.q_norm,
+        k_norm=key_norm_for_every_head(weights.k_norm, variant),
+        sinks=weights.sinks,
+    )
+    return spread_out, replace(variant, kv_heads=variant.heads)
 
 
 def key_norm_for_every_head(weight: Tensor | None, variant: Variant) -> Tensor | None:

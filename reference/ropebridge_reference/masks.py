@@ -11,9 +11,7 @@ from torch import Tensor
 Bias = Float[Tensor, "#batch #head query key"]
 
 
-def causal_bias(
-    query: Int[Tensor, " query"], key: Int[Tensor, " key"], window: int | None
-) -> Float[Tensor, "1 1 query key"]:
+def causal_bias(query: Int[Tensor, " query"], key: Int[Tensor, " key"], window: int | None) -> Float[Tensor, "1 1 query key"]:
     """MASK-2: position i sees positions i - window + 1 to i; without a window, all up to i."""
     distance = query[:, None] - key[None, :]
     visible = (distance >= 0) & (distance < (math.inf if window is None else window))

@@ -32,9 +32,7 @@ def output(z: Z, W: W_O, b: Float[Tensor, " d_model"] | None) -> Float[Tensor, "
     return (y if b is None else y + b).to(z.dtype)
 
 
-def sum_of_results(
-    r: Float[Tensor, "batch query head d_model"], b: Float[Tensor, " d_model"] | None
-) -> Float[Tensor, "batch query d_model"]:
+def sum_of_results(r: Float[Tensor, "batch query head d_model"], b: Float[Tensor, " d_model"] | None) -> Float[Tensor, "batch query d_model"]:
     """The output where each head's result was made: their sum, and the bias."""
     y = einsum(r.to(torch.promote_types(r.dtype, torch.float32)), "batch query head d_model -> batch query d_model")
     return (y if b is None else y + b).to(r.dtype)

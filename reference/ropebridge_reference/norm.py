@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from ropebridge_spec import Norm
 from torch import Tensor
+
+from ropebridge_spec import Norm
 
 Heads = Float[Tensor, "batch pos head d_head"]
 Normed = Float[Tensor, "batch pos *axes"]

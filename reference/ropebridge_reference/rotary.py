@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 from einops import einsum, rearrange, repeat
 from jaxtyping import Float
-from ropebridge_spec import Rotary
 from torch import Tensor
+
+from ropebridge_spec import Rotary
 
 PAIRING = {"half": "(two pair)", "interleaved": "(pair two)"}
 TABLE = {"full": "(two pair)", "repeated": "(pair two)", "half": "pair"}
@@ -44,9 +45,7 @@ def rotate(x: Heads, turn: Turns, rotary: Rotary) -> Heads:
     return torch.cat([turned, passing], dim=-1)
 
 
-def turn_planes(
-    turn: Turns, plane: Float[Tensor, "batch pos head pair 2"]
-) -> Float[Tensor, "batch pos head pair 2"]:
+def turn_planes(turn: Turns, plane: Float[Tensor, "batch pos head pair 2"]) -> Float[Tensor, "batch pos head pair 2"]:
     """One matrix a pair, shared by all heads; a table of batch 1 serves the whole batch."""
     turn = turn.expand(plane.shape[0], *turn.shape[1:])
     return einsum(turn, plane, "batch pos pair out two, batch pos head pair two -> batch pos head pair out")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float
-from ropebridge_spec import Variant
 from torch import Tensor
 
 from ropebridge_reference.masks import Bias
+from ropebridge_spec import Variant
 
 Query = Float[Tensor, "batch query head d_head"]
 Key = Float[Tensor, "batch key kv_head d_head"]

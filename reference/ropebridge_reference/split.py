@@ -6,16 +6,15 @@ from collections.abc import Callable, Collection
 
 from einops import repeat
 from jaxtyping import Float
-from ropebridge_spec import OptIn, Variant
 from torch import Tensor
+
+from ropebridge_spec import OptIn, Variant
 
 Residual = Float[Tensor, "batch pos d_model"]
 PerHead = Float[Tensor, "batch pos _ d_model"]
 
 
-def split_inputs(
-    x: Residual, variant: Variant, opted_in: Collection[OptIn], at: Callable[[str, Tensor], Tensor]
-) -> tuple[PerHead, PerHead, PerHead]:
+def split_inputs(x: Residual, variant: Variant, opted_in: Collection[OptIn], at: Callable[[str, Tensor], Tensor]) -> tuple[PerHead, PerHead, PerHead]:
     """What the query, key and value heads read: hook_in, copied for each head.
 
     Under `attn_in` (clause SPLIT-3) one copy a query head serves query, key and value; `variant` is then ungrouped.

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from ropebridge_spec import HOOK, HookSpec, axis_names
-from ropebridge_spec.hooks import resolve
 from torch import Tensor
 
-from ropebridge_conformance.bench import Bench, Watch, hooks_of, watched
+from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.compare import compare
 from ropebridge_conformance.oracle import context_of, expect
 from ropebridge_conformance.questions import Check, Finding, Question, any_hook, clause, failed, passed, vacuous
 from ropebridge_conformance.scenarios import OPTED, calls
 from ropebridge_conformance.traces import Trace, record
+from ropebridge_spec import HOOK, HookSpec, axis_names
+from ropebridge_spec.hooks import resolve
 
 SCENARIOS = ("prefill", "decode", *OPTED)
 
@@ -90,11 +90,7 @@ def judge_edit(bench: Bench, q: Question, edit: Callable[[Tensor], Tensor | None
 
     edited = record(layer, calls(scenario, specimen, layer), watched(specimen, scenario, watch), {q.hook: edit_and_keep})
     return (
-        first_moved(q, clean, edited)
-        or lost(q, edited, shown)
-        or first_divergent(q, clean, edited)
-        or without_effect(q, clean, edited)
-        or passed()
+        first_moved(q, clean, edited) or lost(q, edited, shown) or first_divergent(q, clean, edited) or without_effect(q, clean, edited) or passed()
     )
 
 
@@ -156,8 +152,16 @@ def unfused(hook: HookSpec) -> bool:
 
 
 CHECKS = (
-    Check("a_replacement_is_what_the_rest_of_the_layer_sees", clause("EDIT-1"), a_replacement_is_what_the_rest_of_the_layer_sees, SCENARIOS, any_hook),
-    Check("an_edit_in_place_is_what_the_rest_of_the_layer_sees", clause("EDIT-2"), an_edit_in_place_is_what_the_rest_of_the_layer_sees, SCENARIOS, any_hook),
+    Check(
+        "a_replacement_is_what_the_rest_of_the_layer_sees", clause("EDIT-1"), a_replacement_is_what_the_rest_of_the_layer_sees, SCENARIOS, any_hook
+    ),
+    Check(
+        "an_edit_in_place_is_what_the_rest_of_the_layer_sees",
+        clause("EDIT-2"),
+        an_edit_in_place_is_what_the_rest_of_the_layer_sees,
+        SCENARIOS,
+        any_hook,
+    ),
     Check(
         "a_zeroed_head_is_zero_for_the_rest_of_the_layer",
         clause("EDIT-2"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from ropebridge_spec import HOOK, axis_sizes, shape_of, ungrouped
-from ropebridge_spec.hooks import resolve
-
 from ropebridge_conformance.bench import Bench, hooks_of
 from ropebridge_conformance.questions import Check, Finding, Question, any_hook, axes_clause, clause, failed, passed
 from ropebridge_conformance.scenarios import CORE, OPTED, calls
 from ropebridge_conformance.traces import Trace, record
+from ropebridge_spec import HOOK, axis_sizes, shape_of, ungrouped
+from ropebridge_spec.hooks import resolve
 
 
 def hooks_fire_once_in_contract_order(bench: Bench, q: Question) -> Finding:
@@ -71,6 +70,10 @@ def complaint_about(trace: Trace, q: Question) -> str:
 
 CHECKS = (
     Check("hooks_fire_once_in_contract_order", clause("FIRE-1"), hooks_fire_once_in_contract_order, (*CORE, *OPTED)),
-    Check("a_hook_watched_alone_fires_once", clause("FIRE-2"), a_hook_watched_alone_fires_once, ("prefill", "split", "attn_in"), any_hook, ("float32",)),
-    Check("a_hook_has_the_axes_of_the_contract", axes_clause, a_hook_has_the_axes_of_the_contract, ("prefill", "decode", "split", "attn_in"), any_hook),
+    Check(
+        "a_hook_watched_alone_fires_once", clause("FIRE-2"), a_hook_watched_alone_fires_once, ("prefill", "split", "attn_in"), any_hook, ("float32",)
+    ),
+    Check(
+        "a_hook_has_the_axes_of_the_contract", axes_clause, a_hook_has_the_axes_of_the_contract, ("prefill", "decode", "split", "attn_in"), any_hook
+    ),
 )

@@ -21,7 +21,7 @@ POISON = 16.0
 def a_row_that_sees_no_key_is_zero(bench: Bench, q: Question) -> Finding:
     """MASK-6: pattern and z are exactly 0 there, whether or not anybody watches the pattern."""
     for watch in ("all", "fused"):
-        trace = bench.traces(q.specimen, q.situation, watch)[0]  # type: ignore[arg-type]
+        trace = bench.traces(q.specimen, q.situation, watch)[0]
         dead = ~live_rows(q.specimen, trace.call)
         if not dead.any():
             return vacuous("every row sees a key")
@@ -38,7 +38,7 @@ def gradients_are_finite_where_a_row_sees_no_key(bench: Bench, q: Question) -> F
     for watch in ("all", "none"):
         call = calls(q.situation, q.specimen, layer)[0]
         x: Tensor = call.given["hidden_states"].requires_grad_(True)
-        trace = record(layer, [call], watched(q.specimen, q.situation, watch))[0]  # type: ignore[arg-type]
+        trace = record(layer, [call], watched(q.specimen, q.situation, watch))[0]
         assert trace.out is not None
         (gradient,) = torch.autograd.grad(trace.out.float().square().sum(), x)
         if not gradient.isfinite().all():
@@ -51,7 +51,7 @@ def gradients_are_finite_where_a_row_sees_no_key(bench: Bench, q: Question) -> F
 def a_forbidden_key_changes_nothing(bench: Bench, q: Question) -> Finding:
     """MASK-7: an input sixteen times as large, at positions that a row may not see, changes no bit of that row."""
     for watch in ("none", "all"):
-        finding = poisoned_run(bench, q, watch)  # type: ignore[arg-type]
+        finding = poisoned_run(bench, q, watch)
         if finding is not None:
             return finding
     return passed()

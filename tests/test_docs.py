@@ -1,0 +1,54 @@
+"""Documents that are generated are fresh, and code that is shown runs."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+from ropebridge_spec import SPEC_VERSION, spec_hash
+from ropebridge_spec.document import spec_document, with_hook_table
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_spec_md_is_what_the_contract_says():
+    assert (ROOT / "SPEC.md").read_text(encoding="utf-8") == spec_document(), "stale: run make spec"
+
+
+def test_the_readme_has_the_contracts_hook_table():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "hook_attn_scores" in text
+    assert with_hook_table(text) == text, "stale: run make spec"
+
+
+def test_the_readme_does_what_it_shows():
+    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert result.attempted > 10
+    assert result.failed == 0
+
+
+def test_the_readme_shows_the_error_that_is_raised():
+    """Its ContractError is the one a wrong replacement gets, to the letter."""
+    import torch
+
+    from ropebridge import ContractError, HookPoint
+    from ropebridge_spec import HOOK
+
+    point = HookPoint(HOOK["hook_rot_q"], "blocks.0.attn.hook_rot_q")
+    point.add_hook(lambda tensor, hook: tensor.transpose(1, 2))
+    with pytest.raises(ContractError) as raised:
+        point(torch.zeros(2, 5, 8, 64))
+    assert f"ContractError: {raised.value}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("document", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_links_to_files_lead_somewhere(document):
+    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", document.read_text(encoding="utf-8"))
+    assert not [link for link in links if not (document.parent / link).exists()]
+
+
+def test_the_changelog_speaks_of_this_version_of_the_contract():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"spec {SPEC_VERSION}" in text
+    assert spec_hash() in text

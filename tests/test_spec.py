@@ -1,0 +1,169 @@
+"""The contract as data: its tables agree with each other, and `describe` reads live modules."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from ropebridge_conformance.checks import CHECKS
+from ropebridge_conformance.judge import plan
+from ropebridge_conformance.zoo import CASE, CASES, specimen, tiny_model
+from ropebridge_spec import (
+    CLAUSE,
+    CLAUSES,
+    FAMILIES,
+    HOOK,
+    HOOKS,
+    OPT_INS,
+    RESERVED,
+    Norm,
+    Rotary,
+    UnsupportedAttention,
+    Variant,
+    axis_names,
+    axis_sizes,
+    bounds,
+    describe,
+    hook_order,
+    shape_of,
+    ungrouped,
+)
+
+PLAIN = Variant(d_model=60, heads=6, kv_heads=2, d_head=20, d_head_v=20, scale=0.25, rotary=Rotary("half", 20))
+
+
+def names(variant, *opted_in):
+    return [hook.name for hook in hook_order(variant, opted_in)]
+
+
+def test_clause_ids_are_distinct():
+    assert len(CLAUSE) == len(CLAUSES)
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
+def test_a_hook_point_cites_clauses_that_exist_and_name_its_axes(hook):
+    assert hook.value_clause in CLAUSE
+    assert hook.value_clause.split("-")[0] == hook.axes_clause.split("-")[0]
+    sizes = axis_sizes(PLAIN, batch=2, pos=5, key=7)
+    assert all(part in sizes for part in re.findall(r"\w+", hook.axes))
+
+
+def test_reserved_names_are_no_hook_points():
+    assert not set(RESERVED) & set(HOOK)
+
+
+@pytest.mark.parametrize("clause", CLAUSES, ids=lambda clause: clause.id)
+def test_every_clause_is_checked_by_the_judge_or_named_by_a_test(clause):
+    """A clause that nobody would notice being broken is not one."""
+    asked = {question.clause for question in plan(cases=["gemma3_local", "llama"], dtypes=["float32", "bfloat16"])}
+    named = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    judged = "".join(check.ask.__doc__ or "" for check in CHECKS)
+    assert clause.id in asked or clause.id in named or clause.id in judged
+
+
+def test_a_plain_layer_has_the_hooks_of_the_contract_in_order():
+    assert names(PLAIN) == [
+        *("hook_in", "hook_q", "hook_k", "hook_v", "hook_cos", "hook_sin", "hook_rot_q", "hook_rot_k"),
+        *("hook_attn_scores", "hook_pattern", "hook_z", "hook_out"),
+    ]
+
+
+def test_a_layer_that_norms_has_the_hooks_of_the_norm_between_projection_and_tables():
+    normed = names(Variant(60, 6, 2, 20, 20, 0.25, norm=Norm("rms", "head", 1e-6), rotary=Rotary("half", 20)))
+    assert normed[3:7] == ["hook_v", "hook_q_normed", "hook_k_normed", "hook_cos"]
+
+
+def test_a_layer_that_does_not_rotate_has_no_tables_and_still_rot_q():
+    still = names(Variant(60, 6, 2, 20, 20, 0.25))
+    assert "hook_cos" not in still
+    assert "hook_rot_q" in still
+
+
+@pytest.mark.parametrize("opt_in", OPT_INS)
+def test_opted_in_hooks_exist_only_on_request(opt_in):
+    assert set(names(PLAIN, opt_in)) - set(names(PLAIN)) == {hook.name for hook in HOOKS if hook.exists == opt_in}
+
+
+def test_a_flat_norm_shows_heads_and_widths_as_one_axis():
+    flat = Variant(60, 6, 2, 20, 20, 0.25, norm=Norm("rms", "flat", 1e-6))
+    hook = next(hook for hook in hook_order(flat) if hook.name == "hook_k_normed")
+    assert axis_names(hook.axes) == ("batch", "pos", "(kv_head d_head)")
+    assert shape_of(hook, axis_sizes(flat, batch=2, pos=5, key=5)) == (2, 5, 40)
+
+
+def test_one_input_a_head_gives_every_head_a_key_of_its_own():
+    """SPLIT-3."""
+    assert ungrouped(PLAIN, ("attn_in",)).kv_heads == 6
+    assert ungrouped(PLAIN, ("attn_result",)) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": 5}, "Variant.heads is 5; it must be a multiple of kv_heads, which is 2"),
+        ({"d_model": 0}, "Variant.d_model is 0; it must be at least 1"),
+        ({"window": 0}, "Variant.window is 0; it must be at least 1, or None for no window"),
+        ({"rotary": Rotary("half", 22)}, "Rotary.width is 22; it must be even and at most d_head, which is 20"),
+        ({"rotary": Rotary("half", 7)}, "Rotary.width is 7; it must be even and at most d_head, which is 20"),
+    ],
+    ids=["heads", "d_model", "window", "too_wide", "odd"],
+)
+def test_an_impossible_variant_is_refused(change, message):
+    fields = {"d_model": 60, "heads": 6, "kv_heads": 2, "d_head": 20, "d_head_v": 20, "scale": 0.25}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Variant(**{**fields, **change})
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_describe_reads_what_the_config_says(case):
+    variant = specimen(case.id, torch.float32, "cpu").variant
+    assert (variant.d_model, variant.heads, variant.kv_heads, variant.d_head, variant.d_head_v) == (60, 6, 2, 20, 20)
+    assert variant.window == (5 if case.id == "mistral" or case.id.endswith("_local") else None)
+    assert variant.softcap == (2.0 if case.model_type == "gemma2" else None)
+    assert variant.sinks == ("sinks" if case.model_type == "gpt_oss" else None)
+    assert (variant.norm is not None) == (case.id in ("gemma3_local", "gemma3_global", "qwen3", "olmo2", "cohere_normed"))
+
+
+def test_a_softcap_that_is_set_but_not_passed_on_is_not_described():
+    """Gemma 3 keeps attn_logit_softcapping and never hands it to attention."""
+    module = specimen("gemma3_global", torch.float32, "cpu").module
+    assert module.attn_logit_softcapping == 2.0
+    assert describe(module).softcap is None
+
+
+def test_a_feature_its_family_does_not_know_is_refused():
+    module = tiny_model(CASE["llama"]).layers[0].self_attn
+    module.q_norm = torch.nn.Identity()
+    with pytest.raises(UnsupportedAttention, match="LlamaAttention has 'q_norm', which its family does not have"):
+        describe(module)
+
+
+def test_bidirectional_attention_is_refused():
+    module = tiny_model(CASE["llama"]).layers[0].self_attn
+    module.is_causal = False
+    with pytest.raises(UnsupportedAttention, match="LlamaAttention is bidirectional"):
+        describe(module)
+
+
+def test_every_family_names_the_file_its_mathematics_was_read_from():
+    import transformers
+
+    root = Path(transformers.__file__).parent
+    assert all((root / family.source).exists() for family in FAMILIES.values())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("terms", [20, 256, 2048])
+def test_this_machine_sums_products_within_the_bound(dtype, terms):
+    """The bounds trust float32 accumulation; a machine that rounds partial sums would show here first."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(64, terms, generator=generator).to(getattr(torch, dtype)) for _ in range(2))
+    exact, magnitude = a.double() @ b.double().T, a.double().abs() @ b.double().abs().T
+    error = (torch.nn.functional.linear(a, b).double() - exact).abs()
+    assert (error <= bounds.linear(exact, magnitude, terms=terms, dtype=dtype)).all()
+
+
+def test_the_bounds_serve_plain_numbers_too():
+    assert bounds.linear(1.0, 1.0, terms=4, dtype="float32") > 0
+    assert bounds.fused(1.0, 1.0, 0.0, keys=4, dtype="float32") > 0
