@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from ropebridge import PositionEmbeddingsAttentionBridge
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from ropebridge import PositionEmbeddingsAttentionBridge
 
 WINDOW = 5
 SIZES = {

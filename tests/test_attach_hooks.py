@@ -221,9 +221,7 @@ def test_run_with_hooks_refuses_a_backward_hook_since_no_backward_pass_runs_in_i
 @pytest.mark.parametrize("role", ["q_proj", "k_proj", "v_proj", "o_proj"])
 @pytest.mark.parametrize("options", [{}, {"use_attn_in": True, "use_attn_result": True}, {"use_split_qkv_input": True}], ids=["plain", "attn_in", "split"])
 @pytest.mark.parametrize("watched", [False, True], ids=["unwatched", "watched"])
-def test_a_raw_module_hook_fires_exactly_once_a_forward(
-    build: Any, tokens: Tensor, family: str, role: str, options: dict[str, bool], watched: bool
-) -> None:
+def test_a_raw_module_hook_fires_exactly_once_a_forward(build: Any, tokens: Tensor, family: str, role: str, options: dict[str, bool], watched: bool) -> None:
     model = build(family)
     fired: list[str] = []
     model.model.layers[0].self_attn.get_submodule(role).register_forward_hook(lambda *_: fired.append(role))

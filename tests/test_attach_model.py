@@ -319,6 +319,6 @@ def test_gradient_checkpointing_leaves_gradients_under_an_edit_as_they_are(build
 
 
 def test_a_hook_of_a_part_that_never_runs_is_an_error(llama: Any, tokens: Tensor) -> None:
-    with attach(llama) as bridged, pytest.raises(HookNeverFired, match=r"1 of 1 requested hooks never fired: blocks\.1\.attn\.hook_z\n"):
-        with bridged.hooks([("blocks.1.attn.hook_z", look)]):
-            llama.model.layers[0](torch.zeros(1, 2, 60), position_embeddings=llama.model.rotary_emb(torch.zeros(1, 2, 60), torch.arange(2)[None]))
+    never = r"1 of 1 requested hooks never fired: blocks\.1\.attn\.hook_z\n"
+    with attach(llama) as bridged, pytest.raises(HookNeverFired, match=never), bridged.hooks([("blocks.1.attn.hook_z", look)]):
+        llama.model.layers[0](torch.zeros(1, 2, 60), position_embeddings=llama.model.rotary_emb(torch.zeros(1, 2, 60), torch.arange(2)[None]))

@@ -62,9 +62,7 @@ def test_the_window_of_these_inputs_is_felt(build: Any, tokens: Tensor, family: 
 @pytest.mark.parametrize("cache", ["dynamic", "static", "none"])
 @every_kernel
 @torch.no_grad()
-def test_generate_gives_the_tokens_of_the_model_alone(
-    build: Any, tokens: Tensor, left_padding: Tensor, family: str, attn: str, cache: str
-) -> None:
+def test_generate_gives_the_tokens_of_the_model_alone(build: Any, tokens: Tensor, left_padding: Tensor, family: str, attn: str, cache: str) -> None:
     options = {"dynamic": {}, "static": {"cache_implementation": "static"}, "none": {"use_cache": False}}[cache]
     model = build(family, attn)
     wanted = continued(model, tokens, left_padding, **options)
@@ -74,9 +72,7 @@ def test_generate_gives_the_tokens_of_the_model_alone(
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @torch.no_grad()
-def test_generate_while_all_is_watched_gives_the_tokens_of_the_model_alone(
-    build: Any, tokens: Tensor, left_padding: Tensor, family: str, cache: str
-) -> None:
+def test_generate_while_all_is_watched_gives_the_tokens_of_the_model_alone(build: Any, tokens: Tensor, left_padding: Tensor, family: str, cache: str) -> None:
     options = {"dynamic": {}, "static": {"cache_implementation": "static"}}[cache]
     model = build(family)
     wanted = continued(model, tokens, left_padding, **options)

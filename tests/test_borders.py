@@ -78,8 +78,6 @@ def test_the_command_without_its_extra_says_how_to_install_it():
 def test_functions_can_be_read_at_a_glance(path):
     """None is longer than 45 lines."""
     long = [
-        node.name
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 45
+        node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 45
     ]
     assert not long

@@ -260,7 +260,7 @@ def test_a_table_edited_in_one_layer_is_whole_in_the_next(build: Any, tokens: Te
 @pytest.mark.parametrize("path", ["fused", "explicit"])
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_a_gradient_retained_at_a_hook_is_the_derivative_by_it(bridge: Any, name: str, path: str) -> None:
-    """Against a finite difference in float64 along a random direction; NaN and None both fail."""
+    """GRAD-1. Against a finite difference in float64 along a random direction; NaN and None both fail."""
     bridge.original_component.double()
     inputs = bridge.get_random_inputs(2, 7, seed=0, dtype=torch.float64)
     held: list[Tensor] = []
@@ -288,6 +288,7 @@ def test_a_gradient_retained_at_a_hook_is_the_derivative_by_it(bridge: Any, name
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_a_backward_hook_is_shown_the_gradient_and_may_replace_it(bridge: Any, name: str) -> None:
+    """GRAD-1."""
     inputs = bridge.get_random_inputs(2, 7, seed=0)
     x = inputs["hidden_states"].requires_grad_()
     shown: list[Tensor] = []
@@ -335,9 +336,9 @@ def test_backward_hooks_see_what_earlier_ones_left(llama: Any, llama_inputs: Any
 
 
 def test_a_backward_hook_where_no_gradient_flows_is_an_error(llama: Any, llama_inputs: Any) -> None:
-    with torch.no_grad(), llama.hook_points["hook_z"].add_hook(lambda gradient, hook: None, dir="bwd"):
-        with pytest.raises(HookNeverFired, match=r"backward hook at 'blocks\.0\.attn\.hook_z' cannot fire: no gradient flows"):
-            llama(**llama_inputs)
+    llama.hook_points["hook_z"].add_hook(lambda gradient, hook: None, dir="bwd")
+    with torch.no_grad(), pytest.raises(HookNeverFired, match=r"backward hook at 'blocks\.0\.attn\.hook_z' cannot fire: no gradient flows"):
+        llama(**llama_inputs)
 
 
 # ---- coming and going ----
@@ -409,7 +410,7 @@ def test_recomputing_is_false_in_a_plain_forward_and_backward(llama: Any, llama_
 @pytest.mark.parametrize("how", ["replaced", "in_place"])
 @torch.no_grad()
 def test_an_edit_of_key_or_value_enters_the_cache_and_later_steps_see_it(bridge: Any, name: str, how: str) -> None:
-    """An edit in the prefill alone moves the decode step exactly as the same edit of those positions without a cache."""
+    """EDIT-4. An edit in the prefill alone moves the decode step exactly as the same edit of those positions without a cache."""
     inputs = bridge.get_random_inputs(2, 5, seed=0)
 
     def edit_first_four(tensor: Tensor, hook: Any) -> Tensor | None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from ropebridge import (
     AttentionBridge,
     ContractError,
@@ -17,7 +19,6 @@ from ropebridge import (
     RotaryMissing,
     SubmoduleError,
 )
-from torch import Tensor, nn
 
 
 @pytest.fixture

@@ -120,6 +120,7 @@ def test_a_two_axis_mask_of_ones_is_no_mask(bridge: Any, inputs: Any, shape: tup
 @every_layer
 @torch.no_grad()
 def test_without_a_mask_causality_and_window_hold(bridge_layer: Any, family: str, layer: int, path: str) -> None:
+    """MASK-2."""
     bridge = bridge_layer(family, layer)
     inputs = bridge.get_random_inputs(2, POS, seed=0)
     close(output(bridge, {**inputs, "attention_mask": None}, path), hugging_face(bridge, inputs))
@@ -136,7 +137,7 @@ def test_without_a_mask_causality_and_window_hold_over_several_blocks_of_rows(br
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3", "gpt_oss"])
 @torch.no_grad()
 def test_a_window_limits_how_far_back_a_query_sees(bridge: Any, inputs: Any) -> None:
-    """hook_pattern itself: a band of the window's width."""
+    """MASK-2. hook_pattern itself: a band of the window's width."""
     kept: list[Tensor] = []
     with bridge.hook_points["hook_pattern"].add_hook(lambda tensor, hook: kept.append(tensor.clone())):
         bridge(**{**inputs, "attention_mask": None})
@@ -178,9 +179,7 @@ def test_a_learned_bias_gets_its_gradient(bridge_layer: Any, family: str, path: 
         assert bias.grad is not None
         return bias.grad
 
-    torch.testing.assert_close(
-        gradient(lambda given: output(bridge, given, path)), gradient(lambda given: hugging_face(bridge, given)), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(gradient(lambda given: output(bridge, given, path)), gradient(lambda given: hugging_face(bridge, given)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("entry", "forbids"), [(LOWEST, True), (LOWEST / 2, True), (-torch.inf, True), (LOWEST / 4, False), (-1e9, False), (-20.0, False)])
@@ -263,9 +262,7 @@ CACHES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("kind", CACHES)
 @every_layer
 @torch.no_grad()
-def test_chunks_after_a_cache_and_without_a_mask_give_the_rows_of_a_prefill(
-    bridge: Any, inputs: Any, kind: str, steps: tuple[int, ...], path: str
-) -> None:
+def test_chunks_after_a_cache_and_without_a_mask_give_the_rows_of_a_prefill(bridge: Any, inputs: Any, kind: str, steps: tuple[int, ...], path: str) -> None:
     """Several queries at a time, past the window, where a sliding cache has dropped what no query sees."""
     wanted = output(bridge, {**inputs, "attention_mask": None}, path)
     cache = CACHES[kind](bridge.config)

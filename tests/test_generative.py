@@ -113,7 +113,7 @@ def scenarios():
 
 def toy(variant, dtype, bias, seed):
     torch.manual_seed(seed)
-    rotary = ToyRotary(variant.rotary) if variant.rotary else nn.Identity()
+    rotary = ToyRotary(variant.rotary or Rotary("half", 2))
     return Specimen(ToyAttention(variant, bias).to(dtype).eval().requires_grad_(False), rotary, variant, dtype, torch.device("cpu"))
 
 

@@ -247,9 +247,7 @@ def test_a_bad_known_failures_file_is_refused(known, text, words):
 
 # ---- results ----
 
-VERDICT = Verdict(
-    "s", "ROT-1", "c", "hook_rot_q", "llama", "llama-prefill", "float32", "cpu", Outcome.FAIL, float("inf"), 0.0, "hook_rot_q", 0, "<b>"
-)
+VERDICT = Verdict("s", "ROT-1", "c", "hook_rot_q", "llama", "llama-prefill", "float32", "cpu", Outcome.FAIL, float("inf"), 0.0, "hook_rot_q", 0, "<b>")
 
 
 def test_a_verdict_survives_its_json_line():

@@ -349,9 +349,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("sin_sign", "rotation by the opposite angle", "hook_rot_q", rotates, change(turns=turns_backwards), also=("hook_rot_k",)),
     Mutant("one_position_late", "tables of the position before", "hook_rot_q", rotates, change(turns=turns_one_late), also=("hook_rot_k",)),
     Mutant("sin_forgotten", "only the cos term", "hook_rot_q", rotates, change(turns=turns_without_sin), also=("hook_rot_k",)),
-    Mutant(
-        "other_pairs", "halves paired as neighbours, or the other way", "hook_rot_q", rotates, change(rotate=rotate_other_pairs), also=("hook_rot_k",)
-    ),
+    Mutant("other_pairs", "halves paired as neighbours, or the other way", "hook_rot_q", rotates, change(rotate=rotate_other_pairs), also=("hook_rot_k",)),
     Mutant(
         "frequencies_reversed",
         "the fastest frequency on the last pair",

@@ -18,7 +18,5 @@ def bias_of(mask: Tensor | None, first: int, pos: int, variant: Variant, device:
     if mask.ndim == 2 and mask.shape[1] == first + pos:
         return causal + stages.padding_bias(mask != 0)
     if mask.ndim != 4 or mask.shape[2:] != (pos, first + pos):
-        raise MaskError(
-            f"attention_mask has shape {tuple(mask.shape)}; clause MASK-4 requires None, (batch, {first + pos}) or (.., .., {pos}, {first + pos})"
-        )
+        raise MaskError(f"attention_mask has shape {tuple(mask.shape)}; clause MASK-4 requires None, (batch, {first + pos}) or (.., .., {pos}, {first + pos})")
     return stages.bias_of_mask(mask)

@@ -84,9 +84,7 @@ CLAUSES: tuple[Clause, ...] = (
         "Without a mask a query sees the keys at its own and earlier positions, within the layer's window.",
         "visible(i, j) = j <= i and (no window or j > i - window)",
     ),
-    Clause(
-        "MASK-3", "A two-axis mask (batch, key) of booleans, or of zeros and ones, says which keys are padding; causality and window hold beside it."
-    ),
+    Clause("MASK-3", "A two-axis mask (batch, key) of booleans, or of zeros and ones, says which keys are padding; causality and window hold beside it."),
     Clause("MASK-4", "A mask of any other form or shape is refused."),
     Clause(
         "MASK-5",

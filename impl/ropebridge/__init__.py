@@ -1,11 +1,18 @@
 """ropebridge: hooks on Hugging Face rotary attention that fire at the right stage, and cost nothing where nobody watches.
 
+In use:
+
     from ropebridge import attach
 
     with attach(model) as bridged:
         output, cache = bridged.run_with_cache(input_ids, names_filter="blocks.0.attn.hook_pattern")
 """
 
+from ropebridge.attach import Bridged, attach
+from ropebridge.base import AttentionBridge
+from ropebridge.bridge import PositionEmbeddingsAttentionBridge
+from ropebridge.hooks import HookHandle, HookPoint
+from ropebridge.position import PositionEmbeddingHooksMixin
 from ropebridge_spec import (
     FAMILIES,
     AttachError,
@@ -25,12 +32,6 @@ from ropebridge_spec import (
     VerificationError,
     describe,
 )
-
-from ropebridge.attach import Bridged, attach
-from ropebridge.base import AttentionBridge
-from ropebridge.bridge import PositionEmbeddingsAttentionBridge
-from ropebridge.hooks import HookHandle, HookPoint
-from ropebridge.position import PositionEmbeddingHooksMixin
 
 __version__ = "0.1.0"
 

@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from ropebridge_spec import FAMILIES, RESERVED, AttachError, Family, HookNeverFired, UnknownHook, UnsupportedAttention, Variant
 from torch import Tensor, nn
 
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.hooks import Direction, HookFunction, HookPoint, refuse_uncallable
 from ropebridge.verify import verify_layers
+from ropebridge_spec import FAMILIES, RESERVED, AttachError, Family, HookNeverFired, UnknownHook, UnsupportedAttention, Variant
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
@@ -72,7 +72,7 @@ def rotary_attention(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def build(
-    module: nn.Module, path: str, model: nn.Module, options: Mapping[str, bool], families: Mapping[str, Family | Variant]
+    module: nn.Module, path: str, model: nn.Module, options: Mapping[str, Any], families: Mapping[str, Family | Variant]
 ) -> PositionEmbeddingsAttentionBridge:
     """A bridge around one attention module, not yet in force."""
     if isinstance(getattr(module.__dict__.get("forward"), "__self__", None), PositionEmbeddingsAttentionBridge):

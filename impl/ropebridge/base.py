@@ -6,6 +6,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor, nn
+
+from ropebridge.hooks import HookPoint, ScorePoint
 from ropebridge_spec import (
     FAMILIES,
     HOOKS,
@@ -19,9 +22,6 @@ from ropebridge_spec import (
     hook_order,
     ungrouped,
 )
-from torch import Tensor, nn
-
-from ropebridge.hooks import HookPoint, ScorePoint
 
 
 class AttentionBridge(nn.Module):
@@ -224,9 +224,7 @@ def validate_config(name: str, config: Any, variant: Variant) -> None:
             raise SubmoduleError(f"{name!r} was given a config with {key}={given}, and the module has {value}; give it the module's own config")
 
 
-def validate_opt_ins(
-    name: str, chosen: tuple[OptIn, ...], component: nn.Module, variant: Variant, roles: Mapping[str, str]
-) -> None:
+def validate_opt_ins(name: str, chosen: tuple[OptIn, ...], component: nn.Module, variant: Variant, roles: Mapping[str, str]) -> None:
     """Refuse per-head stages where no per-head weights can be read."""
     for role in ("q", "k", "v", "o") if chosen else ():
         attribute, module = roles[role], getattr(component, roles[role])

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from ropebridge_spec import ContractError, NotBound
 from torch import Tensor, nn
 
 from ropebridge import kernels
@@ -18,6 +17,7 @@ from ropebridge.masks import Visibility, read_mask
 from ropebridge.norms import by_formula, normalise
 from ropebridge.position import PositionEmbeddingHooksMixin, Tables, positions
 from ropebridge.rotary import rotate
+from ropebridge_spec import ContractError, NotBound
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
 
     def _kv_heads(self, projected: Tensor, width: int) -> Tensor:
         """Key or value heads; one for each query head under `attn_in` (SPLIT-3)."""
-        heads = projected.unflatten(-1, (self.variant.kv_heads, width))
+        heads: Tensor = projected.unflatten(-1, (self.variant.kv_heads, width))
         return heads if self.effective.kv_heads == self.variant.kv_heads else heads.repeat_interleave(self.variant.group, dim=2)
 
     def _spread(self, weight: Tensor) -> Tensor:
@@ -170,7 +170,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         else:  # a key for every query head (SPLIT-3): the module's weight does not fit, each kv head's part of it does
             by_head = self._spread(module.weight.unflatten(0, (self.variant.kv_heads, -1)))
             normed = by_formula(flat, by_head.flatten(), self.variant.norm)
-        return self.hook(f"hook_{role}_normed")(normed).unflatten(-1, heads.shape[-2:])
+        by_heads: Tensor = self.hook(f"hook_{role}_normed")(normed).unflatten(-1, heads.shape[-2:])
+        return by_heads
 
     def _norm_keys(self, k: Tensor) -> Tensor:
         """Keys normed by kv head: a norm with a weight a head has one for each kv head, however many query heads read it."""
@@ -301,5 +302,3 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
 def along(heads: Tensor, weight: Tensor) -> Tensor:
     """(batch, pos, head, n) through (head, n, m): each head by its own weights."""
     return torch.einsum("bphn,hnm->bphm", heads, weight)
-
-

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from ropebridge_spec import ContractError, HookNeverFired, HookSpec, axis_names
 from torch import Tensor, nn
+
+from ropebridge_spec import ContractError, HookNeverFired, HookSpec, axis_names
 
 HookFunction = Callable[..., Any]
 Direction = Literal["fwd", "bwd"]
@@ -48,6 +49,10 @@ class HookPoint(nn.Module):
         self.name = name
         self._fwd: list[HookFunction] = []
         self._bwd: list[HookFunction] = []
+
+    if TYPE_CHECKING:
+
+        def __call__(self, tensor: Tensor, *, shared: bool = False) -> Tensor: ...  # nn.Module's own gives Any
 
     @property
     def watched(self) -> bool:
@@ -116,7 +121,7 @@ class HookPoint(nn.Module):
 
     def _complaint(self, what: str, kind: str, given: object, clause: str, required: object, shown: Tensor) -> str:
         """The message of a broken clause: what was given, what is required, and the axes with their lengths."""
-        given, required = (tuple(cast(Any, x)) if kind == "shape" else x for x in (given, required))
+        given, required = (tuple(cast("Any", x)) if kind == "shape" else x for x in (given, required))
         lengths = zip(axis_names(self.spec.axes), shown.shape, strict=True)
         return (
             f"hook {self.spec.name!r} was given {what} of {kind} {given}; clause {clause} requires {required}\n"
@@ -155,9 +160,7 @@ class ScorePoint(HookPoint):
         shown = super().forward(tensor, shared=shared)
         edited = shown is not tensor or uncounted or (not shown.is_inference() and shown._version != before)
         if edited and not spoiled and not finite_or_forbidden(shown):
-            raise ContractError(
-                f"hook {self.spec.name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite numbers, or -inf to forbid a key"
-            )
+            raise ContractError(f"hook {self.spec.name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite numbers, or -inf to forbid a key")
         return shown
 
 

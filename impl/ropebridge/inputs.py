@@ -32,7 +32,7 @@ def random_inputs(
     hidden_states = torch.randn(shape, generator=draw, device=draw.device if draw else device, dtype=torch.float32).to(device, dtype)
     padded = paddings(batch, left_padding, device)
     ids = position_ids(pos, padded) if left_padding else position_ids(pos, padded)[:1]
-    tables = bridge.make_tables(hidden_states, ids) if bridge.variant.rotary else None
+    tables = bridge.make_tables(hidden_states, ids) if bridge.variant.rotary or bridge.rotary_emb is not None else None
     explicit = bridge.requires_attention_mask or left_padding
     mask = additive_mask(pos, bridge.variant.window, padded, dtype) if explicit else None
     return {"hidden_states": hidden_states, "position_embeddings": tables, "attention_mask": mask}

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from ropebridge_spec import Variant
 from torch import Tensor
 from torch.nn import functional as F
 
 from ropebridge.masks import Visibility
+from ropebridge_spec import Variant
 
 ROWS = 128
 """Query rows a block: bounds what is held at a time to heads x ROWS x keys scores."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from ropebridge_spec import MaskError
 from torch import Tensor
+
+from ropebridge_spec import MaskError
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,7 @@ def read_mask(mask: object, *, batch: int, heads: int, query: int, key: int) -> 
 def read_whole(mask: Tensor) -> Tensor:
     """A four-axis mask: booleans or floating-point biases."""
     if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise MaskError(
-            f"attention_mask has four axes and dtype {mask.dtype}; clause MASK-1 requires torch.bool (True sees) or a floating-point bias"
-        )
+        raise MaskError(f"attention_mask has four axes and dtype {mask.dtype}; clause MASK-1 requires torch.bool (True sees) or a floating-point bias")
     return mask
 
 

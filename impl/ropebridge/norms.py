@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from ropebridge_spec import Norm
 from torch import Tensor, nn
+
+from ropebridge_spec import Norm
 
 
 def normalise(x: Tensor, module: nn.Module, norm: Norm) -> Tensor:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ropebridge_spec import ContractError, RotaryMissing, Variant
 from torch import Tensor, nn
 
 from ropebridge.hooks import HookPoint
+from ropebridge_spec import ContractError, RotaryMissing, Variant
 
 Tables = tuple[Tensor, Tensor]
 
@@ -76,8 +76,15 @@ class PositionEmbeddingHooksMixin:
                     f"  pass position_embeddings=rotary_emb(hidden_states, position_ids), or build the bridge with requires_position_embeddings=False"
                 )
             given = self.make_tables(hidden_states, position_ids())
-        cos, sin = (self._batched(table, hidden_states) for table in given)
+        cos, sin = (self._batched(table, hidden_states) for table in self._pair(given))
         return self.hook("hook_cos")(cos, shared=True), self.hook("hook_sin")(sin, shared=True)
+
+    def _pair(self, given: Any) -> Tables:
+        """What was handed down as position embeddings, a pair of tensors."""
+        if isinstance(given, (tuple, list)) and len(given) == 2 and all(isinstance(table, Tensor) for table in given):
+            return given[0], given[1]
+        kinds = f"{len(given)} items" if isinstance(given, (tuple, list)) else type(given).__name__
+        raise ContractError(f"{self.name!r} was given position_embeddings of {kinds}; clause CFG-3 requires a pair of tensors (cos, sin)")
 
     def _batched(self, table: Tensor, hidden_states: Tensor) -> Tensor:
         """A table with its batch axis, of the shape clause POS-2 requires."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from ropebridge_spec import Rotary
 from torch import Tensor
+
+from ropebridge_spec import Rotary
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
@@ -36,4 +37,5 @@ def lay(table: Tensor, rotary: Rotary) -> Tensor:
     if (rotary.table == "full") == (rotary.pairing == "half"):
         return table
     shape = (2, -1) if rotary.table == "full" else (-1, 2)
-    return table.unflatten(-1, shape).transpose(-1, -2).flatten(-2)
+    laid: Tensor = table.unflatten(-1, shape).transpose(-1, -2).flatten(-2)
+    return laid

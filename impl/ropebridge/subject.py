@@ -7,18 +7,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from ropebridge_spec import FAMILIES, Family, HookFunction, OptIn, Variant
 from torch import Tensor, nn
 
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
+from ropebridge_spec import FAMILIES, Family, HookFunction, OptIn, Variant
 
 
 class BridgedLayer:
     """One attention module with a bridge around it."""
 
-    def __init__(
-        self, module: nn.Module, rotary: nn.Module, opted_in: Sequence[OptIn], families: Mapping[str, Family | Variant]
-    ) -> None:
+    def __init__(self, module: nn.Module, rotary: nn.Module, opted_in: Sequence[OptIn], families: Mapping[str, Family | Variant]) -> None:
         options: dict[str, Any] = {f"use_{choice}": True for choice in opted_in}
         self.bridge = PositionEmbeddingsAttentionBridge("blocks.0.attn", getattr(module, "config", None), families=families, **options)
         self.bridge.set_original_component(module)

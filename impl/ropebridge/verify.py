@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ropebridge_spec import RopebridgeError, VerificationError, bounds
 from torch import Tensor, nn
 
 from ropebridge import kernels
+from ropebridge_spec import RopebridgeError, VerificationError, bounds
 
 if TYPE_CHECKING:
     from ropebridge.bridge import PositionEmbeddingsAttentionBridge
@@ -42,7 +42,7 @@ def verify_layer(bridge: PositionEmbeddingsAttentionBridge) -> None:
     twin, module = float64_twin(bridge)
     inputs = twin.get_random_inputs(BATCH, POS, seed=0, left_padding=LEFT_PADDING)
     try:
-        wanted_out, wanted_pattern = type(module).forward(module, **inputs, past_key_values=None)  # type: ignore[operator]
+        wanted_out, wanted_pattern = type(module).forward(module, **inputs, past_key_values=None)
     except RopebridgeError:
         raise
     except Exception as error:

@@ -89,9 +89,7 @@ def judge_edit(bench: Bench, q: Question, edit: Callable[[Tensor], Tensor | None
         return result
 
     edited = record(layer, calls(scenario, specimen, layer), watched(specimen, scenario, watch), {q.hook: edit_and_keep})
-    return (
-        first_moved(q, clean, edited) or lost(q, edited, shown) or first_divergent(q, clean, edited) or without_effect(q, clean, edited) or passed()
-    )
+    return first_moved(q, clean, edited) or lost(q, edited, shown) or first_divergent(q, clean, edited) or without_effect(q, clean, edited) or passed()
 
 
 def first_moved(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding | None:
@@ -152,9 +150,7 @@ def unfused(hook: HookSpec) -> bool:
 
 
 CHECKS = (
-    Check(
-        "a_replacement_is_what_the_rest_of_the_layer_sees", clause("EDIT-1"), a_replacement_is_what_the_rest_of_the_layer_sees, SCENARIOS, any_hook
-    ),
+    Check("a_replacement_is_what_the_rest_of_the_layer_sees", clause("EDIT-1"), a_replacement_is_what_the_rest_of_the_layer_sees, SCENARIOS, any_hook),
     Check(
         "an_edit_in_place_is_what_the_rest_of_the_layer_sees",
         clause("EDIT-2"),

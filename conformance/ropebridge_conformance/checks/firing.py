@@ -70,10 +70,6 @@ def complaint_about(trace: Trace, q: Question) -> str:
 
 CHECKS = (
     Check("hooks_fire_once_in_contract_order", clause("FIRE-1"), hooks_fire_once_in_contract_order, (*CORE, *OPTED)),
-    Check(
-        "a_hook_watched_alone_fires_once", clause("FIRE-2"), a_hook_watched_alone_fires_once, ("prefill", "split", "attn_in"), any_hook, ("float32",)
-    ),
-    Check(
-        "a_hook_has_the_axes_of_the_contract", axes_clause, a_hook_has_the_axes_of_the_contract, ("prefill", "decode", "split", "attn_in"), any_hook
-    ),
+    Check("a_hook_watched_alone_fires_once", clause("FIRE-2"), a_hook_watched_alone_fires_once, ("prefill", "split", "attn_in"), any_hook, ("float32",)),
+    Check("a_hook_has_the_axes_of_the_contract", axes_clause, a_hook_has_the_axes_of_the_contract, ("prefill", "decode", "split", "attn_in"), any_hook),
 )

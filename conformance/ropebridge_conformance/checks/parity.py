@@ -61,9 +61,7 @@ def half_precision_is_as_near_the_truth_as_hugging_face(bench: Bench, q: Questio
     finding = Difference(max(rms / RMS_RATIO, worst / MAX_RATIO), rms, RMS_RATIO, ())
     if rms <= RMS_RATIO and worst <= MAX_RATIO:
         return passed(finding)
-    return failed(
-        f"error {rms:.3f} times Hugging Face's in root mean square (allowed {RMS_RATIO}), {worst:.2f} at worst ({MAX_RATIO})", finding, "hook_out"
-    )
+    return failed(f"error {rms:.3f} times Hugging Face's in root mean square (allowed {RMS_RATIO}), {worst:.2f} at worst ({MAX_RATIO})", finding, "hook_out")
 
 
 def root_mean_square(error: Tensor) -> Tensor:
