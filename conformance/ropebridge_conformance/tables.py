@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+from rich import box
 from rich.table import Table
 
 from ropebridge_conformance.trial import Trial
@@ -30,10 +31,10 @@ def crossed(verdicts: Sequence[Verdict], rows: Sequence[str], row_of: Callable[[
     """For each subject, rows by families."""
     families = list(dict.fromkeys(v.family for v in verdicts))
     for subject in dict.fromkeys(v.subject for v in verdicts):
-        table = Table(title=f"{subject}: {what} by family")
-        table.add_column(corner)
+        table = Table(title=f"{subject}: {what} by family", box=box.SIMPLE_HEAD, padding=0)
+        table.add_column(corner, no_wrap=True)
         for family in families:
-            table.add_column(family, justify="right")
+            table.add_column(family, justify="right", overflow="fold")
         for row in rows:
             cells = [[v.verdict for v in verdicts if (v.subject, v.family, row_of(v)) == (subject, family, row)] for family in families]
             if any(cells):
