@@ -68,6 +68,7 @@ def test_the_forward_of_a_layer_is_the_bridge_only_while_attached(llama: Any) ->
 
 @torch.no_grad()
 def test_a_detached_model_runs_its_own_forward_bit_for_bit(build: Any, tokens: Tensor, family: str) -> None:
+    """BACK-1."""
     model = build(family)
     wanted = model(tokens).logits
     bridged = attach(model)

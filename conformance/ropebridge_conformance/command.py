@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 NEEDS = ("typer", "rich", "pytest")
@@ -10,10 +11,15 @@ NEEDS = ("typer", "rich", "pytest")
 
 def main() -> None:
     """Run the command line, or say what is missing."""
-    missing = [name for name in NEEDS if find_spec(name) is None]
-    if missing:
-        sys.stderr.write(f"ropebridge needs {', '.join(missing)}, which the extra brings: pip install 'ropebridge[conformance]'\n")
-        raise SystemExit(2)
+    refuse_missing("conformance", NEEDS)
     from ropebridge_conformance.cli import app
 
     app()
+
+
+def refuse_missing(extra: str, needs: Sequence[str]) -> None:
+    """Exit with code 2, and how to install an extra, where any package that it brings is missing."""
+    missing = [name for name in needs if find_spec(name) is None]
+    if missing:
+        sys.stderr.write(f"ropebridge needs {', '.join(missing)}, which the extra brings: pip install 'ropebridge[{extra}]'\n")
+        raise SystemExit(2)

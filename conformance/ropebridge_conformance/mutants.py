@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,12 +36,17 @@ from ropebridge_spec import HookFunction, Norm, Rotary, Variant
 Applies = Callable[[Specimen, Scenario], bool]
 
 
+def always(specimen: Specimen, scenario: Scenario) -> bool:
+    """Every layer."""
+    return True
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A named fault.
 
     fault: what is wrong, in a sentence.
-    stage: the hook point at which it shows first. hooks: all at which it shows by itself.
+    stage: the hook point at which it shows first. also: others at which it shows by itself, in layers of which also_where is true.
     applies: whether a specimen and a scenario can show it.
     stages: the reference's functions, one of them wrong. show: how values are shown to hooks, perhaps wrongly.
     """
@@ -52,12 +57,14 @@ class Mutant:
     applies: Applies
     stages: Stages = STAGES
     show: Show = show
-    also: tuple[str, ...] = field(default=())
+    also: tuple[str, ...] = ()
+    also_where: Applies = always
 
-    @property
-    def hooks(self) -> tuple[str, ...]:
-        """The hook points whose own value is wrong."""
-        return (self.stage, *self.also)
+    def hooks(self, specimen: Specimen, scenario: Scenario) -> tuple[str, ...]:
+        """The hook points whose own value is wrong, and can be seen to be."""
+        if not self.applies(specimen, scenario):
+            return ()
+        return (self.stage, *self.also) if self.also_where(specimen, scenario) else (self.stage,)
 
     def subject(self) -> Factory:
         """The mutant as a subject."""
@@ -67,14 +74,19 @@ class Mutant:
 # ---- when a fault can show ----
 
 
-def always(specimen: Specimen, scenario: Scenario) -> bool:
-    """Every layer."""
-    return True
-
-
 def rotates(specimen: Specimen, scenario: Scenario) -> bool:
     """Layers that rotate."""
     return specimen.variant.rotary is not None
+
+
+def many_heads(specimen: Specimen, scenario: Scenario) -> bool:
+    """Layers with more than one query head."""
+    return specimen.variant.heads > 1
+
+
+def many_kv_heads(specimen: Specimen, scenario: Scenario) -> bool:
+    """Layers with more than one kv head."""
+    return specimen.variant.kv_heads > 1
 
 
 def grouped(specimen: Specimen, scenario: Scenario) -> bool:
@@ -325,9 +337,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "heads_rolled",
         "head h projects with head h-1's weights",
         "hook_q",
-        always,
+        many_heads,
         change(project=project_with_heads_rolled),
         also=("hook_k", "hook_v"),
+        also_where=many_kv_heads,
     ),
     Mutant(
         "norm_weight",
@@ -373,9 +386,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("softmax_axis", "softmax over queries", "hook_pattern", always, change(pattern=pattern_over_queries)),
     Mutant("dead_rows_uniform", "a row that sees nothing attends to everything", "hook_pattern", dead, change(pattern=pattern_uniform_where_dead)),
     Mutant("values_tiled", "query head h mixes value head h mod kv heads", "hook_z", grouped, change(mix=mix_of_tiled_values)),
-    Mutant("mixed_heads_rolled", "z of head h stands at head h + 1", "hook_z", always, change(mix=mix_with_heads_rolled)),
+    Mutant("mixed_heads_rolled", "z of head h stands at head h + 1", "hook_z", many_heads, change(mix=mix_with_heads_rolled)),
     Mutant("output_bias_forgotten", "the output projection leaves its bias out", "hook_out", biased("o"), change(output=output_without_bias)),
-    Mutant("output_heads_rolled", "z of head h goes through head h-1's weights", "hook_out", always, change(output=output_of_rolled_heads)),
+    Mutant("output_heads_rolled", "z of head h goes through head h-1's weights", "hook_out", many_heads, change(output=output_of_rolled_heads)),
     Mutant("edit_of_k_dropped", "hook_rot_k is shown a copy", "hook_rot_k", always, show=drops_edits("hook_rot_k")),
     Mutant("edit_of_pattern_dropped", "hook_pattern is shown a copy", "hook_pattern", always, show=drops_edits("hook_pattern")),
     Mutant("edit_of_z_dropped", "hook_z is shown a copy", "hook_z", always, show=drops_edits("hook_z")),
@@ -394,4 +407,4 @@ def foils(hook: str, specimen: Specimen, scenario: Scenario) -> list[Mutant]:
     A fault of the whole output stands aside where results are made head by head: it is then another stage's.
     """
     by_results = hook == "hook_out" and "attn_result" in scenario.opted_in
-    return [m for m in MUTANTS if hook in m.hooks and m.stages is not STAGES and m.applies(specimen, scenario) and not by_results]
+    return [m for m in MUTANTS if m.stages is not STAGES and hook in m.hooks(specimen, scenario) and not by_results]

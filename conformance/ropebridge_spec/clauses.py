@@ -117,6 +117,7 @@ CLAUSES: tuple[Clause, ...] = (
         "In bfloat16 and float16 the output's root-mean-square error to the float64 truth is at most 1.05 times, and its largest error at most twice, "
         "that of the wrapped module in the same dtype.",
     ),
+    Clause("BACK-1", "After detach the model is what it was: the same objects, the same keys, no hook left, and the same output to the bit."),
     Clause("TYPE-1", "Every hook's tensor has the dtype and device of the hidden states; hook_cos and hook_sin have those of the tables given."),
     Clause("CACHE-1", "A step that reads a cache gives at every hook what the same positions give without one."),
     Clause("DROP-1", "Dropout applies in training mode only, to the pattern after hook_pattern."),

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ropebridge_conformance.bench import Bench, hooks_of
 from ropebridge_conformance.questions import Check, Finding, Question, any_hook, axes_clause, clause, failed, passed
-from ropebridge_conformance.scenarios import CORE, OPTED, calls
+from ropebridge_conformance.scenarios import CORE, OPTED, Scenario, calls
 from ropebridge_conformance.traces import Trace, record
-from ropebridge_spec import HOOK, axis_sizes, shape_of, ungrouped
+from ropebridge_conformance.zoo import Specimen
+from ropebridge_spec import HOOK, Variant, axis_sizes, shape_of, ungrouped
 from ropebridge_spec.hooks import resolve
 
 
 def hooks_fire_once_in_contract_order(bench: Bench, q: Question) -> Finding:
     """FIRE-1: with every hook point watched, each fires once in a call, in the order of the contract."""
-    wanted = [hook.name for hook in hooks_of(q.specimen, q.situation)]
-    for trace in bench.traces(q.specimen, q.situation, "all"):
+    return judge_order(bench.traces(q.specimen, q.situation, "all"), q.specimen, q.situation)
+
+
+def judge_order(traces: Sequence[Trace], specimen: Specimen, scenario: Scenario) -> Finding:
+    """The order in which hook points fired in recorded calls."""
+    wanted = [hook.name for hook in hooks_of(specimen, scenario)]
+    for trace in traces:
         if trace.fired != wanted:
             return failed(f"fired {trace.fired}; clause FIRE-1 requires {wanted}", divergent=first_amiss(trace.fired, wanted))
     return passed()
@@ -39,32 +47,34 @@ def a_hook_watched_alone_fires_once(bench: Bench, q: Question) -> Finding:
 
 def a_hook_has_the_axes_of_the_contract(bench: Bench, q: Question) -> Finding:
     """The axes clause of the hook point, and TYPE-1: shape, dtype and device."""
-    for trace in bench.traces(q.specimen, q.situation, "all"):
-        complaint = complaint_about(trace, q)
-        if complaint:
-            return failed(complaint, divergent=q.hook)
-    return passed()
-
-
-def complaint_about(trace: Trace, q: Question) -> str:
-    """What is wrong with the shape, dtype or device of a recorded value; nothing if nothing is."""
     assert q.hook is not None
-    if q.hook not in trace.values:
-        return f"{q.hook} did not fire, so it has no axes"
-    value, given = trace.values[q.hook], trace.call.given
-    variant = ungrouped(q.specimen.variant, q.situation.opted_in)
+    return judge_axes(q.hook, bench.traces(q.specimen, q.situation, "all"), ungrouped(q.specimen.variant, q.situation.opted_in))
+
+
+def judge_axes(hook: str, traces: Sequence[Trace], variant: Variant) -> Finding:
+    """The shape, dtype and device of a hook point in recorded calls."""
+    complaints = (complaint_about(trace, hook, variant) for trace in traces)
+    complaint = next((complaint for complaint in complaints if complaint), "")
+    return failed(complaint, divergent=hook) if complaint else passed()
+
+
+def complaint_about(trace: Trace, name: str, variant: Variant) -> str:
+    """What is wrong with the shape, dtype or device of a recorded value; nothing if nothing is."""
+    if name not in trace.values:
+        return f"{name} did not fire, so it has no axes"
+    value, given = trace.values[name], trace.call.given
     batch, pos, _ = given["hidden_states"].shape
     tables = given["position_embeddings"]
     sizes = axis_sizes(variant, batch=batch, pos=pos, key=trace.call.keys, table_batch=tables[0].shape[0] if tables else 1)
-    spec = resolve(HOOK[q.hook], variant)
-    like = tables[0] if q.hook in ("hook_cos", "hook_sin") else given["hidden_states"]
+    spec = resolve(HOOK[name], variant)
+    like = tables[0] if name in ("hook_cos", "hook_sin") else given["hidden_states"]
     for what, got, wanted in (
         ("shape", tuple(value.shape), shape_of(spec, sizes)),
         ("dtype", value.dtype, like.dtype),
         ("device", value.device.type, like.device.type),
     ):
         if got != wanted:
-            return f"{q.hook} has {what} {got}; {spec.axes_clause if what == 'shape' else 'clause TYPE-1'} requires {wanted} ({spec.axes})"
+            return f"{name} has {what} {got}; {spec.axes_clause if what == 'shape' else 'clause TYPE-1'} requires {wanted} ({spec.axes})"
     return ""
 
 

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.compare import Difference, compare
 from ropebridge_conformance.mutants import Mutant, foils
-from ropebridge_conformance.oracle import Expectation, context_of, expect
+from ropebridge_conformance.oracle import Context, Expectation, context_of, expect
 from ropebridge_conformance.questions import Check, Finding, Question, any_hook, clause, failed, passed, vacuous, value_clause
-from ropebridge_conformance.scenarios import CORE, OPTED
+from ropebridge_conformance.scenarios import CORE, OPTED, Scenario
+from ropebridge_conformance.traces import Trace
+from ropebridge_conformance.zoo import Specimen
 
 
 def a_stage_gives_the_value_of_its_clause(bench: Bench, q: Question) -> Finding:
     """The value clause of the hook point: within the a-priori rounding bound, in every call of the scenario."""
     assert q.hook is not None
-    traces = bench.traces(q.specimen, q.situation, "all")
-    if any(q.hook not in trace.values for trace in traces):
-        return failed(f"{q.hook} did not fire, so it has no value", divergent=q.hook)
-    expected = [expect(q.hook, context) for context in bench.contexts(q.specimen, q.situation)]
-    blind = undetected_foil(bench, q, expected)
+    traces, contexts = bench.traces(q.specimen, q.situation, "all"), bench.contexts(q.specimen, q.situation)
+    return judge_stage(q.hook, traces, contexts, q.specimen, q.situation)
+
+
+def judge_stage(hook: str, traces: Sequence[Trace], contexts: Sequence[Context], specimen: Specimen, scenario: Scenario) -> Finding:
+    """A stage of recorded calls against the oracle, after showing that the input can tell it from every foil."""
+    if any(hook not in trace.values for trace in traces):
+        return failed(f"{hook} did not fire, so it has no value", divergent=hook)
+    expected = [expect(hook, context) for context in contexts]
+    blind = undetected_foil(hook, traces, specimen, scenario, expected)
     if blind:
-        return vacuous(f"this input could not tell the right {q.hook} from that of mutant {blind.name!r}: {blind.fault}")
-    return worst_of([compare_shapes(trace.values[q.hook], e) for trace, e in zip(traces, expected, strict=True)], q.hook)
+        return vacuous(f"this input could not tell the right {hook} from that of mutant {blind.name!r}: {blind.fault}")
+    return worst_of([compare_shapes(trace.values[hook], e) for trace, e in zip(traces, expected, strict=True)], hook)
 
 
 def compare_shapes(got: Tensor, expected: Expectation) -> Difference | str:
@@ -43,12 +52,10 @@ def worst_of(differences: list[Difference | str], hook: str) -> Finding:
     return failed(f"{hook} is off by {worst.ratio:.3g} times its bound at {worst.index}", worst, divergent=hook)
 
 
-def undetected_foil(bench: Bench, q: Question, expected: list[Expectation]) -> Mutant | None:
+def undetected_foil(hook: str, traces: Sequence[Trace], specimen: Specimen, scenario: Scenario, expected: Sequence[Expectation]) -> Mutant | None:
     """A mutant of this stage whose wrong values would have passed in every call; None if the input is telling."""
-    assert q.hook is not None
-    traces = bench.traces(q.specimen, q.situation, "all")
-    for mutant in foils(q.hook, q.specimen, q.situation):
-        wrong = [expect(q.hook, context_of(trace, q.specimen, q.situation, mutant.stages)) for trace in traces]
+    for mutant in foils(hook, specimen, scenario):
+        wrong = [expect(hook, context_of(trace, specimen, scenario, mutant.stages)) for trace in traces]
         if all(same_shape(w, e) and compare(w.value, e).fits for w, e in zip(wrong, expected, strict=True)):
             return mutant
     return None

@@ -1,0 +1,103 @@
+"""One forward of a whole model, recorded as one trace a layer: what each layer was given, and what its hooks held."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ropebridge_conformance.scenarios import CallInputs, Scenario
+from ropebridge_conformance.traces import Trace, hooks_at
+from ropebridge_conformance.zoo import Specimen
+from ropebridge_spec import describe
+
+
+class Attached(Protocol):
+    """A model with hooks in it: what `attach(model)` gives, the bridge's or another's."""
+
+    @property
+    def hook_points(self) -> Any:
+        """The full names of the hook points, as keys."""
+
+    def run_with_hooks(self, *args: Any, fwd_hooks: Any, **kwargs: Any) -> Any:
+        """Run the model once with hooks (name, fn)."""
+
+    def detach(self) -> None:
+        """Give the model back as it was."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One layer of a model, how it was called, and what its hooks held."""
+
+    number: int
+    specimen: Specimen
+    scenario: Scenario
+    trace: Trace
+
+
+@torch.no_grad()
+def record_model(attached: Attached, model: Any, ids: Tensor, way: str) -> tuple[list[Recorded], Tensor]:
+    """Every layer with every hook point watched, and the logits (batch pos vocabulary).
+
+    Args:
+        ids: (batch, pos) token ids.
+        way: names the scenario: how the model was loaded.
+    """
+    layers = attention_layers(model)
+    traces = {number: Trace(CallInputs({}, 0, 0)) for number in layers}
+    with ExitStack() as stack:
+        for number, module in layers.items():
+            stack.enter_context(inputs_kept(module, traces[number]))
+        logits = attached.run_with_hooks(ids, fwd_hooks=list(all_hooks(attached, traces)), use_cache=False).logits
+    recorded = [Recorded(n, specimen_of(model, layers[n]), scenario_of(trace, f"{way}-blocks.{n}"), trace) for n, trace in traces.items()]
+    return recorded, logits
+
+
+def attention_layers(model: Any) -> dict[int, nn.Module]:
+    """Block number -> attention module."""
+    return {number: block.self_attn for number, block in enumerate(model.model.layers)}
+
+
+def all_hooks(attached: Attached, traces: dict[int, Trace]) -> Iterator[tuple[str, Any]]:
+    """A recording hook for every hook point of the model."""
+    for name in attached.hook_points:
+        _, number, _, hook = name.split(".")
+        for _, look in hooks_at(hook, traces[int(number)], None):
+            yield name, look
+
+
+@contextmanager
+def inputs_kept(module: nn.Module, trace: Trace) -> Iterator[None]:
+    """Keep what the surrounding model hands to a layer."""
+    handle = module.register_forward_pre_hook(partial(keep_inputs, trace), with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def keep_inputs(trace: Trace, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """The call of a trace, by the names that the module's own class gives its arguments."""
+    names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
+    given = {"position_embeddings": None, "attention_mask": None, **dict(zip(names, args, strict=False)), **kwargs}
+    trace.call = CallInputs(given, 0, given["hidden_states"].shape[1])
+
+
+def specimen_of(model: Any, module: nn.Module) -> Specimen:
+    """A layer as the judge knows one."""
+    weight = next(module.parameters())
+    return Specimen(module, model.model.rotary_emb, describe(module), weight.dtype, weight.device)
+
+
+def scenario_of(trace: Trace, id: str) -> Scenario:
+    """How the model called a layer, in the judge's terms."""
+    mask, x = trace.call.given["attention_mask"], trace.call.given["hidden_states"]
+    form = "none" if mask is None else "boolean" if mask.dtype == torch.bool else "additive"
+    return Scenario(id, "as the model calls it", mask=form, batch=x.shape[0], pos=x.shape[1])  # type: ignore[arg-type]
