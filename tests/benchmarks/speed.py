@@ -4,6 +4,7 @@ Run by `make bench`. Machines are shared and noisy: the ratios say more than the
 """
 
 import platform
+from random import Random
 from statistics import median
 from time import perf_counter
 
@@ -15,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 from ropebridge import PositionEmbeddingsAttentionBridge
 
 LENGTHS = (128, 512, 2048)
-ROUNDS = 15
+ROUNDS, WARM_UP = 25, 3
 
 
 def layer(implementation):
@@ -51,14 +52,14 @@ def contestants(pos):
 
 @torch.no_grad()
 def race(pos):
-    """Median seconds of each contestant, a round each in turn after two rounds to warm up."""
-    calls = contestants(pos)
+    """Median seconds of each contestant, all of them once a round, in an order drawn anew, after a few rounds to warm up."""
+    calls, order = contestants(pos), Random(0)
     times = {name: [] for name in calls}
-    for turn in range(ROUNDS + 2):
-        for name, call in calls.items():
+    for turn in range(WARM_UP + ROUNDS):
+        for name in order.sample(list(calls), len(calls)):
             start = perf_counter()
-            call()
-            if turn >= 2:
+            calls[name]()
+            if turn >= WARM_UP:
                 times[name].append(perf_counter() - start)
     return {name: median(seconds) for name, seconds in times.items()}
 
