@@ -154,11 +154,12 @@ class ScorePoint(HookPoint):
 
     def forward(self, tensor: Tensor, *, shared: bool = False) -> Tensor:
         """Show the scores; -inf is how a key is forbidden and stays allowed. An overflow that no hook made is not theirs."""
-        uncounted = self.watched and tensor.is_inference()
-        spoiled = uncounted and not finite_or_forbidden(tensor)
-        before = 0 if tensor.is_inference() else tensor._version
+        if not self.watched or unreadable(tensor):
+            return super().forward(tensor, shared=shared)
+        before = version(tensor)
+        spoiled = before is None and not finite_or_forbidden(tensor)
         shown = super().forward(tensor, shared=shared)
-        edited = shown is not tensor or uncounted or (not shown.is_inference() and shown._version != before)
+        edited = shown is not tensor or before is None or version(shown) != before
         if edited and not spoiled and not finite_or_forbidden(shown):
             raise ContractError(f"hook {self.spec.name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite numbers, or -inf to forbid a key")
         return shown
@@ -170,6 +171,16 @@ def refuse_uncallable(name: str, fn: object) -> None:
         raise ContractError(f"hook {name!r} was given {type(fn).__name__} {fn!r}; clause FIRE-4 requires a function fn(tensor, hook)")
 
 
+def unreadable(tensor: Tensor) -> bool:
+    """Whether values cannot be looked at: on meta, and while a graph is compiled."""
+    return torch.compiler.is_compiling() or tensor.is_meta
+
+
+def version(tensor: Tensor) -> int | None:
+    """How often a tensor was written to; inference tensors keep no count."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def finite_or_forbidden(scores: Tensor) -> bool:
-    """Whether no score is NaN or +inf; true where that cannot be read: on meta, and while a graph is compiled."""
-    return scores.is_meta or torch.compiler.is_compiling() or bool((scores < torch.inf).all())
+    """Whether no score is NaN or +inf."""
+    return bool((scores < torch.inf).all())

@@ -85,7 +85,8 @@ def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
     """Softmax over keys in at least float32, 0 in a row that sees none; a sink joins as a column and is dropped again."""
     work = torch.promote_types(scores.dtype, torch.float32)
     if sinks is None:
-        return torch._safe_softmax(scores.to(work), -1).to(scores.dtype)
+        pattern: Tensor = torch.ops.aten._safe_softmax(scores.to(work), -1)  # torch._safe_softmax would break a compiled graph
+        return pattern.to(scores.dtype)
     column = sinks.to(work).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
     return torch.cat([scores.to(work), column], dim=-1).softmax(-1)[..., :-1].to(scores.dtype)
 
