@@ -12,35 +12,19 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ropebridge import PositionEmbeddingsAttentionBridge
+from ropebridge_conformance import zoo
 
-WINDOW = 5
-SIZES = {
-    "vocab_size": 99,
-    "hidden_size": 60,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 20,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "tie_word_embeddings": False,
-}
-"""1 < kv heads < heads and heads * d_head != d_model, so that a slip in any of them shows."""
-
-ALTERNATING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 16}
+SIZES = {**zoo.SIZES, "max_position_embeddings": 256, "tie_word_embeddings": False}
+YARN = {**zoo.YARN, "factor": 16.0}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"attention_bias": True}),
-    "mistral": ("mistral", {"sliding_window": WINDOW}),
-    "gemma2": ("gemma2", {**ALTERNATING, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 24}),
-    "gemma3": ("gemma3_text", {**ALTERNATING, "query_pre_attn_scalar": 24}),
+    "mistral": ("mistral", {"sliding_window": zoo.WINDOW}),
+    "gemma2": ("gemma2", {**zoo.ALTERNATING, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 24}),
+    "gemma3": ("gemma3_text", {**zoo.ALTERNATING, "query_pre_attn_scalar": 24}),
     "qwen3": ("qwen3", {"attention_bias": True}),
     "olmo2": ("olmo2", {}),
     "cohere": ("cohere", {"use_qk_norm": True}),
-    "gpt_oss": ("gpt_oss", {**ALTERNATING, "rope_parameters": YARN, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    "gpt_oss": ("gpt_oss", {**zoo.ALTERNATING, "rope_parameters": YARN, "num_local_experts": 2, "num_experts_per_tok": 1}),
 }
 
 ModelFactory = Callable[..., nn.Module]
@@ -97,6 +81,18 @@ def bridge_layer() -> BridgeFactory:
         return bridge
 
     return make
+
+
+@pytest.fixture
+def bridge(bridge_layer: BridgeFactory, family: str) -> PositionEmbeddingsAttentionBridge:
+    """A bridge around the first layer of each family."""
+    return bridge_layer(family)
+
+
+@pytest.fixture
+def llama(bridge_layer: BridgeFactory) -> PositionEmbeddingsAttentionBridge:
+    """A bridge around the first layer of a Llama."""
+    return bridge_layer("llama")
 
 
 @pytest.fixture(scope="session")

@@ -55,16 +55,6 @@ def output(bridge: Any, inputs: dict[str, Any], **hooks: Any) -> Tensor:
 
 
 @pytest.fixture
-def bridge(bridge_layer: Any, family: str) -> Any:
-    return bridge_layer(family)
-
-
-@pytest.fixture
-def llama(bridge_layer: Any) -> Any:
-    return bridge_layer("llama")
-
-
-@pytest.fixture
 def llama_inputs(llama: Any) -> Any:
     return llama.get_random_inputs(2, 9, seed=0)
 

@@ -22,16 +22,6 @@ from ropebridge import (
 
 
 @pytest.fixture
-def bridge(bridge_layer: Any, family: str) -> Any:
-    return bridge_layer(family)
-
-
-@pytest.fixture
-def llama(bridge_layer: Any) -> Any:
-    return bridge_layer("llama")
-
-
-@pytest.fixture
 def attention(build: Any) -> Any:
     return build("qwen3").model.layers[0].self_attn
 

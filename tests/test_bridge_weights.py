@@ -16,16 +16,6 @@ VIEWS = {
 BIASES = {"b_Q": ("q_proj", (6, 20)), "b_K": ("k_proj", (2, 20)), "b_V": ("v_proj", (2, 20)), "b_O": ("o_proj", (60,))}
 
 
-@pytest.fixture
-def bridge(bridge_layer: Any, family: str) -> Any:
-    return bridge_layer(family)
-
-
-@pytest.fixture
-def llama(bridge_layer: Any) -> Any:
-    return bridge_layer("llama")
-
-
 @pytest.mark.parametrize("name", VIEWS)
 def test_a_weight_has_a_head_axis(bridge: Any, name: str) -> None:
     assert getattr(bridge, name).shape == VIEWS[name][1]

@@ -38,11 +38,6 @@ def says(*lines: str) -> str:
 
 
 @pytest.fixture
-def llama(bridge_layer: Any) -> Any:
-    return bridge_layer("llama")
-
-
-@pytest.fixture
 def inputs(llama: Any) -> dict[str, Any]:
     return llama.get_random_inputs(2, 5, seed=0)
 
