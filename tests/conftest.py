@@ -8,24 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ropebridge import PositionEmbeddingsAttentionBridge
-from ropebridge_conformance import zoo
+from ropebridge_conformance import recipes
 
-SIZES = {**zoo.SIZES, "max_position_embeddings": 256, "tie_word_embeddings": False}
-YARN = {**zoo.YARN, "factor": 16.0}
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {"attention_bias": True}),
-    "mistral": ("mistral", {"sliding_window": zoo.WINDOW}),
-    "gemma2": ("gemma2", {**zoo.ALTERNATING, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 24}),
-    "gemma3": ("gemma3_text", {**zoo.ALTERNATING, "query_pre_attn_scalar": 24}),
-    "qwen3": ("qwen3", {"attention_bias": True}),
-    "olmo2": ("olmo2", {}),
-    "cohere": ("cohere", {"use_qk_norm": True}),
-    "gpt_oss": ("gpt_oss", {**zoo.ALTERNATING, "rope_parameters": YARN, "num_local_experts": 2, "num_experts_per_tok": 1}),
-}
+FAMILIES = ("llama", "mistral", "gemma2", "gemma3", "qwen3", "olmo2", "cohere", "gpt_oss")
+"""One of everything that served families do differently."""
+
+CONFIG = {"max_position_embeddings": 256}
+OWN: dict[str, dict[str, Any]] = {"gpt_oss": {"rope_parameters": {**recipes.YARN, "factor": 16.0}}}
 
 ModelFactory = Callable[..., nn.Module]
 BridgeFactory = Callable[..., PositionEmbeddingsAttentionBridge]
@@ -42,8 +33,7 @@ def randomise(model: nn.Module, seed: int) -> None:
 
 def build_model(family: str, attn: str = "eager", seed: int = 0, **config: Any) -> nn.Module:
     """A tiny causal language model in eval mode; keywords go into its config."""
-    model_type, own = FAMILIES[family]
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**{**SIZES, **own, **config}), attn_implementation=attn, experts_implementation="eager")
+    model = recipes.build_model(family, attn, **{**CONFIG, **OWN.get(family, {}), **config})
     randomise(model, seed)
     return model.eval()
 

@@ -8,7 +8,7 @@ import torch
 
 from ropebridge_conformance.checks import CHECKS
 from ropebridge_conformance.judge import plan
-from ropebridge_conformance.zoo import CASE, CASES, specimen, tiny_model
+from ropebridge_conformance.zoo import CASE, CORE, attention_layer, specimen, tiny_model
 from ropebridge_spec import (
     CLAUSE,
     CLAUSES,
@@ -115,13 +115,13 @@ def test_an_impossible_variant_is_refused(change, message):
         Variant(**{**fields, **change})
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", CORE, ids=lambda case: case.id)
 def test_describe_reads_what_the_config_says(case):
     variant = specimen(case.id, torch.float32, "cpu").variant
     assert (variant.d_model, variant.heads, variant.kv_heads, variant.d_head, variant.d_head_v) == (60, 6, 2, 20, 20)
     assert variant.window == (5 if case.id == "mistral" or case.id.endswith("_local") else None)
-    assert variant.softcap == (2.0 if case.model_type == "gemma2" else None)
-    assert variant.sinks == ("sinks" if case.model_type == "gpt_oss" else None)
+    assert variant.softcap == (2.0 if case.family == "gemma2" else None)
+    assert variant.sinks == ("sinks" if case.family == "gpt_oss" else None)
     assert (variant.norm is not None) == (case.id in ("gemma3_local", "gemma3_global", "qwen3", "olmo2", "cohere_normed"))
 
 
@@ -133,14 +133,14 @@ def test_a_softcap_that_is_set_but_not_passed_on_is_not_described():
 
 
 def test_a_feature_its_family_does_not_know_is_refused():
-    module = tiny_model(CASE["llama"]).layers[0].self_attn
+    module = attention_layer(tiny_model(CASE["llama"]), 0)
     module.q_norm = torch.nn.Identity()
     with pytest.raises(UnsupportedAttention, match="LlamaAttention has 'q_norm', which its family does not have"):
         describe(module)
 
 
 def test_bidirectional_attention_is_refused():
-    module = tiny_model(CASE["llama"]).layers[0].self_attn
+    module = attention_layer(tiny_model(CASE["llama"]), 0)
     module.is_causal = False
     with pytest.raises(UnsupportedAttention, match="LlamaAttention is bidirectional"):
         describe(module)

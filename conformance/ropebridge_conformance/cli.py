@@ -25,7 +25,7 @@ from ropebridge_conformance.results import ResultsError, header, read_results
 from ropebridge_conformance.tables import dtype_tables, hook_tables, mutant_table, summary
 from ropebridge_conformance.trial import Trial, false_alarms, try_mutant
 from ropebridge_conformance.verdicts import BAD, Verdict
-from ropebridge_conformance.zoo import CASES
+from ropebridge_conformance.zoo import chosen_cases
 from ropebridge_spec import CLAUSE, HOOK, SPEC_VERSION, UnknownHook
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Judge hooks on rotary attention.")
@@ -33,7 +33,7 @@ console = Console()
 errors = Console(stderr=True)
 
 Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="only this dtype; may be repeated")]
-Families = Annotated[list[str] | None, typer.Option("--family", help="only this case or model type; may be repeated")]
+Families = Annotated[list[str] | None, typer.Option("--family", help="only this case or family, or 'all'; may be repeated (default: the core)")]
 Devices = Annotated[list[str] | None, typer.Option("--device", help="only this device; may be repeated (default: all that are present)")]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="processes")]
 CORES = cpu_count() or 1
@@ -77,7 +77,7 @@ def check(
         errors.print(str(error), markup=False)
         raise typer.Exit(2) from error
     devices = device or available_devices()
-    chosen = [case.id for case in CASES if not family or case.id in family or case.model_type in family]
+    chosen = [case.id for case in chosen_cases(family)]
     units = [Unit(path, case, d, on, known) for path in paths for on in devices for case in chosen for d in dtype or DTYPES]
     verdicts = run(units, jobs, results, paths, devices)
     report(verdicts)

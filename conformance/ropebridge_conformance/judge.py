@@ -11,16 +11,14 @@ from ropebridge_conformance.checks import CHECK, CHECKS
 from ropebridge_conformance.known_failures import KnownFailure
 from ropebridge_conformance.questions import Finding, Question, failed
 from ropebridge_conformance.verdicts import Outcome, Verdict
-from ropebridge_conformance.zoo import CASES
+from ropebridge_conformance.zoo import chosen_cases
 
 
 def plan(
     cases: Sequence[str] | None = None, dtypes: Sequence[str] = ("float32", "bfloat16", "float16", "float64"), devices: Sequence[str] = ("cpu",)
 ) -> Iterator[Question]:
     """Every question there is, case by case, so that what one needs the next finds made."""
-    for case in CASES:
-        if cases is not None and case.id not in cases and case.model_type not in cases:
-            continue
+    for case in chosen_cases(cases):
         for device in devices:
             for dtype in dtypes:
                 for check in CHECKS:

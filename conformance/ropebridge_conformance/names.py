@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from ropebridge_conformance.zoo import CASES
 
@@ -12,12 +13,14 @@ class UnknownFamily(Exception):
 
 
 def refuse_unknown_families(chosen: Sequence[str] | None) -> None:
-    """Refuse a name that is neither a case nor a model type.
+    """Refuse a name that is neither a case nor a family nor "all".
 
     Raises:
-        UnknownFamily: with the names there are.
+        UnknownFamily: with the nearest names, and every family there is.
     """
-    known = sorted({name for case in CASES for name in (case.id, case.model_type)})
-    unknown = [name for name in chosen or () if name not in known]
-    if unknown:
-        raise UnknownFamily(f"no family {', '.join(map(repr, unknown))} in the zoo; there are: {', '.join(known)}")
+    families = sorted({case.family for case in CASES})
+    known = ["all", *families, *(case.id for case in CASES)]
+    for name in chosen or ():
+        if name not in known:
+            near = ", ".join(get_close_matches(name, known, n=3)) or "none"
+            raise UnknownFamily(f"no family {name!r} in the zoo\n  nearest: {near}\n  families: all, {', '.join(families)}")

@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of the suite."""
     group = parser.getgroup("ropebridge", "hooks on rotary attention")
     group.addoption("--subject", action="append", metavar="PKG.MOD:FACTORY", help="what to judge; may be repeated (default: reference and bridge)")
-    group.addoption("--family", action="append", metavar="NAME", help="only this case or model type; may be repeated (default: all)")
+    group.addoption("--family", action="append", metavar="NAME", help="only this case or family, or 'all'; may be repeated (default: the core)")
     group.addoption("--dtype", action="append", choices=DTYPES, help="only this dtype; may be repeated (default: all)")
     group.addoption("--device", action="append", metavar="DEVICE", help="only this device; may be repeated (default: all that are present)")
     group.addoption("--results", type=Path, metavar="FILE", help="write verdicts as JSON lines")

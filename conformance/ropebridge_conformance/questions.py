@@ -35,8 +35,8 @@ class Question:
 
     @property
     def family(self) -> str:
-        """transformers' model type."""
-        return CASE[self.case].model_type
+        """The family's name."""
+        return CASE[self.case].family
 
     @property
     def specimen(self) -> Specimen:

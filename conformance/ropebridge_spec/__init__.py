@@ -19,7 +19,8 @@ from ropebridge_spec.errors import (
     UnsupportedAttention,
     VerificationError,
 )
-from ropebridge_spec.families import FAMILIES, Family, NormKind, RotaryKind, describe
+from ropebridge_spec.families import describe
+from ropebridge_spec.family import Family, NormKind, RotaryKind
 from ropebridge_spec.hooks import (
     HOOK,
     HOOKS,
@@ -32,6 +33,7 @@ from ropebridge_spec.hooks import (
     ungrouped,
 )
 from ropebridge_spec.subject import HookFunction, Layer, Subject
+from ropebridge_spec.table import FAMILIES, OTHERS
 from ropebridge_spec.variant import OPT_INS, Norm, OptIn, Projections, Rotary, Variant
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "HOOK",
     "HOOKS",
     "OPT_INS",
+    "OTHERS",
     "RESERVED",
     "SPEC_VERSION",
     "AttachError",

@@ -8,8 +8,9 @@ import json
 
 from ropebridge_spec import bounds
 from ropebridge_spec.clauses import CLAUSES
-from ropebridge_spec.families import FAMILIES, Family
+from ropebridge_spec.family import Family
 from ropebridge_spec.hooks import HOOKS, RESERVED
+from ropebridge_spec.table import FAMILIES
 from ropebridge_spec.variant import Norm, Rotary, Variant
 
 SPEC_VERSION = "1.0"
@@ -63,9 +64,10 @@ def clause_table() -> str:
 def family_table() -> str:
     """The families this version serves, as a Markdown table."""
     rows = []
-    for name, family in FAMILIES.items():
+    for name, family in sorted(FAMILIES.items()):
         if isinstance(family, Family):
-            rotary = f"{family.rotary.pairing}, {family.rotary.table} tables, {family.rotary.precision}"
+            rotary = f"{family.rotary.pairing}, {family.rotary.table} tables, {family.rotary.precision}{', partial' if family.rotary.partial else ''}"
+            rotary += ", some layers" if family.rotary.where else ""
             norm = f"{family.norm.kind} over {family.norm.over}" if family.norm else "-"
             extras = [name for name in ("window", "softcap", "sinks") if getattr(family, name)]
             rows.append([f"`{name}`", rotary, norm, ", ".join(extras) or "-", f"`{family.source}`"])

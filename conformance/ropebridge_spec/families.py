@@ -1,67 +1,14 @@
-"""The one table of families, and `describe`, which reads a live attention module into its `Variant`."""
+"""`describe`, which reads a live attention module into its `Variant`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from ropebridge_spec.errors import UnsupportedAttention
-from ropebridge_spec.variant import Norm, Projections, Rotary, Variant
-
-
-@dataclass(frozen=True)
-class NormKind:
-    """What a family's q/k norm is; whether a module has it, and its eps, are read from the module."""
-
-    kind: Literal["rms", "layer"] = "rms"
-    over: Literal["head", "flat"] = "head"
-    weight: Literal["scale", "one_plus"] = "scale"
-    per_head: bool = False
-    rounds_before_weight: bool = False
-
-
-@dataclass(frozen=True)
-class RotaryKind:
-    """What attributes cannot show of a family's rotation; its width is read from the module."""
-
-    pairing: Literal["half", "interleaved"] = "half"
-    table: Literal["full", "repeated", "half"] = "full"
-    precision: Literal["input", "float32"] = "input"
-
-
-@dataclass(frozen=True)
-class Family:
-    """What one attention class computes, beyond what its live modules show.
-
-    `window`, `softcap` and `sinks` are dotted attribute paths on the module: a value that the class sets but does not
-    pass on (Gemma 3's softcap) has no path here. `source` is the transformers file the mathematics was read from.
-    """
-
-    source: str
-    norm: NormKind | None = None
-    rotary: RotaryKind = RotaryKind()
-    window: str | None = None
-    softcap: str | None = None
-    sinks: str | None = None
-    projections: Projections = field(default_factory=Projections)
-
-
-FAMILIES: Mapping[str, Family | Variant] = {
-    "LlamaAttention": Family("models/llama/modeling_llama.py"),
-    "MistralAttention": Family("models/mistral/modeling_mistral.py", window="config.sliding_window"),
-    "Gemma2Attention": Family("models/gemma2/modeling_gemma2.py", window="sliding_window", softcap="attn_logit_softcapping"),
-    "Gemma3Attention": Family("models/gemma3/modeling_gemma3.py", window="sliding_window", norm=NormKind(weight="one_plus")),
-    "Qwen3Attention": Family("models/qwen3/modeling_qwen3.py", window="sliding_window", norm=NormKind(rounds_before_weight=True)),
-    "Olmo2Attention": Family("models/olmo2/modeling_olmo2.py", norm=NormKind(over="flat"), rotary=RotaryKind(precision="float32")),
-    "CohereAttention": Family(
-        "models/cohere/modeling_cohere.py",
-        norm=NormKind(kind="layer", per_head=True),
-        rotary=RotaryKind(pairing="interleaved", table="repeated", precision="float32"),
-    ),
-    "GptOssAttention": Family("models/gpt_oss/modeling_gpt_oss.py", window="sliding_window", sinks="sinks", rotary=RotaryKind(table="half")),
-}
-"""Class name of an attention module -> what it computes. A `Variant` serves where nothing is to be read from the module."""
+from ropebridge_spec.family import Family, NormKind, RotaryKind
+from ropebridge_spec.table import FAMILIES
+from ropebridge_spec.variant import Norm, Rotary, Variant
 
 FEATURES = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "v_norm", "sinks", "gate_proj", "g_proj", "key_multiplier", "clip_qkv")
 """Attributes that change what attention computes: a family that does not know one it finds must not be used."""
@@ -92,7 +39,7 @@ def describe(module: Any, families: Mapping[str, Family | Variant] = FAMILIES) -
         d_head_v=v.out_features // kv_heads,
         scale=float(module.scaling),
         norm=read_norm(module, family.norm),
-        rotary=Rotary(family.rotary.pairing, module.head_dim, family.rotary.table, family.rotary.precision),
+        rotary=read_rotary(module, family.rotary),
         softcap=read_path(module, family.softcap),
         sinks=family.sinks,
         window=read_path(module, family.window),
@@ -116,7 +63,7 @@ def family_of(module: Any, families: Mapping[str, Family | Variant]) -> Family |
 
 def refuse_unknown_features(module: Any, family: Family) -> None:
     """Refuse a module that does more than its family says."""
-    known = {family.sinks} | ({"q_norm", "k_norm"} if family.norm else set())
+    known = {family.sinks} | ({family.norm.q, family.norm.k} if family.norm else set())
     extra = [name for name in FEATURES if getattr(module, name, None) is not None and name not in known]
     if extra:
         raise UnsupportedAttention(
@@ -132,18 +79,38 @@ def refuse_unknown_features(module: Any, family: Family) -> None:
 
 def read_norm(module: Any, kind: NormKind | None) -> Norm | None:
     """The q/k norm of a module, or None where the family has none or this module leaves it out."""
-    norm = getattr(module, "q_norm", None)
+    norm = getattr(module, kind.q, None) if kind else None
     if kind is None or norm is None:
         return None
     eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
-    return Norm(kind.kind, kind.over, float(eps), kind.weight, kind.per_head, kind.rounds_before_weight)
+    return Norm(kind.kind, kind.over, float(eps), kind.weight, kind.per_head, kind.rounds_before_weight, kind.q, kind.k)
+
+
+def read_rotary(module: Any, kind: RotaryKind) -> Rotary | None:
+    """How a module rotates, or None where its layer does not."""
+    if kind.where and not any(is_true(module, path) for path in kind.where):
+        return None
+    pairs = int(module.head_dim * partial_factor(module) + 1) // 2 if kind.partial else module.head_dim // 2
+    return Rotary(kind.pairing, 2 * pairs, kind.table, kind.precision)
+
+
+def partial_factor(module: Any) -> float:
+    """The share of a head that rotates, as transformers' configs say it: for the model, or for each type of layer."""
+    parameters = getattr(module.config, "rope_parameters", None) or {}
+    by_type = parameters.get(getattr(module, "layer_type", None), parameters)
+    return float(by_type.get("partial_rotary_factor", 1.0))
+
+
+def is_true(module: Any, path: str) -> bool:
+    """Whether the attribute at a dotted path is true; "!" before it negates."""
+    return not is_true(module, path[1:]) if path.startswith("!") else bool(read_path(module, path))
 
 
 def read_path(module: Any, path: str | None) -> Any:
-    """Follow a dotted attribute path; None where there is no path."""
+    """Follow a dotted attribute path; None where there is no path, or where it ends in "?" and leads nowhere."""
     if path is None:
         return None
     value = module
-    for name in path.split("."):
-        value = getattr(value, name)
+    for name in path.removesuffix("?").split("."):
+        value = getattr(value, name, None) if path.endswith("?") else getattr(value, name)
     return value

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.hooks import Direction, HookFunction, HookPoint, refuse_uncallable
 from ropebridge.verify import verify_layers
-from ropebridge_spec import FAMILIES, RESERVED, AttachError, Family, HookNeverFired, UnknownHook, UnsupportedAttention, Variant
+from ropebridge_spec import FAMILIES, OTHERS, RESERVED, AttachError, Family, HookNeverFired, UnknownHook, UnsupportedAttention, Variant
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
@@ -67,7 +67,8 @@ def attach(
 def rotary_attention(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every attention module that is given rotary tables, with its path in the model."""
     for path, module in model.named_modules():
-        if type(module).__name__.endswith("Attention") and "position_embeddings" in inspect.signature(type(module).forward).parameters:
+        name = type(module).__name__
+        if name.endswith("Attention") and name not in OTHERS and "position_embeddings" in inspect.signature(type(module).forward).parameters:
             yield path, module
 
 
@@ -94,12 +95,13 @@ def build(
 
 
 def nearest_rotary(model: nn.Module, path: str) -> nn.Module | None:
-    """The `rotary_emb` of the closest module around an attention layer."""
+    """The rotary embedding that the closest module around an attention layer holds."""
     parts = path.split(".")
     for depth in range(len(parts) - 1, -1, -1):
-        rotary = getattr(model.get_submodule(".".join(parts[:depth])), "rotary_emb", None)
-        if isinstance(rotary, nn.Module):
-            return rotary
+        around = model.get_submodule(".".join(parts[:depth]))
+        rotary = [child for name, child in around.named_children() if name == "rotary_emb" or type(child).__name__.endswith("RotaryEmbedding")]
+        if rotary:
+            return rotary[0]
     return None
 
 

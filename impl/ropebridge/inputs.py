@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +33,18 @@ def random_inputs(
     hidden_states = torch.randn(shape, generator=draw, device=draw.device if draw else device, dtype=torch.float32).to(device, dtype)
     padded = paddings(batch, left_padding, device)
     ids = position_ids(pos, padded) if left_padding else position_ids(pos, padded)[:1]
-    tables = bridge.make_tables(hidden_states, ids) if bridge.variant.rotary or bridge.rotary_emb is not None else None
+    tables = bridge.make_tables(hidden_states, ids) if bridge.variant.rotary or gets_tables_anyway(bridge) else None
     explicit = bridge.requires_attention_mask or left_padding
     mask = additive_mask(pos, bridge.variant.window, padded, dtype) if explicit else None
     return {"hidden_states": hidden_states, "position_embeddings": tables, "attention_mask": mask}
+
+
+def gets_tables_anyway(bridge: PositionEmbeddingsAttentionBridge) -> bool:
+    """Whether a layer that does not rotate is handed tables all the same: where its class could not do without."""
+    module: Any = bridge.original_component
+    parameters = inspect.signature(type(module).forward).parameters
+    given = parameters.get("position_embeddings")
+    return bridge.rotary_emb is not None and given is not None and given.default is inspect.Parameter.empty
 
 
 def floating_parameter(bridge: PositionEmbeddingsAttentionBridge) -> Tensor:

@@ -21,19 +21,30 @@ if TYPE_CHECKING:
     from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 
 BATCH, POS, LEFT_PADDING = 2, 12, 2
+PLAIN = (bool, int, float, str, type(None))
 NORM_ROUNDINGS = 64
 """Roundings to float32 that query and key may carry from the module's norms and tables."""
 
 
 def verify_layers(bridges: Sequence[PositionEmbeddingsAttentionBridge]) -> None:
-    """Verify one bridge of each distinct class and variant.
+    """Verify one bridge of each kind: of one class, one variant, and one set of switches on the module.
 
     Raises:
         VerificationError: a bridge is further from its module than float32 rounding explains, or cannot be compared.
     """
-    distinct = {(type(bridge.original_component), bridge.variant): bridge for bridge in reversed(bridges)}
+    distinct = {kind_of(bridge): bridge for bridge in reversed(bridges)}
     for bridge in distinct.values():
         verify_layer(bridge)
+
+
+def kind_of(bridge: PositionEmbeddingsAttentionBridge) -> tuple[object, ...]:
+    """What tells a layer from one whose proof would do for it.
+
+    The module's own plain attributes are part of it: a switch that the variant does not know may be the very fault.
+    """
+    module = bridge.original_component
+    switches = tuple((name, value) for name, value in sorted(vars(module).items()) if isinstance(value, PLAIN) and name != "layer_idx")
+    return (type(module), bridge.variant, switches)
 
 
 @torch.no_grad()

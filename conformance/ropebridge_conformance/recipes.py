@@ -1,0 +1,460 @@
+"""A tiny random model of every served family, as data: which classes of transformers, and what their configs set.
+
+What makes a family's attention differ (norms, windows, multipliers, layers that do not rotate) is switched on, even
+where the config's default leaves it off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+WINDOW = 5
+SIZES: Mapping[str, Any] = {
+    "vocab_size": 99,
+    "hidden_size": 60,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 20,
+    "max_position_embeddings": 64,
+    "sliding_window": WINDOW,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    # mixtures of experts
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+    "shared_intermediate_size": 24,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    # other mixers of hybrid models
+    "mamba_n_heads": 4,
+    "mamba_d_head": 30,
+    "mamba_d_state": 16,
+    "mamba_chunk_size": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+"""Given to every config that has a field of the name. 1 < kv heads < heads, heads * d_head != d_model, and 1/sqrt(20) is no
+power of two: a slip in any of them shows."""
+
+LOCAL_GLOBAL = ["sliding_attention", "full_attention"]
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 16}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One family's tiny model.
+
+    name: the family. package: its package in transformers, where that has another name.
+    layers: one of each kind of attention layer that the model has.
+    config: what the config sets beside `SIZES`.
+    inputs: what a forward is given: token ids, token ids of several codebooks, or embeddings.
+    extra: other tensors that every forward is given, by their shapes.
+    """
+
+    name: str
+    config_class: str
+    model_class: str
+    package: str = ""
+    layers: tuple[int, ...] = (0,)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Literal["ids", "codebooks", "embeds"] = "ids"
+    extra: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def load(self, stem: str, name: str) -> Any:
+        """A class of the family's package."""
+        package = self.package or self.name
+        return getattr(import_module(f"transformers.models.{package}.{stem}_{package}"), name)
+
+
+RECIPES: tuple[Recipe, ...] = (
+    Recipe("llama", "LlamaConfig", "LlamaForCausalLM", config={"attention_bias": True}),
+    Recipe("arcee", "ArceeConfig", "ArceeForCausalLM"),
+    Recipe("aria", "AriaTextConfig", "AriaTextForCausalLM", config={"moe_num_experts": 4, "moe_topk": 2}),
+    Recipe(
+        "cosmos3_edge",
+        "Cosmos3EdgeTextConfig",
+        "Cosmos3EdgeTextModel",
+        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}},
+    ),
+    Recipe(
+        "cwm",
+        "CwmConfig",
+        "CwmForCausalLM",
+        layers=(0, 1),
+        config={
+            "layer_types": LOCAL_GLOBAL,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    Recipe("emu3", "Emu3TextConfig", "Emu3ForCausalLM", config={"attention_dropout": 0.0, "attention_bias": False, "mlp_bias": False}),
+    Recipe("deepseek_ocr2", "DeepseekOcr2TextConfig", "DeepseekOcr2TextModel", config={"num_key_value_heads": 6, "mlp_layer_types": ["dense", "sparse"]}),
+    Recipe("unlimited_ocr", "UnlimitedOcrTextConfig", "UnlimitedOcrTextModel", config={"num_key_value_heads": 6, "topk_group": 1, "n_group": 1}),
+    Recipe(
+        "higgs_audio_v2",
+        "HiggsAudioV2Config",
+        "HiggsAudioV2Model",
+        config={
+            "num_codebooks": 2,
+            "codebook_size": 16,
+            "audio_token_id": 90,
+            "audio_bos_token_id": 91,
+            "audio_delay_token_id": 92,
+            "audio_stream_bos_id": 14,
+            "audio_stream_eos_id": 15,
+        },
+    ),
+    Recipe(
+        "gradium_phonon_tts",
+        "GradiumPhononTTSConfig",
+        "GradiumPhononTTSModel",
+        inputs="embeds",
+        config={"num_key_value_heads": 6, "latent_dim": 8, "flow_head_config": {"condition_dim": 60, "latent_dim": 8}},
+    ),
+    Recipe(
+        "pocket_tts",
+        "PocketTTSConfig",
+        "PocketTTSModel",
+        inputs="embeds",
+        config={
+            "num_key_value_heads": 6,
+            "latent_dim": 8,
+            "flow_head_config": {"condition_dim": 60, "latent_dim": 8},
+            "audio_prompt_token_id": 90,
+            "audio_latent_token_id": 91,
+            "audio_prompt_bos_token_id": 92,
+            "audio_bos_token_id": 93,
+        },
+    ),
+    Recipe(
+        "csm",
+        "CsmConfig",
+        "CsmBackboneModel",
+        inputs="codebooks",
+        config={
+            "num_codebooks": 3,
+            "vocab_size": 50,
+            "text_vocab_size": 99,
+            "audio_token_id": 90,
+            "audio_eos_token_id": 91,
+            "codebook_pad_token_id": 49,
+            "codebook_eos_token_id": 0,
+            "depth_decoder_config": {
+                "num_codebooks": 3,
+                "backbone_hidden_size": 60,
+                "vocab_size": 50,
+                "hidden_size": 64,
+                "intermediate_size": 96,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 33,
+            },
+        },
+    ),
+    Recipe("jais2", "Jais2Config", "Jais2ForCausalLM"),
+    Recipe(
+        "phimoe",
+        "PhimoeConfig",
+        "PhimoeForCausalLM",
+        config={
+            "attention_bias": True,
+            "input_jitter_noise": 0.0,
+            "router_jitter_noise": 0.0,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 5,
+                "long_factor": [2.0] * 5,
+                "short_mscale": 1.1,
+                "long_mscale": 1.3,
+                "original_max_position_embeddings": 8,
+            },
+        },
+    ),
+    Recipe("ministral", "MinistralConfig", "MinistralForCausalLM", layers=(0, 1), config={"layer_types": LOCAL_GLOBAL}),
+    Recipe("mistral", "MistralConfig", "MistralForCausalLM"),
+    Recipe("mixtral", "MixtralConfig", "MixtralForCausalLM"),
+    Recipe("voxtral_realtime", "VoxtralRealtimeTextConfig", "VoxtralRealtimeTextModel", extra={"t_cond": (1, 1, 60)}),
+    Recipe("qwen2", "Qwen2Config", "Qwen2ForCausalLM", layers=(0, 1), config={"use_sliding_window": True, "max_window_layers": 1}),
+    Recipe("qwen2_moe", "Qwen2MoeConfig", "Qwen2MoeForCausalLM", layers=(0, 1), config={"use_sliding_window": True, "layer_types": LOCAL_GLOBAL}),
+    Recipe(
+        "granite",
+        "GraniteConfig",
+        "GraniteForCausalLM",
+        config={"attention_multiplier": 0.3, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, "logits_scaling": 2.0},
+    ),
+    Recipe(
+        "granite4_vision",
+        "Granite4VisionTextConfig",
+        "Granite4VisionTextModel",
+        config={"attention_multiplier": 0.3, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    ),
+    Recipe(
+        "granite_docling",
+        "GraniteDoclingTextConfig",
+        "GraniteDoclingTextModel",
+        config={"attention_multiplier": 0.3, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    ),
+    Recipe("granitemoe", "GraniteMoeConfig", "GraniteMoeForCausalLM", config={"attention_multiplier": 0.3, "residual_multiplier": 0.5}),
+    Recipe("granitemoeshared", "GraniteMoeSharedConfig", "GraniteMoeSharedForCausalLM", config={"attention_multiplier": 0.3, "residual_multiplier": 0.5}),
+    Recipe(
+        "granitemoehybrid",
+        "GraniteMoeHybridConfig",
+        "GraniteMoeHybridForCausalLM",
+        layers=(1,),
+        config={
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "layer_types": ["mamba", "attention"],
+            "position_embedding_type": "rope",
+            "mamba_n_heads": 4,
+            "mamba_d_head": 30,
+        },
+    ),
+    Recipe("hyperclovax", "HyperCLOVAXConfig", "HyperCLOVAXForCausalLM", config={"attention_multiplier": 0.3, "residual_multiplier": 0.5}),
+    Recipe(
+        "gpt_oss",
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        layers=(0, 1),
+        config={"layer_types": LOCAL_GLOBAL, "rope_parameters": YARN, "num_local_experts": 2, "num_experts_per_tok": 1},
+    ),
+    Recipe("helium", "HeliumConfig", "HeliumForCausalLM", config={"head_dim": 10}),
+    Recipe("qwen3", "Qwen3Config", "Qwen3ForCausalLM", layers=(0, 1), config={"attention_bias": True, "use_sliding_window": True, "max_window_layers": 1}),
+    Recipe("qwen3_moe", "Qwen3MoeConfig", "Qwen3MoeForCausalLM", config={"use_sliding_window": True}),
+    Recipe("dots1", "Dots1Config", "Dots1ForCausalLM", layers=(0, 1), config={"layer_types": LOCAL_GLOBAL}),
+    Recipe("mellum", "MellumConfig", "MellumForCausalLM", layers=(0, 1), config={"layer_types": LOCAL_GLOBAL}),
+    Recipe("apertus", "ApertusConfig", "ApertusForCausalLM"),
+    Recipe("hy_v3", "HYV3Config", "HYV3ForCausalLM"),
+    Recipe("lfm2", "Lfm2Config", "Lfm2ForCausalLM", layers=(1,), config={"layer_types": ["conv", "full_attention"]}),
+    Recipe("cohere", "CohereConfig", "CohereForCausalLM", config={"use_qk_norm": True}),
+    Recipe("olmo2", "Olmo2Config", "Olmo2ForCausalLM"),
+    Recipe("olmo3", "Olmo3Config", "Olmo3ForCausalLM", layers=(0, 1), config={"layer_types": LOCAL_GLOBAL}),
+    Recipe("olmo_hybrid", "OlmoHybridConfig", "OlmoHybridForCausalLM", layers=(1,), config={"layer_types": ["linear_attention", "full_attention"]}),
+    Recipe("flex_olmo", "FlexOlmoConfig", "FlexOlmoForCausalLM"),
+    Recipe(
+        "minimax_m2",
+        "MiniMaxM2Config",
+        "MiniMaxM2ForCausalLM",
+        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    ),
+    Recipe(
+        "smollm3",
+        "SmolLM3Config",
+        "SmolLM3ForCausalLM",
+        layers=(0, 1),
+        config={"no_rope_layers": [1, 0], "use_sliding_window": True, "layer_types": LOCAL_GLOBAL},
+    ),
+    Recipe("cohere2", "Cohere2Config", "Cohere2ForCausalLM", layers=(0, 1), config={"layer_types": LOCAL_GLOBAL}),
+    Recipe(
+        "cohere2_moe",
+        "Cohere2MoeConfig",
+        "Cohere2MoeForCausalLM",
+        layers=(0, 1, 2),
+        config={
+            "num_hidden_layers": 3,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+            "prefix_dense_sliding_window_pattern": 1,
+            "prefix_dense_intermediate_size": 96,
+        },
+    ),
+    Recipe("exaone4", "Exaone4Config", "Exaone4ForCausalLM", layers=(0, 1), config={"layer_types": LOCAL_GLOBAL}),
+    Recipe("exaone_moe", "ExaoneMoeConfig", "ExaoneMoeForCausalLM", layers=(0, 1), config={"layer_types": LOCAL_GLOBAL, "num_shared_experts": 1}),
+    Recipe("kolibri1", "Kolibri1Config", "Kolibri1ForCausalLM", layers=(0, 1), config={"layer_types": LOCAL_GLOBAL}),
+    Recipe(
+        "nemotron",
+        "NemotronConfig",
+        "NemotronForCausalLM",
+        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    ),
+    Recipe("solar_open", "SolarOpenConfig", "SolarOpenForCausalLM", config={"attention_bias": True}),
+    Recipe(
+        "bamba",
+        "BambaConfig",
+        "BambaForCausalLM",
+        layers=(1,),
+        config={"attn_layer_indices": [1], "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    ),
+    Recipe("glm", "GlmConfig", "GlmForCausalLM", config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+    Recipe("glm4", "Glm4Config", "Glm4ForCausalLM", config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+    Recipe(
+        "glm4_moe",
+        "Glm4MoeConfig",
+        "Glm4MoeForCausalLM",
+        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}, "use_qk_norm": True, "attention_bias": True},
+    ),
+    Recipe(
+        "glm4v",
+        "Glm4vTextConfig",
+        "Glm4vTextModel",
+        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 1]}},
+    ),
+    Recipe(
+        "glm4v_moe",
+        "Glm4vMoeTextConfig",
+        "Glm4vMoeTextModel",
+        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 1]}},
+    ),
+    Recipe(
+        "glm_image",
+        "GlmImageTextConfig",
+        "GlmImageTextModel",
+        config={"vision_vocab_size": 32, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]}},
+    ),
+    Recipe(
+        "glm_ocr", "GlmOcrTextConfig", "GlmOcrTextModel", config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]}}
+    ),
+    Recipe("gemma", "GemmaConfig", "GemmaForCausalLM"),
+    Recipe(
+        "gemma2",
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        layers=(0, 1),
+        config={"layer_types": LOCAL_GLOBAL, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 24},
+    ),
+    Recipe(
+        "vaultgemma",
+        "VaultGemmaConfig",
+        "VaultGemmaForCausalLM",
+        layers=(0, 1),
+        config={"layer_types": LOCAL_GLOBAL, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0},
+    ),
+    Recipe(
+        "gemma3",
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        layers=(0, 1),
+        config={"layer_types": LOCAL_GLOBAL, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 24},
+    ),
+    Recipe("ernie4_5", "Ernie4_5Config", "Ernie4_5ForCausalLM", config={"use_bias": True}),
+    Recipe("ernie4_5_moe", "Ernie4_5_MoeConfig", "Ernie4_5_MoeForCausalLM", config={"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1}),
+    Recipe(
+        "ernie4_5_vl_moe",
+        "Ernie4_5_VLMoeTextConfig",
+        "Ernie4_5_VLMoeTextModel",
+        config={
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_num_shared_experts": 1,
+            "moe_intermediate_size": [32, 32],
+            "mlp_layer_types": ["dense", "sparse"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]},
+        },
+    ),
+    Recipe("mllama", "MllamaTextConfig", "MllamaForCausalLM", config={"cross_attention_layers": [1]}),
+    Recipe(
+        "qwen2_vl",
+        "Qwen2VLTextConfig",
+        "Qwen2VLTextModel",
+        layers=(0, 1),
+        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]}, "use_sliding_window": True, "max_window_layers": 1},
+    ),
+    Recipe(
+        "qwen2_5_vl",
+        "Qwen2_5_VLTextConfig",
+        "Qwen2_5_VLTextModel",
+        layers=(0, 1),
+        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]}, "use_sliding_window": True, "max_window_layers": 1},
+    ),
+    Recipe(
+        "qwen2_5_omni",
+        "Qwen2_5OmniTextConfig",
+        "Qwen2_5OmniThinkerTextModel",
+        layers=(0, 1),
+        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]}, "use_sliding_window": True, "max_window_layers": 1},
+    ),
+    Recipe(
+        "qwen3_vl", "Qwen3VLTextConfig", "Qwen3VLTextModel", config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}}
+    ),
+    Recipe(
+        "qwen3_vl_moe",
+        "Qwen3VLMoeTextConfig",
+        "Qwen3VLMoeTextModel",
+        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}},
+    ),
+    Recipe(
+        "qwen3_omni_moe",
+        "Qwen3OmniMoeTextConfig",
+        "Qwen3OmniMoeThinkerTextModel",
+        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}, "sliding_window": None},
+    ),
+    Recipe(
+        "qwen3_omni_moe_code_predictor",
+        "Qwen3OmniMoeTalkerCodePredictorConfig",
+        "Qwen3OmniMoeTalkerCodePredictorModel",
+        package="qwen3_omni_moe",
+        inputs="embeds",
+        config={"num_code_groups": 4},
+    ),
+    Recipe(
+        "paddleocr_vl",
+        "PaddleOCRTextConfig",
+        "PaddleOCRTextModel",
+        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}, "use_bias": True},
+    ),
+    Recipe("minimax", "MiniMaxConfig", "MiniMaxForCausalLM", config={"layer_types": ["full_attention", "linear_attention"], "block_size": 4}),
+    Recipe("lfm2_moe", "Lfm2MoeConfig", "Lfm2MoeForCausalLM", layers=(1,), config={"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
+)
+RECIPE: Mapping[str, Recipe] = {recipe.name: recipe for recipe in RECIPES}
+
+
+def build_config(name: str, **changes: Any) -> Any:
+    """The tiny config of a family; `changes` replace what its recipe sets."""
+    recipe = RECIPE[name]
+    config_class = recipe.load("configuration", recipe.config_class)
+    aliases = getattr(config_class, "attribute_map", {})
+    known = {entry.name for entry in dataclasses.fields(config_class)} - set(aliases.values()) | set(aliases)
+    return config_class(**{key: value for key, value in SIZES.items() if key in known} | dict(recipe.config) | changes)
+
+
+def build_model(name: str, attn: str = "eager", **changes: Any) -> Any:
+    """A family's tiny model as transformers initialises it, in float32 on the cpu and in eval mode, attending by `attn`."""
+    recipe, config = RECIPE[name], build_config(name, **changes)
+    config._experts_implementation = "eager"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = recipe.load("modeling", recipe.model_class)._from_config(config, attn_implementation=attn)
+    return model.eval()
+
+
+def inputs_of(name: str, config: Any, batch: int = 2, pos: int = 12) -> dict[str, Tensor]:
+    """What one forward of a family's tiny model is given, position by position; longer than the window, no special token."""
+    draw = torch.Generator().manual_seed(1)
+    recipe = RECIPE[name]
+    if recipe.inputs == "embeds":
+        return {"inputs_embeds": torch.randn(batch, pos, config.hidden_size, generator=draw)}
+    shape = (batch, pos, config.num_codebooks) if recipe.inputs == "codebooks" else (batch, pos)
+    return {"input_ids": torch.randint(3, 40, shape, generator=draw)}
+
+
+def extra_of(name: str) -> dict[str, Tensor]:
+    """What every forward of a family's tiny model is given beside."""
+    draw = torch.Generator().manual_seed(2)
+    return {key: torch.randn(shape, generator=draw) for key, shape in RECIPE[name].extra.items()}

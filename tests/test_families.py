@@ -1,0 +1,93 @@
+"""Every served family, whole: the tiny model with the bridge gives what it gives alone (PAR-1)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ropebridge import attach
+from ropebridge_conformance.recipes import RECIPES, build_model, extra_of, inputs_of
+from ropebridge_conformance.zoo import randomise
+from ropebridge_spec import FAMILIES
+
+STEPS, LEFT_PADDING = 8, 3
+every_recipe = pytest.mark.parametrize("name", [recipe.name for recipe in RECIPES])
+
+
+def tiny(name: str, attn: str = "eager") -> Any:
+    model = build_model(name, attn)
+    randomise(model)
+    return model
+
+
+def runner(name: str, model: Any) -> Any:
+    """Call a model with what it is always given."""
+    return partial(model, **extra_of(name))
+
+
+def final(output: Any) -> Tensor:
+    """The logits of a language model, the last hidden states of one that has none."""
+    return output.logits if hasattr(output, "logits") else output[0]
+
+
+def cut(inputs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    return {name: value[:, start:stop] for name, value in inputs.items()}
+
+
+@torch.no_grad()
+def decoded(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """The last positions one by one, after a prefill, from the model's own cache."""
+    pos = next(iter(inputs.values())).shape[1]
+    done = model(**cut(inputs, 0, pos - STEPS), use_cache=True)
+    outputs = [final(done)]
+    for at in range(pos - STEPS, pos):
+        done = model(**cut(inputs, at, at + 1), past_key_values=done.past_key_values, use_cache=True)
+        outputs.append(final(done))
+    return torch.cat(outputs, 1)
+
+
+def agree(got: Tensor, wanted: Tensor, rows: Tensor | None = None) -> None:
+    got, wanted = (got, wanted) if rows is None else (got[rows], wanted[rows])
+    assert float((got - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
+
+
+@every_recipe
+@torch.no_grad()
+def test_the_model_gives_what_it_gives_alone(name: str) -> None:
+    """Each distinct layer is proved on the way, too."""
+    model = tiny(name)
+    inputs = inputs_of(name, model.config)
+    run = runner(name, model)
+    wanted, later = final(run(**inputs)), decoded(run, inputs)
+    with attach(model) as bridged:
+        agree(final(run(**inputs)), wanted)
+        agree(decoded(run, inputs), later)
+        output, cache = bridged.run_with_cache(**inputs, **extra_of(name))
+        agree(final(output), wanted)
+    assert len(cache) == len(bridged.hook_points) > 0
+    assert torch.equal(final(run(**inputs)), wanted)
+
+
+@every_recipe
+@torch.no_grad()
+def test_the_model_gives_what_it_gives_alone_under_left_padding(name: str) -> None:
+    model = tiny(name)
+    if model._supports_sdpa:
+        model.set_attn_implementation("sdpa")
+    run = runner(name, model)
+    inputs = inputs_of(name, model.config, pos=13)
+    padding = torch.ones(2, 13, dtype=torch.long)
+    padding[1, :LEFT_PADDING] = 0
+    wanted = final(run(**inputs, attention_mask=padding))
+    with attach(model):
+        agree(final(run(**inputs, attention_mask=padding)), wanted, padding.bool())
+
+
+def test_every_row_of_the_table_has_a_model() -> None:
+    """No class is called served that no test builds."""
+    built = {type(module).__name__ for recipe in RECIPES for module in build_model(recipe.name).modules()}
+    assert set(FAMILIES) <= built
