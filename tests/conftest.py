@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ropebridge import PositionEmbeddingsAttentionBridge
-from ropebridge_conformance import recipes
+from ropebridge_conformance import recipes, zoo
 
 FAMILIES = ("llama", "mistral", "gemma2", "gemma3", "qwen3", "olmo2", "cohere", "gpt_oss")
 """One of everything that served families do differently."""
@@ -66,8 +66,8 @@ def bridge_layer() -> BridgeFactory:
     def make(family: str, layer: int = 0, attn: str = "eager", config: dict[str, Any] | None = None, **options: Any) -> PositionEmbeddingsAttentionBridge:
         model: Any = build_model(family, attn, **(config or {}))
         bridge = PositionEmbeddingsAttentionBridge(f"blocks.{layer}.attn", model.config, **options)
-        bridge.set_original_component(model.model.layers[layer].self_attn)
-        bridge.set_rotary_emb(model.model.rotary_emb)
+        bridge.set_original_component(zoo.attention_layer(model, layer))
+        bridge.set_rotary_emb(zoo.rotary_module(model))
         return bridge
 
     return make

@@ -86,3 +86,19 @@ def test_dropout_reaches_the_gradient(bridge: Any) -> None:
 
     assert torch.equal(gradient(7), gradient(7))
     assert not torch.allclose(gradient(7), gradient(8), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["starcoder2", "seed_oss"])
+@torch.no_grad()
+def test_an_output_is_dropped_out_in_training_after_hook_out(bridge_layer: Any, name: str) -> None:
+    """DROP-2: the numbers are those the wrapped module draws."""
+    bridge = bridge_layer(name, config={"residual_dropout": RATE, "attention_dropout": 0.0})
+    inputs, module = bridge.get_random_inputs(2, 9, seed=0), bridge.original_component
+    whole, _ = output(bridge, inputs, 7, "hook_out")
+    module.train()
+    dropped, kept = output(bridge, inputs, 7, "hook_out")
+    torch.manual_seed(7)
+    wanted, _ = type(module).forward(module, **inputs)
+    torch.testing.assert_close(dropped, wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(kept["hook_out"], whole)
+    assert 0.2 < float((dropped == 0).float().mean()) < 0.4

@@ -63,3 +63,20 @@ def test_a_gradient_through_a_view_reaches_the_module(llama: Any) -> None:
     llama.W_Q[2].sum().backward()
     grad = llama.submodule("q").weight.grad.unflatten(0, (6, 20))
     assert grad.flatten(1).any(1).tolist() == [False, False, True, False, False, False]
+
+
+@pytest.mark.parametrize("name", ["phi3", "gpt_neox"], ids=["blocks", "heads"])
+@torch.no_grad()
+def test_the_weights_in_a_fused_projection_are_each_roles_own(bridge_layer: Any, name: str) -> None:
+    """And views of it: what is written to one arrives in the module."""
+    bridge = bridge_layer(name)
+    inputs, kept = bridge.get_random_inputs(2, 5, seed=0), {}
+    handles = [bridge.hook_points[f"hook_{role}"].add_hook(lambda tensor, hook: kept.__setitem__(hook.spec.name, tensor)) for role in "qkv"]
+    bridge(**inputs)
+    for handle in handles:
+        handle.remove()
+    for role in "QKV":
+        weight, bias = getattr(bridge, f"W_{role}"), getattr(bridge, f"b_{role}")
+        given = torch.einsum("bpm,hmn->bphn", inputs["hidden_states"], weight) + (0 if bias is None else bias)
+        torch.testing.assert_close(given, kept[f"hook_{role.lower()}"], rtol=1e-5, atol=1e-5)
+        assert weight.untyped_storage().data_ptr() == bridge.submodule("qkv").weight.untyped_storage().data_ptr()

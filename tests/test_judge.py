@@ -91,10 +91,11 @@ def test_an_edit_that_no_later_stage_could_notice_is_vacuous(monkeypatch):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_the_zoo_can_show_every_fault_that_its_features_allow(case):
-    """Each stage that computes has a foil in every family."""
+    """Each stage that computes has a foil in every family; where a layer does not rotate, hook_rot_q computes nothing."""
     layer = specimen(case.id, torch.float32, "cpu")
-    for hook in ("hook_q", "hook_rot_q", "hook_attn_scores", "hook_pattern", "hook_z", "hook_out"):
+    for hook in ("hook_q", "hook_attn_scores", "hook_pattern", "hook_z", "hook_out"):
         assert foils(hook, layer, SCENARIO["prefill"])
+    assert bool(foils("hook_rot_q", layer, SCENARIO["prefill"])) == (layer.variant.rotary is not None)
     assert bool(foils("hook_q_normed", layer, SCENARIO["prefill"])) == (layer.variant.norm is not None)
 
 

@@ -10,11 +10,14 @@ from os import cpu_count
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+import transformers
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ropebridge_conformance.bench import Bench, SubjectError, available_devices, load_subject
+from ropebridge_conformance.coverage import BASELINE, changes, read_baseline, write
+from ropebridge_conformance.coverage import coverage as coverage_of
 from ropebridge_conformance.judge import judge, plan, single_threaded
 from ropebridge_conformance.known_failures import KnownFailure, KnownFailuresError, read_known_failures
 from ropebridge_conformance.mutants import MUTANT
@@ -65,8 +68,11 @@ def check(
     results: Annotated[Path, typer.Option(help="where to write verdicts as JSON lines")] = Path("results/check.jsonl"),
     known_failures: Annotated[Path | None, typer.Option(help="TOML file of failures that are expected")] = None,
     jobs: Jobs = CORES,
+    installed: Annotated[bool, typer.Option("--installed", help="only list attention classes of the installed transformers that are new or changed")] = False,
 ) -> None:
     """Judge subjects on the zoo of tiny random layers. Exit code 1 if any verdict is bad, 2 if the call is."""
+    if installed:
+        raise typer.Exit(list_changes())
     paths = subjects or list(DEFAULT_SUBJECTS)
     try:
         refuse_unknown_families(family)
@@ -135,14 +141,42 @@ def report(verdicts: Sequence[Verdict]) -> None:
     console.print(summary(verdicts))
 
 
+def list_changes() -> int:
+    """Print what of the installed transformers the last release did not know; 1 if there is anything."""
+    found = changes()
+    for change in found:
+        console.print(f"{change.name}: {change.what} ({change.file})", markup=False, highlight=False)
+    console.print(
+        f"{len(found)} rotary attention classes of transformers {transformers.__version__} are new or changed since {read_baseline()['transformers']}"
+    )
+    return 1 if found else 0
+
+
 @app.command()
-def show(results: Annotated[Path, typer.Argument(help="a results file")]) -> None:
-    """Print the tables of a results file again."""
+def coverage(
+    results: Annotated[Path, typer.Argument(help="results of a run over all families")],
+    page: Annotated[Path, typer.Option(help="where to write the page")] = Path("docs/COVERAGE.md"),
+) -> None:
+    """Write the coverage page and the baseline it is made from, with the verdicts of a results file."""
+    _, verdicts = results_of(results)
+    covered = coverage_of(verdicts)
+    write(covered, page, str(results))
+    console.print(f"{sum(c['status'] == 'served' for c in covered['classes'])} classes served; {page} and {BASELINE}")
+
+
+def results_of(path: Path) -> tuple[dict[str, object], list[Verdict]]:
+    """A results file; a bad one ends the command with exit code 2."""
     try:
-        provenance, verdicts = read_results(results)
+        return read_results(path)
     except ResultsError as error:
         errors.print(str(error), markup=False)
         raise typer.Exit(2) from error
+
+
+@app.command()
+def show(results: Annotated[Path, typer.Argument(help="a results file")]) -> None:
+    """Print the tables of a results file again."""
+    provenance, verdicts = results_of(results)
     console.print(provenance)
     report(verdicts)
 

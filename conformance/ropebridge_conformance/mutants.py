@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ropebridge_conformance.scenarios import Scenario
 from ropebridge_conformance.subjects.reference import Factory, Show, show
+from ropebridge_conformance.weights import read_weights
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_reference import (
     STAGES,
@@ -143,8 +144,7 @@ def biased(role: str) -> Applies:
     """Layers whose projection in a role has a bias."""
 
     def applies(specimen: Specimen, scenario: Scenario) -> bool:
-        linear: Any = getattr(specimen.module, getattr(specimen.variant.projections, role))
-        return linear.bias is not None
+        return getattr(read_weights(specimen.module, specimen.variant), f"b_{role}") is not None
 
     return applies
 
@@ -329,7 +329,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "bias_forgotten",
         "the query projection leaves its bias out",
         "hook_q",
-        biased("q"),
+        biased("Q"),
         change(project=project_without_bias),
         also=("hook_k", "hook_v"),
     ),
@@ -387,7 +387,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("dead_rows_uniform", "a row that sees nothing attends to everything", "hook_pattern", dead, change(pattern=pattern_uniform_where_dead)),
     Mutant("values_tiled", "query head h mixes value head h mod kv heads", "hook_z", grouped, change(mix=mix_of_tiled_values)),
     Mutant("mixed_heads_rolled", "z of head h stands at head h + 1", "hook_z", many_heads, change(mix=mix_with_heads_rolled)),
-    Mutant("output_bias_forgotten", "the output projection leaves its bias out", "hook_out", biased("o"), change(output=output_without_bias)),
+    Mutant("output_bias_forgotten", "the output projection leaves its bias out", "hook_out", biased("O"), change(output=output_without_bias)),
     Mutant("output_heads_rolled", "z of head h goes through head h-1's weights", "hook_out", many_heads, change(output=output_of_rolled_heads)),
     Mutant("edit_of_k_dropped", "hook_rot_k is shown a copy", "hook_rot_k", always, show=drops_edits("hook_rot_k")),
     Mutant("edit_of_pattern_dropped", "hook_pattern is shown a copy", "hook_pattern", always, show=drops_edits("hook_pattern")),

@@ -22,5 +22,5 @@ def refuse_unknown_families(chosen: Sequence[str] | None) -> None:
     known = ["all", *families, *(case.id for case in CASES)]
     for name in chosen or ():
         if name not in known:
-            near = ", ".join(get_close_matches(name, known, n=3)) or "none"
+            near = ", ".join(get_close_matches(name, known, n=3, cutoff=0.3)) or "none"
             raise UnknownFamily(f"no family {name!r} in the zoo\n  nearest: {near}\n  families: all, {', '.join(families)}")

@@ -52,10 +52,12 @@ SIZES: Mapping[str, Any] = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
 }
-"""Given to every config that has a field of the name. 1 < kv heads < heads, heads * d_head != d_model, and 1/sqrt(20) is no
-power of two: a slip in any of them shows."""
+"""Given to every config that has a field of the name, and head_dim to all, which most read where they have it.
+
+1 < kv heads < heads, heads * d_head != d_model, and 1/sqrt(20) is no power of two: a slip in any of them shows."""
 
 LOCAL_GLOBAL = ["sliding_attention", "full_attention"]
+HALF_ROTARY = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.4}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 16}
 
 
@@ -189,8 +191,8 @@ RECIPES: tuple[Recipe, ...] = (
             "rope_parameters": {
                 "rope_type": "longrope",
                 "rope_theta": 1e4,
-                "short_factor": [1.0] * 5,
-                "long_factor": [2.0] * 5,
+                "short_factor": [1.0] * 10,
+                "long_factor": [2.0] * 10,
                 "short_mscale": 1.1,
                 "long_mscale": 1.3,
                 "original_max_position_embeddings": 8,
@@ -314,22 +316,22 @@ RECIPES: tuple[Recipe, ...] = (
         "glm4v",
         "Glm4vTextConfig",
         "Glm4vTextModel",
-        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 1]}},
+        config={"head_dim": 10, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 1]}},
     ),
     Recipe(
         "glm4v_moe",
         "Glm4vMoeTextConfig",
         "Glm4vMoeTextModel",
-        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 1]}},
+        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 2, 1]}},
     ),
     Recipe(
         "glm_image",
         "GlmImageTextConfig",
         "GlmImageTextModel",
-        config={"vision_vocab_size": 32, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]}},
+        config={"vision_vocab_size": 32, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}},
     ),
     Recipe(
-        "glm_ocr", "GlmOcrTextConfig", "GlmOcrTextModel", config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]}}
+        "glm_ocr", "GlmOcrTextConfig", "GlmOcrTextModel", config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}}
     ),
     Recipe("gemma", "GemmaConfig", "GemmaForCausalLM"),
     Recipe(
@@ -365,30 +367,40 @@ RECIPES: tuple[Recipe, ...] = (
             "moe_num_shared_experts": 1,
             "moe_intermediate_size": [32, 32],
             "mlp_layer_types": ["dense", "sparse"],
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 4, 2]},
         },
     ),
-    Recipe("mllama", "MllamaTextConfig", "MllamaForCausalLM", config={"cross_attention_layers": [1]}),
+    Recipe("mllama", "MllamaTextConfig", "MllamaForCausalLM", config={"head_dim": 10, "cross_attention_layers": [1]}),
     Recipe(
         "qwen2_vl",
         "Qwen2VLTextConfig",
         "Qwen2VLTextModel",
         layers=(0, 1),
-        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]}, "use_sliding_window": True, "max_window_layers": 1},
+        config={
+            "head_dim": 10,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]},
+            "use_sliding_window": True,
+            "max_window_layers": 1,
+        },
     ),
     Recipe(
         "qwen2_5_vl",
         "Qwen2_5_VLTextConfig",
         "Qwen2_5_VLTextModel",
         layers=(0, 1),
-        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]}, "use_sliding_window": True, "max_window_layers": 1},
+        config={
+            "head_dim": 10,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]},
+            "use_sliding_window": True,
+            "max_window_layers": 1,
+        },
     ),
     Recipe(
         "qwen2_5_omni",
         "Qwen2_5OmniTextConfig",
         "Qwen2_5OmniThinkerTextModel",
         layers=(0, 1),
-        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]}, "use_sliding_window": True, "max_window_layers": 1},
+        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}, "use_sliding_window": True, "max_window_layers": 1},
     ),
     Recipe(
         "qwen3_vl", "Qwen3VLTextConfig", "Qwen3VLTextModel", config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}}
@@ -421,6 +433,40 @@ RECIPES: tuple[Recipe, ...] = (
     ),
     Recipe("minimax", "MiniMaxConfig", "MiniMaxForCausalLM", config={"layer_types": ["full_attention", "linear_attention"], "block_size": 4}),
     Recipe("lfm2_moe", "Lfm2MoeConfig", "Lfm2MoeForCausalLM", layers=(1,), config={"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
+    Recipe("starcoder2", "Starcoder2Config", "Starcoder2ForCausalLM"),
+    Recipe("seed_oss", "SeedOssConfig", "SeedOssForCausalLM", config={"attention_out_bias": True}),
+    Recipe("stablelm", "StableLmConfig", "StableLmForCausalLM", config={"head_dim": 10, "use_qkv_bias": True, "rope_parameters": HALF_ROTARY}),
+    Recipe("phi", "PhiConfig", "PhiForCausalLM", config={"rope_parameters": HALF_ROTARY}),
+    Recipe("phi3", "Phi3Config", "Phi3ForCausalLM", config={"rope_parameters": {**HALF_ROTARY, "partial_rotary_factor": 0.8}}),
+    Recipe(
+        "phi4_multimodal",
+        "Phi4MultimodalConfig",
+        "Phi4MultimodalForCausalLM",
+        config={
+            "rope_parameters": {**HALF_ROTARY, "partial_rotary_factor": 0.8},
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+                "crop_size": 28,
+                "feature_layer": -1,
+            },
+            "audio_config": {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_blocks": 1,
+                "num_attention_heads": 2,
+                "ext_pw_out_channel": 16,
+                "nemo_conv_channels": 16,
+                "depthwise_separable_out_channel": 16,
+                "input_size": 16,
+            },
+        },
+    ),
+    Recipe("gpt_neox", "GPTNeoXConfig", "GPTNeoXForCausalLM", config={"head_dim": 10, "rope_parameters": HALF_ROTARY}),
 )
 RECIPE: Mapping[str, Recipe] = {recipe.name: recipe for recipe in RECIPES}
 
@@ -430,7 +476,7 @@ def build_config(name: str, **changes: Any) -> Any:
     recipe = RECIPE[name]
     config_class = recipe.load("configuration", recipe.config_class)
     aliases = getattr(config_class, "attribute_map", {})
-    known = {entry.name for entry in dataclasses.fields(config_class)} - set(aliases.values()) | set(aliases)
+    known = {entry.name for entry in dataclasses.fields(config_class)} - set(aliases.values()) | set(aliases) | {"head_dim"}
     return config_class(**{key: value for key, value in SIZES.items() if key in known} | dict(recipe.config) | changes)
 
 

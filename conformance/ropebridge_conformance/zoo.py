@@ -32,7 +32,7 @@ CORE: tuple[Case, ...] = (
     Case("gemma2_global", "gemma2", 1),
     Case("gemma3_local", "gemma3", 0),
     Case("gemma3_global", "gemma3", 1),
-    Case("qwen3", "qwen3", 1),
+    Case("qwen3", "qwen3"),
     Case("olmo2", "olmo2"),
     Case("cohere_normed", "cohere"),
     Case("cohere_plain", "cohere", 0, {"use_qk_norm": False, "attention_bias": True}),

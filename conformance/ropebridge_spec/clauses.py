@@ -121,6 +121,7 @@ CLAUSES: tuple[Clause, ...] = (
     Clause("TYPE-1", "Every hook's tensor has the dtype and device of the hidden states; hook_cos and hook_sin have those of the tables given."),
     Clause("CACHE-1", "A step that reads a cache gives at every hook what the same positions give without one."),
     Clause("DROP-1", "Dropout applies in training mode only, to the pattern after hook_pattern."),
+    Clause("DROP-2", "Where the family drops out its output, it does so in training mode only, after hook_out."),
     # the constructor of the bridge
     Clause("CFG-1", "optional: a bridge built with optional=True accepts that the model has no such component; otherwise None is refused."),
     Clause("CFG-2", "requires_attention_mask: get_random_inputs gives an explicit mask when true, None when false; forward takes either."),

@@ -8,7 +8,7 @@ from typing import Any
 from ropebridge_spec.errors import UnsupportedAttention
 from ropebridge_spec.family import Family, NormKind, RotaryKind
 from ropebridge_spec.table import FAMILIES
-from ropebridge_spec.variant import Norm, Rotary, Variant
+from ropebridge_spec.variant import Norm, Projections, Rotary, Variant
 
 FEATURES = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "v_norm", "sinks", "gate_proj", "g_proj", "key_multiplier", "clip_qkv")
 """Attributes that change what attention computes: a family that does not know one it finds must not be used."""
@@ -28,15 +28,8 @@ def describe(module: Any, families: Mapping[str, Family | Variant] = FAMILIES) -
     if isinstance(family, Variant):
         return family
     refuse_unknown_features(module, family)
-    projections = family.projections
-    q, k, v = (getattr(module, name) for name in (projections.q, projections.k, projections.v))
-    kv_heads = k.out_features // module.head_dim
     return Variant(
-        d_model=q.in_features,
-        heads=q.out_features // module.head_dim,
-        kv_heads=kv_heads,
-        d_head=module.head_dim,
-        d_head_v=v.out_features // kv_heads,
+        **read_widths(module, family.projections),
         scale=float(module.scaling),
         norm=read_norm(module, family.norm),
         rotary=read_rotary(module, family.rotary),
@@ -44,8 +37,26 @@ def describe(module: Any, families: Mapping[str, Family | Variant] = FAMILIES) -
         sinks=family.sinks,
         window=read_path(module, family.window),
         dropout=float(getattr(module, "attention_dropout", 0.0)),
-        projections=projections,
+        output_dropout=float(read_path(module, family.output_dropout) or 0.0),
+        projections=family.projections,
     )
+
+
+def read_widths(module: Any, names: Projections) -> dict[str, int]:
+    """Head counts and widths, from the shapes of the projections; of a fused one from the config."""
+    d_head = head_width(module)
+    if names.fused is not None:
+        heads = int(module.config.num_attention_heads)
+        kv_heads = int(getattr(module.config, "num_key_value_heads", None) or heads)
+        return {"d_model": getattr(module, names.fused).in_features, "heads": heads, "kv_heads": kv_heads, "d_head": d_head, "d_head_v": d_head}
+    q, k, v = (getattr(module, name) for name in (names.q, names.k, names.v))
+    kv_heads = k.out_features // d_head
+    return {"d_model": q.in_features, "heads": q.out_features // d_head, "kv_heads": kv_heads, "d_head": d_head, "d_head_v": v.out_features // kv_heads}
+
+
+def head_width(module: Any) -> int:
+    """d_head, under either of the names that transformers has for it."""
+    return int(module.head_dim if hasattr(module, "head_dim") else module.head_size)
 
 
 def family_of(module: Any, families: Mapping[str, Family | Variant]) -> Family | Variant:
@@ -90,7 +101,8 @@ def read_rotary(module: Any, kind: RotaryKind) -> Rotary | None:
     """How a module rotates, or None where its layer does not."""
     if kind.where and not any(is_true(module, path) for path in kind.where):
         return None
-    pairs = int(module.head_dim * partial_factor(module) + 1) // 2 if kind.partial else module.head_dim // 2
+    d_head = head_width(module)
+    pairs = (int(d_head * partial_factor(module)) + 1) // 2 if kind.partial else d_head // 2
     return Rotary(kind.pairing, 2 * pairs, kind.table, kind.precision)
 
 

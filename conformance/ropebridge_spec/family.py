@@ -41,7 +41,7 @@ class RotaryKind:
 class Family:
     """What one attention class computes, beyond what its live modules show.
 
-    `window`, `softcap` and `sinks` are dotted attribute paths on the module, with "?" at the end where it may be missing.
+    `window`, `softcap`, `sinks` and `output_dropout` are dotted attribute paths on the module, with "?" at the end where it may be missing.
     A value that the class sets but does not pass on (Gemma 3's softcap) has no path here. `source` is the transformers file that the mathematics was read from.
     """
 
@@ -51,4 +51,5 @@ class Family:
     window: str | None = None
     softcap: str | None = None
     sinks: str | None = None
+    output_dropout: str | None = None
     projections: Projections = field(default_factory=Projections)

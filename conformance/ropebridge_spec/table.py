@@ -129,6 +129,16 @@ FAMILIES: Mapping[str, Family | Variant] = {
     **rows(Family(rotary=RotaryKind(table="half"), window="sliding_window", sinks="sinks"), GptOssAttention="gpt_oss"),
     **rows(Family(rotary=RotaryKind(where=("config.position_embedding_type",))), GraniteMoeHybridAttention="granitemoehybrid"),
     **rows(Family(window="sliding_window?"), Qwen2MoeAttention="qwen2_moe"),
+    **rows(Family(window="config.sliding_window", output_dropout="residual_dropout"), Starcoder2Attention="starcoder2"),
+    **rows(Family(output_dropout="residual_dropout"), SeedOssAttention="seed_oss"),
+    **rows(Family(rotary=RotaryKind(partial=True)), StableLmAttention="stablelm"),
+    **rows(Family(rotary=RotaryKind(partial=True), projections=Projections(o="dense")), PhiAttention="phi"),
+    **rows(
+        Family(window="config.sliding_window", rotary=RotaryKind(partial=True), projections=Projections(fused="qkv_proj")),
+        Phi3Attention="phi3",
+        Phi4MultimodalAttention="phi4_multimodal",
+    ),
+    **rows(Family(rotary=RotaryKind(partial=True), projections=Projections(o="dense", fused="query_key_value", layout="heads")), GPTNeoXAttention="gpt_neox"),
 }
 """A `Variant` serves where nothing is to be read from the module."""
 

@@ -11,12 +11,24 @@ OPT_INS: tuple[OptIn, ...] = ("attn_in", "split_qkv_input", "attn_result")
 
 @dataclass(frozen=True)
 class Projections:
-    """Attribute names of the modules that project to query, key, value and back (each its own linear map)."""
+    """Attribute names of the modules that project to query, key, value and back.
+
+    fused: the one module that projects to query, key and value, where q, k and v are not modules of their own; or None.
+    layout: how they lie in it: `blocks` all query heads, all key heads, all value heads; `heads` head by head, each
+        with its query, key and value.
+    """
 
     q: str = "q_proj"
     k: str = "k_proj"
     v: str = "v_proj"
     o: str = "o_proj"
+    fused: str | None = None
+    layout: Literal["blocks", "heads"] = "blocks"
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Role -> attribute name of every module that projects."""
+        return {"q": self.q, "k": self.k, "v": self.v, "o": self.o} if self.fused is None else {"qkv": self.fused, "o": self.o}
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class Variant:
         sinks: name of the parameter that holds one extra logit a head, a key that has no value; or None.
         window: a query at position i sees keys at positions above i - window; None sees all the past.
         dropout: probability of dropping a pattern entry in training mode.
+        output_dropout: probability of dropping an entry of the output in training mode.
         projections: where the projection modules are found.
     """
 
@@ -95,6 +108,7 @@ class Variant:
     sinks: str | None = None
     window: int | None = None
     dropout: float = 0.0
+    output_dropout: float = 0.0
     projections: Projections = field(default_factory=Projections)
 
     def __post_init__(self) -> None:
@@ -105,6 +119,8 @@ class Variant:
             raise ValueError(f"Variant.heads is {self.heads}; it must be a multiple of kv_heads, which is {self.kv_heads}")
         if self.rotary and (self.rotary.width % 2 or self.rotary.width > self.d_head):
             raise ValueError(f"Rotary.width is {self.rotary.width}; it must be even and at most d_head, which is {self.d_head}")
+        if self.projections.layout == "heads" and self.heads != self.kv_heads:
+            raise ValueError(f"Projections.layout is 'heads' with {self.heads} heads and {self.kv_heads} kv_heads; it must be as many of both")
         if self.window is not None and self.window < 1:
             raise ValueError(f"Variant.window is {self.window}; it must be at least 1, or None for no window")
 

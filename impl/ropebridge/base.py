@@ -132,17 +132,17 @@ class AttentionBridge(nn.Module):
     @property
     def W_Q(self) -> Tensor:
         """(head, d_model, d_head): a view of the query projection's weight."""
-        return self._input_weight("q", self.variant.heads)
+        return self._input_weight("q")
 
     @property
     def W_K(self) -> Tensor:
         """(kv_head, d_model, d_head): a view of the key projection's weight."""
-        return self._input_weight("k", self.variant.kv_heads)
+        return self._input_weight("k")
 
     @property
     def W_V(self) -> Tensor:
         """(kv_head, d_model, d_head_v): a view of the value projection's weight."""
-        return self._input_weight("v", self.variant.kv_heads)
+        return self._input_weight("v")
 
     @property
     def W_O(self) -> Tensor:
@@ -153,17 +153,17 @@ class AttentionBridge(nn.Module):
     @property
     def b_Q(self) -> Tensor | None:
         """(head, d_head): a view of the query projection's bias, None where it has none."""
-        return self._bias("q", self.variant.heads)
+        return self._bias("q")
 
     @property
     def b_K(self) -> Tensor | None:
         """(kv_head, d_head): a view of the key projection's bias, None where it has none."""
-        return self._bias("k", self.variant.kv_heads)
+        return self._bias("k")
 
     @property
     def b_V(self) -> Tensor | None:
         """(kv_head, d_head_v): a view of the value projection's bias, None where it has none."""
-        return self._bias("v", self.variant.kv_heads)
+        return self._bias("v")
 
     @property
     def b_O(self) -> Tensor | None:
@@ -171,13 +171,35 @@ class AttentionBridge(nn.Module):
         bias = self.submodule("o").bias
         return bias if isinstance(bias, Tensor) else None
 
-    def _input_weight(self, role: str, heads: int) -> Tensor:
-        weight: Any = self.submodule(role).weight
-        return weight.unflatten(0, (heads, -1)).transpose(1, 2)  # type: ignore[no-any-return]
+    def _input_weight(self, role: str) -> Tensor:
+        """(head, d_model, width): the weight of query, key or value."""
+        if "qkv" in self._roles:
+            weight: Any = self.submodule("qkv").weight
+            return split_heads(weight.T, self.variant)[role].transpose(0, 1)
+        weight = self.submodule(role).weight
+        return weight.unflatten(0, (self.heads_of(role), -1)).transpose(1, 2)  # type: ignore[no-any-return]
 
-    def _bias(self, role: str, heads: int) -> Tensor | None:
-        bias = self.submodule(role).bias
-        return bias.unflatten(0, (heads, -1)) if isinstance(bias, Tensor) else None
+    def _bias(self, role: str) -> Tensor | None:
+        """(head, width): the bias of query, key or value."""
+        bias = self.submodule("qkv" if "qkv" in self._roles else role).bias
+        if not isinstance(bias, Tensor):
+            return None
+        return split_heads(bias, self.variant)[role] if "qkv" in self._roles else bias.unflatten(0, (self.heads_of(role), -1))
+
+    def heads_of(self, role: str) -> int:
+        """How many heads a role (q, k, v) has."""
+        return self.variant.heads if role == "q" else self.variant.kv_heads
+
+
+def split_heads(fused: Tensor, variant: Variant) -> dict[str, Tensor]:
+    """What a fused projection gave, (..., rows), as query, key and value, each (..., head, width); nothing is copied."""
+    widths = {"q": variant.d_head, "k": variant.d_head, "v": variant.d_head_v}
+    if variant.projections.layout == "heads":
+        parts = fused.unflatten(-1, (variant.heads, -1)).split(list(widths.values()), dim=-1)
+        return dict(zip("qkv", parts, strict=True))
+    heads = {"q": variant.heads, "k": variant.kv_heads, "v": variant.kv_heads}
+    blocks = fused.split([heads[role] * widths[role] for role in "qkv"], dim=-1)
+    return {role: block.unflatten(-1, (heads[role], widths[role])) for role, block in zip("qkv", blocks, strict=True)}
 
 
 def opted_in(name: str, use_attn_in: bool, use_split_qkv_input: bool, use_attn_result: bool) -> tuple[OptIn, ...]:
@@ -191,7 +213,7 @@ def opted_in(name: str, use_attn_in: bool, use_split_qkv_input: bool, use_attn_r
 def role_names(variant: Variant, declared: Mapping[str, str] | None) -> dict[str, str]:
     """Role -> attribute name: as the family has it, or as the adapter declared it."""
     p, norm = variant.projections, variant.norm
-    names = {"q": p.q, "k": p.k, "v": p.v, "o": p.o} | ({"q_norm": norm.q, "k_norm": norm.k} if norm else {})
+    names = p.roles | ({"q_norm": norm.q, "k_norm": norm.k} if norm else {})
     return {**names, **(declared or {})}
 
 
@@ -226,7 +248,7 @@ def validate_config(name: str, config: Any, variant: Variant) -> None:
 
 def validate_opt_ins(name: str, chosen: tuple[OptIn, ...], component: nn.Module, variant: Variant, roles: Mapping[str, str]) -> None:
     """Refuse per-head stages where no per-head weights can be read."""
-    for role in ("q", "k", "v", "o") if chosen else ():
+    for role in variant.projections.roles if chosen else ():
         attribute, module = roles[role], getattr(component, roles[role])
         if type(module) is not nn.Linear:
             raise UnsupportedAttention(

@@ -9,15 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ropebridge import kernels
-from ropebridge.base import AttentionBridge
+from ropebridge.base import AttentionBridge, split_heads
 from ropebridge.inputs import random_inputs
 from ropebridge.masks import Visibility, read_mask
 from ropebridge.norms import by_formula, normalise
 from ropebridge.position import PositionEmbeddingHooksMixin, Tables, positions
 from ropebridge.rotary import rotate
 from ropebridge_spec import ContractError, NotBound
+
+CACHES = ("past_key_values", "layer_past")
+"""Names under which transformers hands a layer its cache."""
 
 
 @dataclass(frozen=True)
@@ -112,26 +116,31 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         q, k = self._rotate(q, k, self.tables(call.position_embeddings, x, partial(self._position_ids, call)))
         keys, values = self._remember(k, v, call.cache)
         z, pattern = self._attend(q, keys, values, self._visibility(call, keys.shape[2]), call.wants_pattern)
-        return self._output(z), pattern
+        return F.dropout(self._output(z), self.variant.output_dropout, self._training), pattern
 
     # ---- project ----
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """hook_q, hook_k, hook_v (PROJ-1), from split inputs where those are opted in to (SPLIT-1)."""
-        variant = self.effective
-        q, k, v = (self.submodule(role)(x) for role in ("q", "k", "v"))
-        q = q.unflatten(-1, (variant.heads, variant.d_head))
-        k, v = self._kv_heads(k, variant.d_head), self._kv_heads(v, variant.d_head_v)
+        q, k, v = self._heads(x)
+        k, v = self._spread_heads(k), self._spread_heads(v)
         if "attn_in" in self.opted_in and self.hook("hook_attn_in").watched:
-            moved = self._moved("hook_attn_in", x, variant.heads)
+            moved = self._moved("hook_attn_in", x, self.variant.heads)
             q, k, v = q + along(moved, self.W_Q), k + along(moved, self._spread(self.W_K)), v + along(moved, self._spread(self.W_V))
         if "split_qkv_input" in self.opted_in:
             q, k, v = (self._split(r, x, t) for r, t in (("q", q), ("k", k), ("v", v)))
         return self.hook("hook_q")(q), self.hook("hook_k")(k), self.hook("hook_v")(v)
 
-    def _kv_heads(self, projected: Tensor, width: int) -> Tensor:
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value head by head, through the wrapped module's own projections."""
+        if "qkv" in self._roles:
+            parts = split_heads(self.submodule("qkv")(x), self.variant)
+            return parts["q"], parts["k"], parts["v"]
+        q, k, v = (self.submodule(role)(x).unflatten(-1, (self.heads_of(role), -1)) for role in "qkv")
+        return q, k, v
+
+    def _spread_heads(self, heads: Tensor) -> Tensor:
         """Key or value heads; one for each query head under `attn_in` (SPLIT-3)."""
-        heads: Tensor = projected.unflatten(-1, (self.variant.kv_heads, width))
         return heads if self.effective.kv_heads == self.variant.kv_heads else heads.repeat_interleave(self.variant.group, dim=2)
 
     def _spread(self, weight: Tensor) -> Tensor:
@@ -220,7 +229,12 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
 
     def _dropout(self) -> float:
         """The rate of dropout in this call (DROP-1): the wrapped module says whether it trains."""
-        return self.variant.dropout if self.original_component is not None and self.original_component.training else 0.0
+        return self.variant.dropout if self._training else 0.0
+
+    @property
+    def _training(self) -> bool:
+        """Whether the wrapped module trains."""
+        return self.original_component is not None and self.original_component.training
 
     def _sinks(self) -> Tensor | None:
         return None if self.variant.sinks is None else getattr(self.original_component, self.variant.sinks)
@@ -248,7 +262,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
             raise NotBound(f"{type(self).__name__} {self.name!r} has no attention module yet; call set_original_component(module) first")
         given = {**dict(zip(self._positional, args, strict=False)), **kwargs}
         hidden_states = self._checked(given.get("hidden_states"))
-        cache, module = given.get("past_key_values"), self.original_component
+        cache, module = next((given[name] for name in CACHES if given.get(name) is not None), None), self.original_component
         config_asks = bool(getattr(getattr(module, "config", None), "output_attentions", False))
         return Call(
             hidden_states=hidden_states,

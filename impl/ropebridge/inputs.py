@@ -50,7 +50,7 @@ def gets_tables_anyway(bridge: PositionEmbeddingsAttentionBridge) -> bool:
 def floating_parameter(bridge: PositionEmbeddingsAttentionBridge) -> Tensor:
     """A parameter whose device and dtype are the module's own; a quantised module may hold none, then torch's default."""
     assert bridge.original_component is not None
-    parameters = chain(bridge.submodule("q").parameters(), bridge.original_component.parameters())
+    parameters = chain(*(bridge.submodule(role).parameters() for role in bridge.variant.projections.roles), bridge.original_component.parameters())
     return next((parameter for parameter in parameters if parameter.is_floating_point()), torch.empty(0))
 
 

@@ -1,0 +1,113 @@
+"""The rotary attention classes of the installed transformers, read from its source without importing a model."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from ropebridge_spec import FAMILIES, OTHERS
+
+TABLES = "position_embeddings"
+ROTARY = re.compile(r"rotary|\bcos\b")
+"""The argument, and what the class does with it, that make an attention class one of ours: detectors add tables of another kind."""
+
+SIGNS: Mapping[str, str] = {
+    "vision": "a vision tower: bidirectional, over patches",
+    "image": "a vision tower: bidirectional, over patches",
+    "audio": "an audio tower: bidirectional, over frames",
+    "speech": "an audio tower: bidirectional, over frames",
+    "kv_a_proj": "multi-head latent attention",
+    "kv_b_proj": "multi-head latent attention",
+    "indexer": "a sparse indexer",
+    "lambda_q1": "differential attention",
+    "gate": "gated attention",
+    "g_proj": "gated attention",
+    "qkv": "query, key and value fused in one projection",
+    "Wqkv": "query, key and value fused in one projection",
+    "query_key_value": "query, key and value fused in one projection",
+    "clip_qkv": "clipped projections",
+    "sinks": "sinks of another form",
+    "key_multiplier": "a multiplier on the key",
+    "v_scale": "a multiplier on the value",
+    "sub_norm": "a norm before the output projection",
+    "v_norm": "a norm on the value",
+    "key_value_states": "cross-attention",
+    "encoder_hidden_states": "cross-attention",
+    "q_norm": "a query and key norm of another form",
+    "layernorm": "a query and key norm of another form",
+    "qk_norm": "a query and key norm of another form",
+    "resid": "dropout after the output projection",
+    "is_causal = False": "bidirectional attention",
+}
+"""What stands in a class's file name, or in its source, and so keeps it from the table; the first that is found counts."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An attention class whose forward is given rotary tables.
+
+    file: below transformers' own folder. fingerprint: changes when the source of the class does, comments and layout aside.
+    """
+
+    name: str
+    file: str
+    source: str
+    fingerprint: str
+
+    @property
+    def status(self) -> str:
+        """served, left alone, or refused."""
+        if self.name in FAMILIES:
+            return "served"
+        return "left alone" if self.name in OTHERS else "refused"
+
+    @property
+    def reason(self) -> str:
+        """Why a class that is refused is."""
+        if self.status != "refused":
+            return ""
+        head = f"{self.name} {self.file}".lower()
+        signs = (why for sign, why in SIGNS.items() if sign in head or sign in self.source)
+        return next(signs, "not described yet")
+
+
+def installed_classes() -> Iterator[Found]:
+    """Every attention class of the installed transformers whose forward takes rotary tables, by name."""
+    spec = find_spec("transformers")
+    assert spec is not None
+    assert spec.origin is not None
+    root = Path(spec.origin).parent
+    found = [found for path in sorted(root.glob("models/*/modeling_*.py")) for found in classes_of(path, root)]
+    yield from sorted(found, key=lambda entry: (entry.name, entry.file))
+
+
+def classes_of(path: Path, root: Path) -> Iterator[Found]:
+    """The rotary attention classes of one file."""
+    text = path.read_text(encoding="utf-8")
+    if TABLES not in text:
+        return
+    lines = text.splitlines()
+    for node in (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and "Attention" in node.name):
+        source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+        if ROTARY.search(source) and takes_tables(node):
+            digest = hashlib.sha256(ast.dump(without_docstrings(node)).encode()).hexdigest()[:12]
+            yield Found(node.name, str(path.relative_to(root)), source, digest)
+
+
+def takes_tables(node: ast.ClassDef) -> bool:
+    """Whether the forward of a class has an argument for rotary tables."""
+    forwards = (item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "forward")
+    return any(argument.arg == TABLES for forward in forwards for argument in (*forward.args.args, *forward.args.kwonlyargs))
+
+
+def without_docstrings(node: ast.ClassDef) -> ast.ClassDef:
+    """The class, its bare strings left out."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.ClassDef | ast.FunctionDef):
+            inner.body = [item for item in inner.body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))]
+    return node
