@@ -99,13 +99,19 @@ def get_random_inputs(specimen: Specimen, batch: int, pos: int) -> dict[str, Any
 
 
 def tables(specimen: Specimen, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor] | None:
-    """cos and sin of the model's own rotary module for these position ids."""
-    if specimen.variant.rotary is None:
-        return None
+    """cos and sin of the model's own rotary module for these position ids; None where a layer neither rotates nor must be given any."""
     module: Any = specimen.module
+    required = inspect.signature(type(module).forward).parameters["position_embeddings"].default is inspect.Parameter.empty
+    if specimen.variant.rotary is None and not required:
+        return None
     by_type = "layer_type" in inspect.signature(type(specimen.rotary).forward).parameters
-    cos, sin = specimen.rotary(x, ids, module.layer_type) if by_type else specimen.rotary(x, ids)
+    cos, sin = specimen.rotary(x, ids, layer_type_of(module)) if by_type else specimen.rotary(x, ids)
     return cos, sin
+
+
+def layer_type_of(module: Any) -> str:
+    """The type of a layer, as its model's config names it."""
+    return str(module.layer_type if hasattr(module, "layer_type") else module.config.layer_types[module.layer_idx])
 
 
 def mask_of(scenario: Scenario, specimen: Specimen, padded: Tensor) -> Tensor | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ropebridge_conformance.endtoend import EndToEnd, end_to_end
@@ -27,11 +28,16 @@ def hugging_face(specimen: Specimen, calls: Sequence[CallInputs]) -> tuple[Tenso
     outs, weights = [], []
     module: Any = specimen.module
     for call in calls:
-        given = {**call.given, "attention_mask": additive(specimen, call), "past_key_values": cache}
+        given = {**call.given, "attention_mask": additive(specimen, call), cache_name(module): cache}
         out, pattern = type(module).forward(module, **given)
         outs.append(out)
         weights.append(pattern)
     return torch.cat(outs, 1), weights
+
+
+def cache_name(module: nn.Module) -> str:
+    """Under which name a class takes its cache."""
+    return next((name for name in ("past_key_values", "layer_past") if name in inspect.signature(type(module).forward).parameters), "past_key_values")
 
 
 def additive(specimen: Specimen, call: CallInputs) -> Tensor:
@@ -49,9 +55,10 @@ def bias_of_call(specimen: Specimen, call: CallInputs) -> Tensor:
 def truth(specimen: Specimen, call: CallInputs) -> Tensor:
     """The output in float64, from the same rounded weights, inputs and tables."""
     weights = read_weights(specimen.module, specimen.variant, torch.float64)
-    cos, sin = (table.double() for table in call.given["position_embeddings"])
+    given = call.given["position_embeddings"]
+    tables = None if given is None else (given[0].double(), given[1].double())
     x = call.given["hidden_states"].double()
-    return attention(x, (cos, sin), bias_of_call(specimen, call), weights, specimen.variant).out
+    return attention(x, tables, bias_of_call(specimen, call), weights, specimen.variant).out
 
 
 def carried_bounds(specimen: Specimen, call: CallInputs, dtype: str) -> EndToEnd:
