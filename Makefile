@@ -6,7 +6,7 @@ FAMILIES ?=
 RESULTS ?= results/run.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint real spec mutants bench clean
+.PHONY: help run test lint real spec mutants coverage bench clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -30,6 +30,10 @@ lint: .venv/installed ## ruff and mypy --strict
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+coverage: .venv/installed ## judge every family, and write docs/COVERAGE.md and its baseline
+	$(BIN)/ropebridge check --family all --jobs $(JOBS) --results results/all.jsonl
+	$(BIN)/ropebridge coverage results/all.jsonl
 
 mutants: .venv/installed ## judge the judge: every mutant must be killed at its stage
 	$(BIN)/ropebridge mutants --jobs $(JOBS)

@@ -288,7 +288,8 @@ def test_a_class_that_is_not_known_is_refused_with_what_to_do(build: Any) -> Non
     with pytest.raises(UnsupportedAttention) as caught:
         attach(model)
     message = str(caught.value)
-    assert message.startswith(f"attention class 'MyAttention' is not in the table of families\n  known: {', '.join(sorted(FAMILIES))}\n")
+    assert message.startswith("attention class 'MyAttention' is not in the table of families\n  nearest: PhiAttention, GlmAttention, CwmAttention; ")
+    assert f"all {len(FAMILIES)}: print(sorted(ropebridge.FAMILIES))\n" in message
     assert "{**FAMILIES, 'MyAttention': FAMILIES['LlamaAttention']}" in message
     assert "forward" not in vars(model.model.layers[0].self_attn)
 

@@ -24,6 +24,7 @@ from ropebridge_conformance.mutants import MUTANT
 from ropebridge_conformance.names import UnknownFamily, refuse_unknown_families
 from ropebridge_conformance.plugin import DEFAULT_SUBJECTS, DTYPES
 from ropebridge_conformance.questions import Question
+from ropebridge_conformance.recipes import RECIPES
 from ropebridge_conformance.results import ResultsError, header, read_results
 from ropebridge_conformance.tables import dtype_tables, hook_tables, mutant_table, summary
 from ropebridge_conformance.trial import Trial, false_alarms, try_mutant
@@ -84,6 +85,9 @@ def check(
         raise typer.Exit(2) from error
     devices = device or available_devices()
     chosen = [case.id for case in chosen_cases(family)]
+    absent = [recipe.name for recipe in RECIPES if not recipe.installed]
+    if absent and "all" in (family or ()):
+        console.print(f"not in transformers {transformers.__version__}, so not judged: {', '.join(absent)}")
     units = [Unit(path, case, d, on, known) for path in paths for on in devices for case in chosen for d in dtype or DTYPES]
     verdicts = run(units, jobs, results, paths, devices)
     report(verdicts)

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -80,6 +81,11 @@ class Recipe:
     config: Mapping[str, Any] = field(default_factory=dict)
     inputs: Literal["ids", "codebooks", "embeds"] = "ids"
     extra: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def installed(self) -> bool:
+        """Whether the installed transformers has the family: an older one may not."""
+        return find_spec(f"transformers.models.{self.package or self.name}") is not None
 
     def load(self, stem: str, name: str) -> Any:
         """A class of the family's package."""
@@ -468,6 +474,7 @@ RECIPES: tuple[Recipe, ...] = (
     ),
     Recipe("gpt_neox", "GPTNeoXConfig", "GPTNeoXForCausalLM", config={"head_dim": 10, "rope_parameters": HALF_ROTARY}),
 )
+INSTALLED = tuple(recipe for recipe in RECIPES if recipe.installed)
 RECIPE: Mapping[str, Recipe] = {recipe.name: recipe for recipe in RECIPES}
 
 

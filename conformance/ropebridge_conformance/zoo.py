@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropebridge_conformance.recipes import RECIPES, build_model
+from ropebridge_conformance.recipes import INSTALLED, build_model
 from ropebridge_spec import FAMILIES, Variant, describe
 
 
@@ -42,8 +42,8 @@ CORE: tuple[Case, ...] = (
 """What a run judges unless it is told otherwise: one layer for everything that served families do differently."""
 
 CORE_FAMILIES = {case.family for case in CORE}
-WIDE = tuple(Case(f"{recipe.name}_{n}", recipe.name, n) for recipe in RECIPES if recipe.name not in CORE_FAMILIES for n in recipe.layers)
-"""Every kind of layer of every other family."""
+WIDE = tuple(Case(f"{recipe.name}_{n}", recipe.name, n) for recipe in INSTALLED if recipe.name not in CORE_FAMILIES for n in recipe.layers)
+"""Every kind of layer of every other family that the installed transformers has."""
 
 CASES: tuple[Case, ...] = CORE + WIDE
 CASE: Mapping[str, Case] = {case.id: case for case in CASES}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from ropebridge_spec.errors import UnsupportedAttention
@@ -65,7 +66,7 @@ def family_of(module: Any, families: Mapping[str, Family | Variant]) -> Family |
     if name not in families:
         raise UnsupportedAttention(
             f"attention class {name!r} is not in the table of families\n"
-            f"  known: {', '.join(sorted(families))}\n"
+            f"  nearest: {', '.join(get_close_matches(name, families, n=3)) or 'none'}; all {len(families)}: print(sorted(ropebridge.FAMILIES))\n"
             f"  to add it: families={{**FAMILIES, {name!r}: Family(...)}} as attach(model, families=...), or describe(module, families=...);\n"
             f"  if it computes what a known class computes: {{**FAMILIES, {name!r}: FAMILIES['LlamaAttention']}}, and verify=True proves it"
         )
