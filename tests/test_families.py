@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from ropebridge import attach
 from ropebridge_conformance.recipes import INSTALLED, build_model, extra_of, inputs_of
-from ropebridge_conformance.zoo import randomise
-from ropebridge_spec import FAMILIES
+from ropebridge_conformance.zoo import attention_layer, randomise
+from ropebridge_spec import FAMILIES, Family, UnsupportedAttention, VerificationError
 
 STEPS, LEFT_PADDING = 8, 3
 every_recipe = pytest.mark.parametrize("name", [recipe.name for recipe in INSTALLED])
@@ -94,3 +95,22 @@ def test_every_row_of_the_table_has_a_model() -> None:
     built = {type(module).__name__ for recipe in INSTALLED for module in build_model(recipe.name).modules()}
     root = Path(transformers.__file__).parent
     assert {name for name, family in FAMILIES.items() if (root / family.source).exists()} <= built
+
+
+@pytest.mark.parametrize("name", ["smollm3", "cohere2", "exaone4"])
+def test_a_layer_that_does_not_rotate_cannot_hide_behind_one_that_does(name: str) -> None:
+    """Both have one description where the table forgets to say which layers rotate; both are proved all the same."""
+    model = tiny(name)
+    kind = type(attention_layer(model, 0)).__name__
+    family = FAMILIES[kind]
+    assert isinstance(family, Family)
+    forgetful = replace(family, window=None, rotary=replace(family.rotary, where=()))
+    with pytest.raises(VerificationError, match=rf"^'blocks\.1\.attn' does not reproduce the {kind} it wraps: its pattern is off"):
+        attach(model, families={**FAMILIES, kind: forgetful})
+
+
+@pytest.mark.parametrize("name", ["stablelm", "phi"])
+def test_a_norm_that_the_table_does_not_know_is_refused(name: str) -> None:
+    model = build_model(name, qk_layernorm=True)
+    with pytest.raises(UnsupportedAttention, match="has 'q_layernorm', 'k_layernorm', which its family does not have"):
+        attach(model)

@@ -62,6 +62,11 @@ HALF_ROTARY = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 16}
 
 
+def mrope(*section: int) -> dict[str, Any]:
+    """Rotary parameters of a model whose positions have three axes, each with its share of the frequencies."""
+    return {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(section)}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One family's tiny model.
@@ -101,7 +106,7 @@ RECIPES: tuple[Recipe, ...] = (
         "cosmos3_edge",
         "Cosmos3EdgeTextConfig",
         "Cosmos3EdgeTextModel",
-        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}},
+        config={"rope_parameters": mrope(4, 3, 3)},
     ),
     Recipe(
         "cwm",
@@ -334,11 +339,9 @@ RECIPES: tuple[Recipe, ...] = (
         "glm_image",
         "GlmImageTextConfig",
         "GlmImageTextModel",
-        config={"vision_vocab_size": 32, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}},
+        config={"vision_vocab_size": 32, "rope_parameters": mrope(4, 3, 3)},
     ),
-    Recipe(
-        "glm_ocr", "GlmOcrTextConfig", "GlmOcrTextModel", config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}}
-    ),
+    Recipe("glm_ocr", "GlmOcrTextConfig", "GlmOcrTextModel", config={"rope_parameters": mrope(4, 3, 3)}),
     Recipe("gemma", "GemmaConfig", "GemmaForCausalLM"),
     Recipe(
         "gemma2",
@@ -373,7 +376,7 @@ RECIPES: tuple[Recipe, ...] = (
             "moe_num_shared_experts": 1,
             "moe_intermediate_size": [32, 32],
             "mlp_layer_types": ["dense", "sparse"],
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 4, 2]},
+            "rope_parameters": mrope(4, 4, 2),
         },
     ),
     Recipe("mllama", "MllamaTextConfig", "MllamaForCausalLM", config={"head_dim": 10, "cross_attention_layers": [1]}),
@@ -384,7 +387,7 @@ RECIPES: tuple[Recipe, ...] = (
         layers=(0, 1),
         config={
             "head_dim": 10,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]},
+            "rope_parameters": mrope(2, 2, 1),
             "use_sliding_window": True,
             "max_window_layers": 1,
         },
@@ -396,7 +399,7 @@ RECIPES: tuple[Recipe, ...] = (
         layers=(0, 1),
         config={
             "head_dim": 10,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 1]},
+            "rope_parameters": mrope(2, 2, 1),
             "use_sliding_window": True,
             "max_window_layers": 1,
         },
@@ -406,22 +409,20 @@ RECIPES: tuple[Recipe, ...] = (
         "Qwen2_5OmniTextConfig",
         "Qwen2_5OmniThinkerTextModel",
         layers=(0, 1),
-        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}, "use_sliding_window": True, "max_window_layers": 1},
+        config={"rope_parameters": mrope(4, 3, 3), "use_sliding_window": True, "max_window_layers": 1},
     ),
-    Recipe(
-        "qwen3_vl", "Qwen3VLTextConfig", "Qwen3VLTextModel", config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}}
-    ),
+    Recipe("qwen3_vl", "Qwen3VLTextConfig", "Qwen3VLTextModel", config={"rope_parameters": mrope(4, 3, 3)}),
     Recipe(
         "qwen3_vl_moe",
         "Qwen3VLMoeTextConfig",
         "Qwen3VLMoeTextModel",
-        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}},
+        config={"rope_parameters": mrope(4, 3, 3)},
     ),
     Recipe(
         "qwen3_omni_moe",
         "Qwen3OmniMoeTextConfig",
         "Qwen3OmniMoeThinkerTextModel",
-        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}, "sliding_window": None},
+        config={"rope_parameters": mrope(4, 3, 3), "sliding_window": None},
     ),
     Recipe(
         "qwen3_omni_moe_code_predictor",
@@ -435,7 +436,7 @@ RECIPES: tuple[Recipe, ...] = (
         "paddleocr_vl",
         "PaddleOCRTextConfig",
         "PaddleOCRTextModel",
-        config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}, "use_bias": True},
+        config={"rope_parameters": mrope(4, 3, 3), "use_bias": True},
     ),
     Recipe("minimax", "MiniMaxConfig", "MiniMaxForCausalLM", config={"layer_types": ["full_attention", "linear_attention"], "block_size": 4}),
     Recipe("lfm2_moe", "Lfm2MoeConfig", "Lfm2MoeForCausalLM", layers=(1,), config={"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from rich import box
@@ -13,32 +13,49 @@ from ropebridge_conformance.verdicts import BAD, Outcome, Verdict
 from ropebridge_spec import HOOKS
 
 LAYER = "the layer as a whole"
+WIDE = 10
+"""More columns than this do not fit a terminal."""
+
+Key = Callable[[Verdict], str]
 
 
 def hook_tables(verdicts: Sequence[Verdict]) -> Iterator[Table]:
-    """For each subject, hook points by families: how many verdicts, and how many of them are bad."""
+    """For each subject, hook points by families, or by dtypes where the families are too many: how many verdicts, and how many of them bad."""
     rows = [hook.name for hook in HOOKS] + [LAYER]
-    yield from crossed(verdicts, rows, lambda v: v.hook or LAYER, "hook point", "verdicts")
+    columns = dtype_of if len({v.family for v in verdicts}) > WIDE else family_of
+    yield from crossed(verdicts, rows, lambda v: v.hook or LAYER, columns, "hook point")
 
 
 def dtype_tables(verdicts: Sequence[Verdict]) -> Iterator[Table]:
-    """For each subject, dtypes by families."""
-    rows = list(dict.fromkeys(v.dtype for v in verdicts))
-    yield from crossed(verdicts, rows, lambda v: v.dtype, "dtype", "verdicts")
+    """For each subject, families by dtypes."""
+    yield from crossed(verdicts, list(dict.fromkeys(v.family for v in verdicts)), family_of, dtype_of, "family")
 
 
-def crossed(verdicts: Sequence[Verdict], rows: Sequence[str], row_of: Callable[[Verdict], str], corner: str, what: str) -> Iterator[Table]:
-    """For each subject, rows by families."""
-    families = list(dict.fromkeys(v.family for v in verdicts))
+def family_of(verdict: Verdict) -> str:
+    """The column of a table by families."""
+    return verdict.family
+
+
+def dtype_of(verdict: Verdict) -> str:
+    """The column of a table by dtypes."""
+    return verdict.dtype
+
+
+def crossed(verdicts: Sequence[Verdict], rows: Sequence[str], row_of: Key, column_of: Key, corner: str) -> Iterator[Table]:
+    """For each subject, rows by columns."""
+    columns = list(dict.fromkeys(map(column_of, verdicts)))
+    cells: dict[tuple[str, str, str], list[Outcome]] = defaultdict(list)
+    for v in verdicts:
+        cells[v.subject, row_of(v), column_of(v)].append(v.verdict)
     for subject in dict.fromkeys(v.subject for v in verdicts):
-        table = Table(title=f"{subject}: {what} by family", box=box.SIMPLE_HEAD, padding=0)
+        table = Table(title=f"{subject}: verdicts", box=box.SIMPLE_HEAD, padding=0)
         table.add_column(corner, no_wrap=True)
-        for family in families:
-            table.add_column(family, justify="right", overflow="fold")
+        for column in columns:
+            table.add_column(column, justify="right", overflow="fold")
         for row in rows:
-            cells = [[v.verdict for v in verdicts if (v.subject, v.family, row_of(v)) == (subject, family, row)] for family in families]
-            if any(cells):
-                table.add_row(row, *map(cell, cells))
+            outcomes = [cells[subject, row, column] for column in columns]
+            if any(outcomes):
+                table.add_row(row, *map(cell, outcomes))
         yield table
 
 
