@@ -15,7 +15,7 @@ import transformers
 from ropebridge_conformance.installed import Found, installed_classes
 from ropebridge_conformance.verdicts import Verdict
 from ropebridge_conformance.zoo import CASES, specimen
-from ropebridge_spec import FAMILIES, Family
+from ropebridge_spec import FAMILIES, Family, NormKind, Projections, RotaryKind
 from ropebridge_spec.document import table
 
 BASELINE = Path(__file__).with_name("coverage.json")
@@ -81,14 +81,17 @@ def verdicts_by_class(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Counte
 
 def cells(family: Family) -> str:
     """What a family computes beside plain rotary attention, in words."""
-    plain, words = Family(), []
-    for part in ("norm", "rotary"):
-        kind, default = getattr(family, part), getattr(plain, part)
-        if kind != default:
-            settings = [f"{f.name}={getattr(kind, f.name)}" for f in fields(kind) if default is None or getattr(kind, f.name) != getattr(default, f.name)]
-            words.append(f"{part} ({', '.join(settings)})")
-    words += [name for name in ("window", "softcap", "sinks") if getattr(family, name)]
+    kinds = {"norm": family.norm, "rotary": family.rotary, "projections": family.projections}
+    words = [f"{part}{settings_of(kind)}" for part, kind in kinds.items() if kind is not None and kind != getattr(Family(), part)]
+    words += [name for name in ("window", "softcap", "sinks", "output_dropout") if getattr(family, name)]
     return ", ".join(words) or "plain"
+
+
+def settings_of(kind: NormKind | RotaryKind | Projections) -> str:
+    """What of it is not as it is by default, in brackets."""
+    plain = type(kind)()
+    settings = [f"{f.name}={getattr(kind, f.name)}" for f in fields(kind) if getattr(kind, f.name) != getattr(plain, f.name)]
+    return f" ({', '.join(settings)})" if settings else ""
 
 
 def write(covered: Mapping[str, Any], page: Path, results: str) -> None:
