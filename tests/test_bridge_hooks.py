@@ -427,3 +427,15 @@ def part(inputs: dict[str, Any], rows: slice, keys: int) -> dict[str, Any]:
         "position_embeddings": (cos[:, rows], sin[:, rows]),
         "attention_mask": None if mask is None else mask[:, :, rows, :keys],
     }
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt_neox"])
+@pytest.mark.parametrize(("name", "role"), [("hook_q", "q"), ("hook_v", "v"), ("hook_out", "o")])
+def test_an_edit_in_place_does_not_reach_a_raw_hook_on_the_projection(bridge: Any, name: str, role: str) -> None:
+    """EDIT-2, with gradients: what the projection gave is somebody else's too."""
+    kept: list[Tensor] = []
+    projection = bridge.submodule(role if role in bridge._roles else "qkv")
+    handle = projection.register_forward_hook(lambda module, args, out: kept.append(out))
+    output(bridge, bridge.get_random_inputs(2, 9, seed=0), **{name: wipe})
+    handle.remove()
+    assert bool(kept[0].any(-1).all())

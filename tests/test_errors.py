@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from ropebridge import (
     FAMILIES,
+    AttachError,
     ContractError,
     Family,
     HookNeverFired,
@@ -406,3 +407,21 @@ def test_an_attention_module_without_a_layer_number_is_refused(build: Any) -> No
 @pytest.mark.parametrize("error", [ContractError, MaskError, UnknownHook, HookNeverFired, NotBound, UnsupportedAttention, VerificationError])
 def test_every_error_is_a_ropebridge_error(error: type[Exception]) -> None:
     assert issubclass(error, RopebridgeError)
+
+
+def test_a_model_that_attends_by_another_function_is_refused(build: Any) -> None:
+    model = build("llama")
+    model.config._attn_implementation = "mine"
+    with pytest.raises(
+        AttachError, match=r"attends by 'mine', and the bridge stands for 'eager' and 'sdpa'; call model\.set_attn_implementation\('sdpa'\) first"
+    ):
+        attach(model)
+
+
+def test_bidirectional_attention_is_refused_by_config_and_by_call(build: Any, llama: Any, inputs: Any) -> None:
+    model = build("llama")
+    model.config.is_causal = False
+    with pytest.raises(UnsupportedAttention, match="LlamaAttention is bidirectional"):
+        attach(model)
+    with pytest.raises(ContractError, match="was called with is_causal=False; clause MASK-2 serves causal attention only"):
+        llama(**inputs, is_causal=False)

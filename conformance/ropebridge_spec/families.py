@@ -82,7 +82,7 @@ def refuse_unknown_features(module: Any, family: Family) -> None:
             f"{type(module).__name__} has {', '.join(map(repr, extra))}, which its family does not have\n"
             f"  to serve it: describe it by a Family (or a Variant) of its own and pass families={{**FAMILIES, ...}}"
         )
-    if not getattr(module, "is_causal", True):
+    if not getattr(module, "is_causal", True) or getattr(getattr(module, "config", None), "is_causal", True) is False:
         raise UnsupportedAttention(
             f"{type(module).__name__} is bidirectional (is_causal=False); this version of the contract serves causal attention only\n"
             f"  to go on: use a model whose config leaves use_bidirectional_attention off"

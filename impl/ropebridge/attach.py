@@ -83,6 +83,7 @@ def build(
             f"the forward of {path!r} was replaced on the instance (accelerate's dispatch hooks do that)\n"
             f"  attach before dispatching, or load the model on one device without device_map"
         )
+    refuse_other_attention(module, path)
     layer = getattr(module, "layer_idx", None)
     if layer is None:
         raise UnsupportedAttention(f"{path!r} has no layer_idx, so its hooks would have no name; set module.layer_idx to the number of its block")
@@ -92,6 +93,13 @@ def build(
     if rotary is not None:
         bridge.set_rotary_emb(rotary)
     return bridge
+
+
+def refuse_other_attention(module: nn.Module, path: str) -> None:
+    """Refuse a model that attends by another function than transformers' own eager and sdpa: the bridge would compute something else."""
+    chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if chosen not in (None, "eager", "sdpa"):
+        raise AttachError(f"{path!r} attends by {chosen!r}, and the bridge stands for 'eager' and 'sdpa'; call model.set_attn_implementation('sdpa') first")
 
 
 def nearest_rotary(model: nn.Module, path: str) -> nn.Module | None:

@@ -129,7 +129,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
             q, k, v = q + along(moved, self.W_Q), k + along(moved, self._spread(self.W_K)), v + along(moved, self._spread(self.W_V))
         if "split_qkv_input" in self.opted_in:
             q, k, v = (self._split(r, x, t) for r, t in (("q", q), ("k", k), ("v", v)))
-        return self.hook("hook_q")(q), self.hook("hook_k")(k), self.hook("hook_v")(v)
+        return self.hook("hook_q")(q, shared=True), self.hook("hook_k")(k, shared=True), self.hook("hook_v")(v, shared=True)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value head by head, through the wrapped module's own projections."""
@@ -246,7 +246,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         out: Tensor = self.submodule("o")(z.flatten(-2))
         if "attn_result" in self.opted_in and self.hook("hook_result").watched:
             out = (out + self._moved_results(z)).to(out.dtype)
-        return self.hook("hook_out")(out)
+        return self.hook("hook_out")(out, shared=True)
 
     def _moved_results(self, z: Tensor) -> Tensor:
         """How far the hooks moved the sum of results: exactly 0 where they only looked (LOOK-1)."""
@@ -262,6 +262,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
             raise NotBound(f"{type(self).__name__} {self.name!r} has no attention module yet; call set_original_component(module) first")
         given = {**dict(zip(self._positional, args, strict=False)), **kwargs}
         hidden_states = self._checked(given.get("hidden_states"))
+        refuse_bidirectional(self.name, given.get("is_causal"))
         cache, module = next((given[name] for name in CACHES if given.get(name) is not None), None), self.original_component
         config_asks = bool(getattr(getattr(module, "config", None), "output_attentions", False))
         return Call(
@@ -311,6 +312,14 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         mask, padding = read_mask(call.attention_mask, batch=batch, heads=self.variant.heads, query=query, key=key)
         device = call.hidden_states.device
         return Visibility(query, key, device, call.seen_before, call.first_key, self.variant.window, mask, padding)
+
+
+def refuse_bidirectional(name: str, is_causal: object) -> None:
+    """Refuse a call that asks for attention to later positions: without a mask the layer would be causal all the same."""
+    if is_causal is False:
+        raise ContractError(
+            f"{name!r} was called with is_causal=False; clause MASK-2 serves causal attention only\n  pass a four-axis attention_mask that says it"
+        )
 
 
 def along(heads: Tensor, weight: Tensor) -> Tensor:
