@@ -79,7 +79,7 @@ def test_a_bad_call_of_the_suite_is_told_before_anything_runs(run, words, messag
 def test_check_judges_a_subject_and_leaves_results(ropebridge, tmp_path):
     done = ropebridge("check", "ropebridge.subject:Factory", *ONE_LAYER, "--jobs", "1", "--results", "r.jsonl")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "bridge: verdicts by family" in done.stdout
+    assert "bridge: verdicts" in done.stdout
     assert "verdicts: " in done.stdout
     lines = (tmp_path / "r.jsonl").read_text(encoding="utf-8").splitlines()
     assert f"{len(lines) - 1} verdicts: {len(lines) - 1} pass" in done.stdout
@@ -108,7 +108,7 @@ def test_show_prints_a_results_file_again(ropebridge):
     ropebridge("check", "ropebridge.subject:Factory", *ONE_LAYER, "--jobs", "1", "--results", "r.jsonl")
     done = ropebridge("show", "r.jsonl")
     assert done.returncode == 0, done.stderr
-    assert "bridge: verdicts by family" in done.stdout
+    assert "bridge: verdicts" in done.stdout
 
 
 def test_show_refuses_what_is_no_results_file(ropebridge, tmp_path):
