@@ -48,7 +48,7 @@ def inputs(llama: Any) -> dict[str, Any]:
 
 def test_a_replacement_of_the_wrong_shape(llama: Any, inputs: Any) -> None:
     message = says(
-        "hook 'hook_rot_q' was given a replacement of shape (2, 6, 5, 20); clause ROT-2 requires (2, 5, 6, 20)",
+        "hook 'blocks.0.attn.hook_rot_q' was given a replacement of shape (2, 6, 5, 20); clause ROT-2 requires (2, 5, 6, 20)",
         "  axes: batch pos head d_head",
         "  with: batch=2, pos=5, head=6, d_head=20",
     )
@@ -65,26 +65,26 @@ def test_a_replacement_that_would_only_broadcast(llama: Any, inputs: Any) -> Non
 
 
 def test_a_replacement_of_the_wrong_dtype(llama: Any, inputs: Any) -> None:
-    message = r"hook 'hook_z' was given a replacement of dtype torch\.float64; clause EDIT-3 requires torch\.float32\n  axes: batch pos head d_head_v\n"
+    message = r"hook 'blocks\.0\.attn\.hook_z' was given a replacement of dtype torch\.float64; clause EDIT-3 requires torch\.float32\n  axes: batch pos head"
     with llama.hook_points["hook_z"].add_hook(lambda tensor, hook: tensor.double()), pytest.raises(ContractError, match=message):
         llama(**inputs)
 
 
 def test_a_replacement_on_the_wrong_device(llama: Any, inputs: Any) -> None:
-    message = r"hook 'hook_z' was given a replacement of device meta; clause EDIT-3 requires cpu\n"
+    message = r"hook 'blocks\.0\.attn\.hook_z' was given a replacement of device meta; clause EDIT-3 requires cpu\n"
     with llama.hook_points["hook_z"].add_hook(lambda tensor, hook: tensor.to("meta")), pytest.raises(ContractError, match=message):
         llama(**inputs)
 
 
 @pytest.mark.parametrize(("returned", "kind"), [(1.0, "float"), (True, "bool"), ((), "tuple")], ids=["number", "bool", "tuple"])
 def test_a_hook_that_returns_no_tensor(llama: Any, inputs: Any, returned: object, kind: str) -> None:
-    message = says(f"hook 'hook_z' returned {kind}; clause FIRE-4 requires None (to look) or a tensor (to replace)")
+    message = says(f"hook '{Z}' returned {kind}; clause FIRE-4 requires None (to look) or a tensor (to replace)")
     with llama.hook_points["hook_z"].add_hook(lambda tensor, hook: returned), pytest.raises(ContractError, match=message):
         llama(**inputs)
 
 
 def test_a_gradient_of_the_wrong_shape(llama: Any, inputs: Any) -> None:
-    message = r"hook 'hook_z' was given a gradient of shape \(5, 6, 20\); clause MIX-2 requires \(2, 5, 6, 20\)"
+    message = r"hook 'blocks\.0\.attn\.hook_z' was given a gradient of shape \(5, 6, 20\); clause MIX-2 requires \(2, 5, 6, 20\)"
     with llama.hook_points["hook_z"].add_hook(lambda gradient, hook: gradient[0], dir="bwd"), pytest.raises(ContractError, match=message):
         llama(**inputs)[0].sum().backward()
 
@@ -98,7 +98,7 @@ def test_scores_that_softmax_cannot_take(llama: Any, inputs: Any, value: float, 
         edited[0, 0, 0, 0] = value
         return None if how == "in_place" else edited
 
-    message = says("hook 'hook_attn_scores' left NaN or +inf in the scores; clause SCORE-3 requires finite numbers, or -inf to forbid a key")
+    message = says("hook 'blocks.0.attn.hook_attn_scores' left NaN or +inf in the scores; clause SCORE-3 requires finite numbers, or -inf to forbid a key")
     with grad(), llama.hook_points["hook_attn_scores"].add_hook(spoil), pytest.raises(ContractError, match=message):
         llama(**inputs)
 

@@ -110,9 +110,7 @@ class HookPoint(nn.Module):
         if replacement is None:
             return shown
         if not isinstance(replacement, Tensor):
-            raise ContractError(
-                f"hook {self.spec.name!r} returned {type(replacement).__name__}; clause FIRE-4 requires None (to look) or a tensor (to replace)"
-            )
+            raise ContractError(f"hook {self.name!r} returned {type(replacement).__name__}; clause FIRE-4 requires None (to look) or a tensor (to replace)")
         for kind, clause in (("shape", self.spec.axes_clause), ("dtype", "EDIT-3"), ("device", "EDIT-3")):
             given, required = getattr(replacement, kind), getattr(shown, kind)
             if given != required:
@@ -124,7 +122,7 @@ class HookPoint(nn.Module):
         given, required = (tuple(cast("Any", x)) if kind == "shape" else x for x in (given, required))
         lengths = zip(axis_names(self.spec.axes), shown.shape, strict=True)
         return (
-            f"hook {self.spec.name!r} was given {what} of {kind} {given}; clause {clause} requires {required}\n"
+            f"hook {self.name!r} was given {what} of {kind} {given}; clause {clause} requires {required}\n"
             f"  axes: {self.spec.axes}\n"
             f"  with: {', '.join(f'{axis}={length}' for axis, length in lengths)}"
         )
@@ -161,7 +159,7 @@ class ScorePoint(HookPoint):
         shown = super().forward(tensor, shared=shared)
         edited = shown is not tensor or before is None or version(shown) != before
         if edited and not spoiled and not finite_or_forbidden(shown):
-            raise ContractError(f"hook {self.spec.name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite numbers, or -inf to forbid a key")
+            raise ContractError(f"hook {self.name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite numbers, or -inf to forbid a key")
         return shown
 
 
