@@ -134,6 +134,8 @@ def test_a_direction_that_does_not_exist(llama: Any) -> None:
     [
         pytest.param("blocks.0.attn.hook_patern", r"\n  nearest: blocks\.0\.attn\.hook_pattern, ", id="a_slip"),
         pytest.param("blocks.7.attn.hook_z", r"\n  nearest: blocks\.\d\.attn\.hook_z, blocks\.\d\.attn\.hook_z, ", id="no_such_layer"),
+        pytest.param("hook_z", r"\n  nearest: blocks\.0\.attn\.hook_z, blocks\.1\.attn\.hook_z\n", id="a_short_name"),
+        pytest.param("hook_q", r"\n  a name is full; for every layer: lambda name: name\.endswith\('\.hook_q'\)\n", id="a_short_name_for_all"),
         pytest.param("blocks.0.attn.hook_result", r"\n  it exists on request: attach\(model, use_attn_result=True\)\n", id="result"),
         pytest.param("blocks.0.attn.hook_attn_in", r"\n  it exists on request: attach\(model, use_attn_in=True\)\n", id="attn_in"),
         pytest.param("blocks.0.attn.hook_k_input", r"\n  it exists on request: attach\(model, use_split_qkv_input=True\)\n", id="split"),

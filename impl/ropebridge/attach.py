@@ -264,7 +264,8 @@ def refuse_unfired(asked: Sequence[Request]) -> None:
 
 def unknown_hook(name: str, points: Sequence[str]) -> str:
     """The message for a name that no hook point has: the nearest names, and the opt-in where it needs one."""
-    near = get_close_matches(name, points, n=3, cutoff=0.5)
+    ending = [point for point in points if point.endswith(f".{name}")]
+    near = ending[:3] or get_close_matches(name, points, n=3, cutoff=0.5)
     short = name.rsplit(".", 1)[-1]
     opt_in = {
         "hook_result": "use_attn_result",
@@ -272,5 +273,6 @@ def unknown_hook(name: str, points: Sequence[str]) -> str:
         **{f"hook_{role}_input": "use_split_qkv_input" for role in "qkv"},
     }.get(short)
     hint = f"  it exists on request: attach(model, {opt_in}=True)\n" if opt_in else ""
+    hint += f"  a name is full; for every layer: lambda name: name.endswith({f'.{name}'!r})\n" if ending else ""
     hint += f"  the name is reserved ({RESERVED[short]}), and no family this version serves has it\n" if short in RESERVED else ""
     return f"there is no hook point {name!r}\n{hint}  nearest: {', '.join(near) or 'none'}\n  all: print(list(bridged.hook_points))"
