@@ -124,6 +124,28 @@ def test_a_hook_that_cannot_be_called_is_refused_where_it_is_given(build: Any, t
         assert not bridged.hook_points[Z].watched
 
 
+@pytest.mark.parametrize(
+    ("hooks", "shown"),
+    [
+        pytest.param((Z, print), rf"'{Z}'", id="one_pair"),
+        pytest.param([Z, print], rf"'{Z}'", id="one_pair_as_a_list"),
+        pytest.param({Z: print}, rf"'{Z}'", id="a_mapping"),
+        pytest.param([(Z, print), (Z,)], rf"\('{Z}',\)", id="a_name_alone"),
+        pytest.param(print, r"<built-in function print>", id="a_function_alone"),
+    ],
+)
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_hooks_that_are_no_list_of_pairs(build: Any, tokens: Tensor, hooks: Any, shown: str, direction: str) -> None:
+    message = (
+        rf"^{direction}_hooks was given {shown} for a pair \(name, fn\); clause FIRE-4 requires a function fn\(tensor, hook\) with the name of its place\n"
+        rf"  pass a list of pairs, for one hook too: {direction}_hooks=\[\('blocks\.0\.attn\.hook_z', fn\)\]$"
+    )
+    with attach(build("llama")) as bridged:
+        with pytest.raises(ContractError, match=message):
+            bridged.run_with_hooks(tokens, **{f"{direction}_hooks": hooks})
+        assert not any(point.watched for point in bridged.hook_points.values())
+
+
 def test_a_direction_that_does_not_exist(llama: Any) -> None:
     with pytest.raises(ContractError, match=r"was given dir='forward'; it must be 'fwd' or 'bwd'"):
         llama.hook_points["hook_z"].add_hook(print, dir="forward")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from types import TracebackType
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.hooks import Direction, HookFunction, HookPoint, refuse_uncallable
 from ropebridge.verify import verify_layers
-from ropebridge_spec import FAMILIES, OTHERS, RESERVED, AttachError, Family, HookNeverFired, UnknownHook, UnsupportedAttention, Variant
+from ropebridge_spec import FAMILIES, OTHERS, RESERVED, AttachError, ContractError, Family, HookNeverFired, UnknownHook, UnsupportedAttention, Variant
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
@@ -172,6 +172,7 @@ class Bridged:
             bwd_hooks: the same for gradients.
 
         Raises:
+            ContractError: what was given is no list of pairs.
             UnknownHook: no hook point of that name; the message lists the nearest.
             HookNeverFired: a hook never fired within the block (FIRE-3).
         """
@@ -188,7 +189,7 @@ class Bridged:
         """Run the model once with hooks; the output is the model's. Backward hooks: use `hooks()` around the backward pass too.
 
         Raises:
-            UnknownHook, HookNeverFired: as `hooks`.
+            ContractError, UnknownHook, HookNeverFired: as `hooks`.
         """
         with self.hooks(fwd_hooks, bwd_hooks):
             return self.model(*args, **kwargs)
@@ -219,7 +220,7 @@ class Bridged:
         return output, cache
 
     def _requests(self, hooks: Hooks, dir: Direction) -> Iterator[Request]:
-        for names, fn in hooks:
+        for names, fn in pairs_of(hooks, dir):
             yield from (Request(name, fn, dir) for name in self._names(names))
 
     def _names(self, names_filter: NamesFilter) -> list[str]:
@@ -250,6 +251,18 @@ class Request:
     def __call__(self, tensor: Tensor, hook: HookPoint) -> Any:
         self.fired = True
         return self.fn(tensor, hook=hook)
+
+
+def pairs_of(hooks: Any, dir: Direction) -> list[tuple[Any, HookFunction]]:
+    """The hooks that were given, each a pair; one pair without its list is refused (FIRE-4)."""
+    pairs = list(hooks) if isinstance(hooks, Iterable) else [hooks]
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ContractError(
+                f"{dir}_hooks was given {pair!r} for a pair (name, fn); clause FIRE-4 requires a function fn(tensor, hook) with the name of its place\n"
+                f"  pass a list of pairs, for one hook too: {dir}_hooks=[('blocks.0.attn.hook_z', fn)]"
+            )
+    return pairs
 
 
 def refuse_unfired(asked: Sequence[Request]) -> None:
