@@ -172,6 +172,24 @@ def test_a_hook_name_that_does_not_exist(build: Any, tokens: Tensor, name: str, 
     assert re.search(words, str(caught.value))
 
 
+@pytest.mark.parametrize("where", ["in_hooks", "in_run_with_hooks", "in_run_with_cache"])
+def test_hooks_on_a_bridge_that_was_detached(build: Any, tokens: Tensor, where: str) -> None:
+    with attach(build("llama")) as bridged:
+        pass
+    run = {
+        "in_hooks": lambda: bridged.hooks([(Z, print)]).__enter__(),
+        "in_run_with_hooks": lambda: bridged.run_with_hooks(tokens, fwd_hooks=[(Z, print)]),
+        "in_run_with_cache": lambda: bridged.run_with_cache(tokens),
+    }[where]
+    message = says(
+        "the bridge was detached, by detach() or at the end of its with block, and its hooks cannot fire",
+        "  attach again: bridged = attach(model)",
+    )
+    with pytest.raises(AttachError, match=message):
+        run()
+    assert not bridged.hook_points[Z].watched
+
+
 def test_hooks_that_never_fired_are_named(build: Any) -> None:
     message = r"^2 of 2 requested hooks never fired: blocks\.0\.attn\.hook_z, blocks\.1\.attn\.hook_z\n  clause FIRE-3: run the model"
     with attach(build("llama")) as bridged, pytest.raises(HookNeverFired, match=message), bridged.hooks([(lambda name: name.endswith("hook_z"), print)]):

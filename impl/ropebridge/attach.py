@@ -127,6 +127,13 @@ def take_over(bridge: PositionEmbeddingsAttentionBridge) -> None:
     bridge.original_component.forward = bridge.forward
 
 
+def give_back(bridge: PositionEmbeddingsAttentionBridge) -> None:
+    """Let the wrapped module run its own forward again."""
+    module = bridge.original_component
+    if module is not None and getattr(module.__dict__.get("forward"), "__self__", None) is bridge:
+        del module.forward
+
+
 class Bridged:
     """A model whose attention layers are bridged: hooks, caches, and the way back.
 
@@ -138,6 +145,7 @@ class Bridged:
     def __init__(self, model: nn.Module, layers: Sequence[PositionEmbeddingsAttentionBridge]) -> None:
         self.model = model
         self.layers = tuple(layers)
+        self._in_force = list(layers)
 
     @property
     def hook_points(self) -> dict[str, HookPoint]:
@@ -156,12 +164,11 @@ class Bridged:
 
     def detach(self) -> None:
         """Take every hook and every bridge away; the model is then as it was. A second call does nothing."""
-        for layer in self.layers:
-            module = layer.original_component
-            if module is not None and getattr(module.__dict__.get("forward"), "__self__", None) is layer:
-                del module.forward
-            for point in layer.hook_points.values():
-                point.remove_hooks()
+        for layer in self._in_force:
+            give_back(layer)
+        self._in_force.clear()
+        for point in self.hook_points.values():
+            point.remove_hooks()
 
     @contextmanager
     def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator[Bridged]:
@@ -172,10 +179,12 @@ class Bridged:
             bwd_hooks: the same for gradients.
 
         Raises:
+            AttachError: the bridge was detached.
             ContractError: what was given is no list of pairs.
             UnknownHook: no hook point of that name; the message lists the nearest.
             HookNeverFired: a hook never fired within the block (FIRE-3).
         """
+        self._refuse_detached()
         asked = [*self._requests(fwd_hooks, "fwd"), *self._requests(bwd_hooks, "bwd")]
         handles = [self.hook_points[request.name].add_hook(request, request.dir) for request in asked]
         try:
@@ -189,7 +198,7 @@ class Bridged:
         """Run the model once with hooks; the output is the model's. Backward hooks: use `hooks()` around the backward pass too.
 
         Raises:
-            ContractError, UnknownHook, HookNeverFired: as `hooks`.
+            AttachError, ContractError, UnknownHook, HookNeverFired: as `hooks`.
         """
         with self.hooks(fwd_hooks, bwd_hooks):
             return self.model(*args, **kwargs)
@@ -207,6 +216,7 @@ class Bridged:
             the model's output, and full name -> tensor, detached from the graph.
 
         Raises:
+            AttachError: the bridge was detached.
             UnknownHook: no hook point of that name.
             HookNeverFired: a hook point never fired (FIRE-3).
         """
@@ -218,6 +228,12 @@ class Bridged:
         with self.hooks([(name, keep) for name in self._names(names_filter)]):
             output = self.model(*args, **kwargs)
         return output, cache
+
+    def _refuse_detached(self) -> None:
+        if len(self._in_force) < len(self.layers):
+            raise AttachError(
+                "the bridge was detached, by detach() or at the end of its with block, and its hooks cannot fire\n  attach again: bridged = attach(model)"
+            )
 
     def _requests(self, hooks: Hooks, dir: Direction) -> Iterator[Request]:
         for names, fn in pairs_of(hooks, dir):
