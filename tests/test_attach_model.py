@@ -99,6 +99,37 @@ def test_a_late_detach_leaves_a_newer_bridge_in_force(llama: Any) -> None:
     assert [module.forward.__self__ for module in attention(llama)] == list(newer.layers)
 
 
+def wrapped(module: nn.Module) -> None:
+    """Take a module's forward as accelerate does: the one that was there is kept, and called."""
+    before = module.forward
+    module.forward = lambda *args, **kwargs: before(*args, **kwargs)  # type: ignore[method-assign]
+
+
+def test_a_forward_that_was_wrapped_after_attach_is_named_by_detach_and_the_others_are_given_back(llama: Any) -> None:
+    bridged = attach(llama)
+    bridged.hook_points["blocks.0.attn.hook_z"].add_hook(zero)
+    wrapped(attention(llama)[0])
+    message = (
+        r"^the forward of blocks\.0\.attn was wrapped after attach, and what wrapped it still runs the bridge\n"
+        r"  take the wrapper away .*, then call detach\(\) again$"
+    )
+    with pytest.raises(AttachError, match=message):
+        bridged.detach()
+    assert ["forward" in vars(module) for module in attention(llama)] == [True, False]
+    assert not any(point.watched for point in bridged.hook_points.values())
+
+
+def test_what_that_message_says_to_do_works(llama: Any) -> None:
+    bridged = attach(llama)
+    before = attention(llama)[0].forward
+    wrapped(attention(llama)[0])
+    with pytest.raises(AttachError):
+        bridged.detach()
+    attention(llama)[0].forward = before  # type: ignore[method-assign]
+    bridged.detach()
+    assert ["forward" in vars(module) for module in attention(llama)] == [False, False]
+
+
 def test_attaching_again_after_detaching_is_allowed(llama: Any, tokens: Tensor) -> None:
     attach(llama).detach()
     with attach(llama) as bridged:

@@ -127,11 +127,13 @@ def take_over(bridge: PositionEmbeddingsAttentionBridge) -> None:
     bridge.original_component.forward = bridge.forward
 
 
-def give_back(bridge: PositionEmbeddingsAttentionBridge) -> None:
-    """Let the wrapped module run its own forward again."""
-    module = bridge.original_component
-    if module is not None and getattr(module.__dict__.get("forward"), "__self__", None) is bridge:
-        del module.forward
+def give_back(bridge: PositionEmbeddingsAttentionBridge) -> bool:
+    """Let the wrapped module run its own forward again; False where another's lies over the bridge's, and nothing can be done."""
+    own = vars(bridge.original_component)
+    if "forward" in own and getattr(own["forward"], "__self__", None) is not bridge:
+        return False
+    own.pop("forward", None)
+    return True
 
 
 class Bridged:
@@ -163,12 +165,19 @@ class Bridged:
         self.detach()
 
     def detach(self) -> None:
-        """Take every hook and every bridge away; the model is then as it was. A second call does nothing."""
-        for layer in self._in_force:
-            give_back(layer)
-        self._in_force.clear()
+        """Take every hook and every bridge away; the model is then as it was. A second call does nothing.
+
+        Raises:
+            AttachError: the forward of a layer was wrapped after attach. The other layers are as they were, and no hook is left.
+        """
         for point in self.hook_points.values():
             point.remove_hooks()
+        self._in_force = [layer for layer in self._in_force if not give_back(layer)]
+        if self._in_force:
+            raise AttachError(
+                f"the forward of {', '.join(layer.name for layer in self._in_force)} was wrapped after attach, and what wrapped it still runs the bridge\n"
+                f"  take the wrapper away (accelerate's: accelerate.hooks.remove_hook_from_submodules(model)), then call detach() again"
+            )
 
     @contextmanager
     def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator[Bridged]:
