@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from ropebridge import AttachError, HookNeverFired, attach
+from ropebridge import AttachError, HookNeverFired, attach, attached
 
 checkpointed = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")  # its successor is too new
 
@@ -263,6 +263,40 @@ def test_a_deep_copy_of_the_bridged_model_can_be_hooked_and_detached_apart(llama
         twin.detach()
         assert "forward" not in vars(attention(twin.model)[0])
         assert "forward" in vars(attention(llama)[0])
+
+
+COPIES = {"deep_copy": copy.deepcopy, "pickle": lambda model: pickle.loads(pickle.dumps(model))}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@torch.no_grad()
+def test_a_copy_of_the_model_alone_is_taken_in_hand_and_detached_apart(llama: Any, tokens: Tensor, how: str) -> None:
+    alone = llama(tokens).logits
+    with attach(llama) as bridged:
+        bridged.hook_points["blocks.0.attn.hook_z"].add_hook(zero)
+        twin = COPIES[how](llama)
+        reached = attached(twin)
+        assert reached.model is twin
+        assert not set(map(id, reached.layers)) & set(map(id, bridged.layers))
+        reached.run_with_cache(tokens, names_filter="blocks.0.attn.hook_z")
+        reached.detach()
+        assert torch.equal(twin(tokens).logits, alone)
+        assert not torch.equal(bridged(tokens).logits, alone)
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_attaching_to_a_copy_says_that_it_brought_its_bridge_along(llama: Any, how: str) -> None:
+    with attach(llama):
+        twin = COPIES[how](llama)
+    with pytest.raises(AttachError, match=r"\n  a deep copy, or a model out of a pickle, brought .* along: ropebridge\.attached\(model\)\.detach\(\)$"):
+        attach(twin)
+    attached(twin).detach()
+    attach(twin).detach()
+
+
+def test_a_model_that_is_not_attached_to_has_no_bridges_to_give(llama: Any) -> None:
+    with pytest.raises(AttachError, match=r"^LlamaForCausalLM holds no layer that is attached to; call attach\(model\)$"):
+        attached(llama)
 
 
 def test_hooks_that_are_deep_copied_belong_to_the_copy(llama: Any, tokens: Tensor) -> None:

@@ -8,7 +8,7 @@ In use:
         output, cache = bridged.run_with_cache(input_ids, names_filter="blocks.0.attn.hook_pattern")
 """
 
-from ropebridge.attach import Bridged, attach
+from ropebridge.attach import Bridged, attach, attached
 from ropebridge.base import AttentionBridge
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.hooks import HookHandle, HookPoint
@@ -59,5 +59,6 @@ __all__ = [
     "Variant",
     "VerificationError",
     "attach",
+    "attached",
     "describe",
 ]

@@ -64,6 +64,24 @@ def attach(
     return Bridged(model, bridges)
 
 
+def attached(model: nn.Module) -> Bridged:
+    """The bridges that a model has already: a deep copy of a bridged model, or one out of a pickle, brings its own along.
+
+    Raises:
+        AttachError: no layer is bridged.
+    """
+    bridges = [bridge for module in model.modules() if (bridge := bridge_in_force(module)) is not None]
+    if not bridges:
+        raise AttachError(f"{type(model).__name__} holds no layer that is attached to; call attach(model)")
+    return Bridged(model, bridges)
+
+
+def bridge_in_force(module: nn.Module) -> PositionEmbeddingsAttentionBridge | None:
+    """The bridge that a module runs in place of its own forward."""
+    owner = getattr(vars(module).get("forward"), "__self__", None)
+    return owner if isinstance(owner, PositionEmbeddingsAttentionBridge) else None
+
+
 def rotary_attention(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every attention module that is given rotary tables, with its path in the model."""
     for path, module in model.named_modules():
@@ -76,8 +94,11 @@ def build(
     module: nn.Module, path: str, model: nn.Module, options: Mapping[str, Any], families: Mapping[str, Family | Variant]
 ) -> PositionEmbeddingsAttentionBridge:
     """A bridge around one attention module, not yet in force."""
-    if isinstance(getattr(module.__dict__.get("forward"), "__self__", None), PositionEmbeddingsAttentionBridge):
-        raise AttachError(f"{path!r} is attached to already; call detach() on the earlier bridge first")
+    if bridge_in_force(module) is not None:
+        raise AttachError(
+            f"{path!r} is attached to already; call detach() on the earlier bridge first\n"
+            f"  a deep copy, or a model out of a pickle, brought bridges of its own along: ropebridge.attached(model).detach()"
+        )
     if "forward" in module.__dict__:
         raise AttachError(
             f"the forward of {path!r} was replaced on the instance (accelerate's dispatch hooks do that)\n"
@@ -129,10 +150,12 @@ def take_over(bridge: PositionEmbeddingsAttentionBridge) -> None:
 
 def give_back(bridge: PositionEmbeddingsAttentionBridge) -> bool:
     """Let the wrapped module run its own forward again; False where another's lies over the bridge's, and nothing can be done."""
-    own = vars(bridge.original_component)
-    if "forward" in own and getattr(own["forward"], "__self__", None) is not bridge:
+    module = bridge.original_component
+    if module is None or "forward" not in vars(module):
+        return True
+    if bridge_in_force(module) is not bridge:
         return False
-    own.pop("forward", None)
+    del module.forward
     return True
 
 
