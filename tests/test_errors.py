@@ -439,6 +439,26 @@ def test_a_module_that_cannot_be_run_for_proof_says_how_to_go_on(build: Any) -> 
         attach(model, families={**FAMILIES, "FailingAttention": FAMILIES["LlamaAttention"]})
 
 
+@pytest.mark.parametrize("part", ["", "model.rotary_emb", "model.layers.0.self_attn.o_proj"], ids=["whole", "rotary", "one_projection"])
+def test_a_model_on_meta_cannot_be_verified(build: Any, part: str) -> None:
+    model = build("llama")
+    model.get_submodule(part).to("meta")
+    message = (
+        r"^'blocks\.\d\.attn' is on the meta device \(its \S+ holds no numbers\), and cannot be verified there\n"
+        r"  load the model's weights first, or pass verify=False to go on unproved$"
+    )
+    with pytest.raises(AttachError, match=message):
+        attach(model)
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_what_the_message_about_meta_says_to_do_works(build: Any) -> None:
+    with attach(build("llama").to("meta"), verify=False) as bridged:
+        _, cache = bridged.run_with_cache(torch.zeros(2, 5, dtype=torch.long, device="meta"), names_filter=Z)
+    assert cache[Z].is_meta
+    assert cache[Z].shape == (2, 5, 6, 20)
+
+
 def test_an_attention_module_without_a_layer_number_is_refused(build: Any) -> None:
     model = build("llama")
     model.model.layers[0].self_attn.layer_idx = None

@@ -46,7 +46,7 @@ def attach(
 
     Raises:
         UnsupportedAttention: a rotary attention class that no family serves.
-        AttachError: the model is attached to already, or holds no rotary attention.
+        AttachError: the model is attached to already, holds no rotary attention, or no numbers to verify with (the meta device).
         VerificationError: a layer did not reproduce the module it wraps; the model is left as it was.
     """
     options = {"use_attn_in": use_attn_in, "use_split_qkv_input": use_split_qkv_input, "use_attn_result": use_attn_result}

@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ropebridge import kernels
-from ropebridge_spec import RopebridgeError, VerificationError, bounds
+from ropebridge_spec import AttachError, RopebridgeError, VerificationError, bounds
 
 if TYPE_CHECKING:
     from ropebridge.bridge import PositionEmbeddingsAttentionBridge
@@ -30,11 +31,24 @@ def verify_layers(bridges: Sequence[PositionEmbeddingsAttentionBridge]) -> None:
     """Verify one bridge of each kind: of one class, one variant, and one set of switches on the module.
 
     Raises:
+        AttachError: a layer has no numbers to compute with: it is on the meta device.
         VerificationError: a bridge is further from its module than float32 rounding explains, or cannot be compared.
     """
     distinct = {kind_of(bridge): bridge for bridge in reversed(bridges)}
     for bridge in distinct.values():
+        refuse_meta(bridge)
         verify_layer(bridge)
+
+
+def refuse_meta(bridge: PositionEmbeddingsAttentionBridge) -> None:
+    """Refuse to prove what holds no numbers."""
+    parts = [module for module in (bridge.original_component, bridge.rotary_emb) if module is not None]
+    empty = [name for part in parts for name, tensor in chain(part.named_parameters(), part.named_buffers()) if tensor.is_meta]
+    if empty:
+        raise AttachError(
+            f"{bridge.name!r} is on the meta device (its {empty[0]} holds no numbers), and cannot be verified there\n"
+            f"  load the model's weights first, or pass verify=False to go on unproved"
+        )
 
 
 def kind_of(bridge: PositionEmbeddingsAttentionBridge) -> tuple[object, ...]:
