@@ -19,6 +19,7 @@ from ropebridge import (
     RotaryMissing,
     SubmoduleError,
 )
+from ropebridge_spec import axis_sizes, hook_order, shape_of
 
 
 @pytest.fixture
@@ -308,3 +309,24 @@ def test_an_attribute_that_is_not_there_is_refused_by_name(attention: Any) -> No
 def test_a_config_that_speaks_of_another_model_is_refused(attention: Any, key: str, value: int, has: int) -> None:
     with pytest.raises(SubmoduleError, match=f"a config with {key}={value}, and the module has {has}; give it the module's own config"):
         PositionEmbeddingsAttentionBridge("blocks.0.attn", SimpleNamespace(**{key: value})).set_original_component(attention)
+
+
+# ---- inputs of no length ----
+
+
+@pytest.mark.parametrize(("batch", "pos"), [(0, 5), (2, 0), (0, 0)], ids=["no_batch", "no_positions", "neither"])
+@pytest.mark.parametrize("mask", ["explicit_mask", "padding", "no_mask"])
+@pytest.mark.parametrize("path", ["unwatched", "watched", "dropout"])
+def test_an_empty_input_gives_an_empty_output(bridge_layer: Any, family: str, batch: int, pos: int, mask: str, path: str) -> None:
+    bridge = bridge_layer(family, config={"attention_dropout": 0.3 if path == "dropout" else 0.0})
+    inputs = bridge.get_random_inputs(batch, pos, seed=0)
+    inputs["attention_mask"] = {"explicit_mask": inputs["attention_mask"], "padding": torch.ones(batch, pos), "no_mask": None}[mask]
+    bridge.original_component.train(path == "dropout")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in bridge.hook_points if path == "watched" else ():
+        bridge.hook_points[name].add_hook(lambda tensor, hook: shapes.__setitem__(hook.spec.name, tuple(tensor.shape)))
+    out, _ = bridge(**{**inputs, "hidden_states": inputs["hidden_states"].requires_grad_()})
+    out.sum().backward()
+    assert out.shape == inputs["hidden_states"].grad.shape == (batch, pos, 60)
+    sizes = axis_sizes(bridge.variant, batch=batch, pos=pos, key=pos)
+    assert shapes == ({spec.name: shape_of(spec, sizes) for spec in hook_order(bridge.variant)} if path == "watched" else {})

@@ -20,8 +20,8 @@ ROWS = 128
 
 
 def row_blocks(query: int) -> list[slice]:
-    """The query rows, ROWS at a time."""
-    return [slice(start, min(start + ROWS, query)) for start in range(0, query, ROWS)]
+    """The query rows, ROWS at a time; of no rows one block all the same, so that z has a shape."""
+    return [slice(start, min(start + ROWS, query)) for start in range(0, max(query, 1), ROWS)]
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, variant: Variant) -> Tensor:
@@ -106,5 +106,5 @@ def mix(pattern: Tensor, v: Tensor) -> Tensor:
 def grouped_product(rows: Tensor, shared: Tensor) -> Tensor:
     """(batch, head, pos, n) times (batch, kv_head, n, m): the heads of a group stacked along the rows, nothing copied."""
     batch, heads, pos, n = rows.shape
-    stacked = rows.reshape(batch, shared.shape[1], -1, n)
+    stacked = rows.reshape(batch, shared.shape[1], heads // shared.shape[1] * pos, n)
     return (stacked @ shared).view(batch, heads, pos, shared.shape[-1])
