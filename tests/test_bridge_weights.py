@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+from ropebridge import SubmoduleError
 
 VIEWS = {
     "W_Q": ("q_proj", (6, 60, 20)),
@@ -80,3 +84,72 @@ def test_the_weights_in_a_fused_projection_are_each_roles_own(bridge_layer: Any,
         given = torch.einsum("bpm,hmn->bphn", inputs["hidden_states"], weight) + (0 if bias is None else bias)
         torch.testing.assert_close(given, kept[f"hook_{role.lower()}"], rtol=1e-5, atol=1e-5)
         assert weight.untyped_storage().data_ptr() == bridge.submodule("qkv").weight.untyped_storage().data_ptr()
+
+
+class Wrapped(nn.Module):
+    """A projection with something around it, as LoRA puts it; its weight, if it shows one, is not all of it."""
+
+    def __init__(self, inner: nn.Linear, shows_weight: bool) -> None:
+        super().__init__()
+        self.inner = inner
+        if shows_weight:
+            self.weight, self.bias = inner.weight, inner.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + x.mean()
+
+
+class Packed(nn.Linear):
+    """A projection that keeps its weight in other numbers, as quantisation does."""
+
+
+def wrapped(projection: nn.Linear, how: str) -> nn.Module:
+    if how.startswith("wrapped"):
+        return Wrapped(projection, how == "wrapped_with_a_weight")
+    projection.__class__ = Packed
+    stored = {
+        "packed": projection.weight.to(torch.int8).reshape(-1, 1),
+        "int8": projection.weight.to(torch.int8),
+        "float8": projection.weight.to(torch.float8_e4m3fn),
+    }
+    projection.weight = nn.Parameter(stored[how].detach(), requires_grad=False)
+    return projection
+
+
+WRAPPED, QUANTISED = ("wrapped", "wrapped_with_a_weight"), ("packed", "int8", "float8")
+
+
+@pytest.mark.parametrize(("name", "how"), [*product({**VIEWS, **BIASES}, WRAPPED), *product(VIEWS, QUANTISED)])
+def test_a_weight_that_is_not_there_in_full_is_refused_by_name(llama: Any, name: str, how: str) -> None:
+    attribute = {**VIEWS, **BIASES}[name][0]
+    module = wrapped(llama.original_component.get_submodule(attribute), how)
+    setattr(llama.original_component, attribute, module)
+    message = (
+        rf"^'blocks\.0\.attn' has no {name} to show: '{attribute}' is a {type(module).__name__}, and {name} is read off a torch\.nn\.Linear\n"
+        rf"  merge or dequantise it first \(.*\), or run it as it is: bridge\.submodule\('{attribute[0]}'\)\(x\)$"
+    )
+    with pytest.raises(SubmoduleError, match=message):
+        getattr(llama, name)
+
+
+@pytest.mark.parametrize("how", QUANTISED)
+@pytest.mark.parametrize("name", BIASES)
+def test_a_bias_beside_a_quantised_weight_is_shown(llama: Any, name: str, how: str) -> None:
+    before = getattr(llama, name).clone()
+    wrapped(llama.original_component.get_submodule(BIASES[name][0]), how)
+    assert torch.equal(getattr(llama, name), before)
+
+
+@pytest.mark.parametrize("name", ["W_Q", "b_V"])
+def test_a_weight_in_a_wrapped_fused_projection_is_refused_by_name(bridge_layer: Any, name: str) -> None:
+    bridge = bridge_layer("phi3")
+    bridge.original_component.qkv_proj = Wrapped(bridge.original_component.qkv_proj, shows_weight=False)
+    with pytest.raises(SubmoduleError, match=rf"has no {name} to show: 'qkv_proj' is a Wrapped"):
+        getattr(bridge, name)
+
+
+def test_a_parametrised_projection_shows_the_weight_it_multiplies_by(llama: Any) -> None:
+    projection = llama.submodule("q")
+    before = llama.W_Q.clone()
+    nn.utils.parametrize.register_parametrization(projection, "weight", nn.Hardtanh(0.0, torch.inf))
+    assert torch.equal(llama.W_Q, before.clamp(min=0))

@@ -147,8 +147,7 @@ class AttentionBridge(nn.Module):
     @property
     def W_O(self) -> Tensor:
         """(head, d_head_v, d_model): a view of the output projection's weight."""
-        weight: Any = self.submodule("o").weight
-        return weight.T.unflatten(0, (self.variant.heads, -1))  # type: ignore[no-any-return]
+        return self._linear("o", "W_O").weight.T.unflatten(0, (self.variant.heads, -1))  # type: ignore[no-any-return]
 
     @property
     def b_Q(self) -> Tensor | None:
@@ -168,27 +167,44 @@ class AttentionBridge(nn.Module):
     @property
     def b_O(self) -> Tensor | None:
         """(d_model,): the output projection's bias, None where it has none."""
-        bias = self.submodule("o").bias
-        return bias if isinstance(bias, Tensor) else None
+        return self._linear("o", "b_O").bias
 
     def _input_weight(self, role: str) -> Tensor:
         """(head, d_model, width): the weight of query, key or value."""
         if "qkv" in self._roles:
-            weight: Any = self.submodule("qkv").weight
-            return split_heads(weight.T, self.variant)[role].transpose(0, 1)
-        weight = self.submodule(role).weight
-        return weight.unflatten(0, (self.heads_of(role), -1)).transpose(1, 2)  # type: ignore[no-any-return]
+            return split_heads(self._linear("qkv", f"W_{role.upper()}").weight.T, self.variant)[role].transpose(0, 1)
+        return self._linear(role, f"W_{role.upper()}").weight.unflatten(0, (self.heads_of(role), -1)).transpose(1, 2)  # type: ignore[no-any-return]
 
     def _bias(self, role: str) -> Tensor | None:
         """(head, width): the bias of query, key or value."""
-        bias = self.submodule("qkv" if "qkv" in self._roles else role).bias
-        if not isinstance(bias, Tensor):
+        bias: Tensor | None = self._linear("qkv" if "qkv" in self._roles else role, f"b_{role.upper()}").bias
+        if bias is None:
             return None
         return split_heads(bias, self.variant)[role] if "qkv" in self._roles else bias.unflatten(0, (self.heads_of(role), -1))
+
+    def _linear(self, role: str, what: str) -> nn.Linear:
+        """The projection in a role, whose weight is asked for.
+
+        Raises:
+            SubmoduleError: it is no plain linear map with its weight in full, and `what` would be half the truth.
+        """
+        projection = self.submodule(role)
+        if isinstance(projection, nn.Linear) and (what.startswith("b_") or in_full(projection)):
+            return projection
+        raise SubmoduleError(
+            f"{self.name!r} has no {what} to show: {self._roles[role]!r} is a {type(projection).__name__}, and {what} is read off a torch.nn.Linear\n"
+            f"  merge or dequantise it first (peft: merge_and_unload(), transformers: dequantize()), or run it as it is: bridge.submodule({role!r})(x)"
+        )
 
     def heads_of(self, role: str) -> int:
         """How many heads a role (q, k, v) has."""
         return self.variant.heads if role == "q" else self.variant.kv_heads
+
+
+def in_full(projection: nn.Linear) -> bool:
+    """Whether the weight holds the numbers themselves: packed or rounded to a byte they mean nothing without their scales."""
+    weight = projection.weight
+    return weight.shape == (projection.out_features, projection.in_features) and weight.is_floating_point() and weight.element_size() > 1
 
 
 def split_heads(fused: Tensor, variant: Variant) -> dict[str, Tensor]:
