@@ -362,6 +362,56 @@ def test_a_feature_that_the_family_does_not_know_is_refused(build: Any, feature:
         attach(model)
 
 
+class Bare(torch.nn.Module):
+    """A projection with something around it that does not say how wide it is."""
+
+    def __init__(self, inner: torch.nn.Linear) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("family", "projection", "side"), [("llama", "q_proj", "out"), ("llama", "k_proj", "out"), ("llama", "v_proj", "out"), ("phi3", "qkv_proj", "in")]
+)
+def test_a_projection_that_does_not_say_its_width_is_refused_by_name(build: Any, family: str, projection: str, side: str) -> None:
+    model = build(family)
+    module = model.model.layers[0].self_attn
+    setattr(module, projection, Bare(getattr(module, projection)))
+    kind = type(module).__name__
+    message = says(
+        f"the '{projection}' of {kind} is a Bare, which has no {side}_features; the widths cannot be read",
+        f"  give the wrapper the in_features and out_features of what it wraps, or pass families={{**FAMILIES, '{kind}': Variant(...)}}",
+    )
+    with pytest.raises(UnsupportedAttention, match=message):
+        attach(model)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["widths_on_the_wrapper", "a_variant"])
+def test_both_ways_that_message_names_work(build: Any, tokens: Tensor, way: str) -> None:
+    model = build("llama")
+    wanted, variant = model(tokens).logits, describe(model.model.layers[0].self_attn)
+    for layer in model.model.layers:
+        inner = layer.self_attn.q_proj
+        layer.self_attn.q_proj = Bare(inner)
+        if way == "widths_on_the_wrapper":
+            layer.self_attn.q_proj.in_features, layer.self_attn.q_proj.out_features = inner.in_features, inner.out_features
+    families = {"widths_on_the_wrapper": FAMILIES, "a_variant": {**FAMILIES, "LlamaAttention": variant}}[way]
+    with attach(model, families=families) as bridged:
+        torch.testing.assert_close(bridged(tokens).logits, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_projection_that_is_not_there_is_refused_by_name(build: Any) -> None:
+    model = build("phi3")
+    with pytest.raises(
+        UnsupportedAttention, match=r"^Phi3Attention has no 'q_proj', which its family has; its widths cannot be read\n  describe it by a Family"
+    ):
+        attach(model, families={"Phi3Attention": FAMILIES["LlamaAttention"]})
+
+
 def test_a_bidirectional_module_is_refused(build: Any) -> None:
     model = build("llama")
     model.model.layers[0].self_attn.is_causal = False

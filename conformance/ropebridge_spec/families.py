@@ -49,10 +49,28 @@ def read_widths(module: Any, names: Projections) -> dict[str, int]:
     if names.fused is not None:
         heads = int(module.config.num_attention_heads)
         kv_heads = int(getattr(module.config, "num_key_value_heads", None) or heads)
-        return {"d_model": getattr(module, names.fused).in_features, "heads": heads, "kv_heads": kv_heads, "d_head": d_head, "d_head_v": d_head}
-    q, k, v = (getattr(module, name) for name in (names.q, names.k, names.v))
-    kv_heads = k.out_features // d_head
-    return {"d_model": q.in_features, "heads": q.out_features // d_head, "kv_heads": kv_heads, "d_head": d_head, "d_head_v": v.out_features // kv_heads}
+        return {"d_model": features(module, names.fused, "in_features"), "heads": heads, "kv_heads": kv_heads, "d_head": d_head, "d_head_v": d_head}
+    q, k, v = (features(module, name, "out_features") for name in (names.q, names.k, names.v))
+    kv_heads = k // d_head
+    d_model = features(module, names.q, "in_features")
+    return {"d_model": d_model, "heads": q // d_head, "kv_heads": kv_heads, "d_head": d_head, "d_head_v": v // kv_heads}
+
+
+def features(module: Any, name: str, side: str) -> int:
+    """The width of a projection: `in_features` or `out_features`."""
+    kind, projection = type(module).__name__, getattr(module, name, None)
+    if projection is None:
+        raise UnsupportedAttention(
+            f"{kind} has no {name!r}, which its family has; its widths cannot be read\n"
+            f"  describe it by a Family with its own names, projections=ropebridge_spec.Projections(...), and pass families={{**FAMILIES, {kind!r}: ...}}"
+        )
+    width = getattr(projection, side, None)
+    if not isinstance(width, int):
+        raise UnsupportedAttention(
+            f"the {name!r} of {kind} is a {type(projection).__name__}, which has no {side}; the widths cannot be read\n"
+            f"  give the wrapper the in_features and out_features of what it wraps, or pass families={{**FAMILIES, {kind!r}: Variant(...)}}"
+        )
+    return width
 
 
 def head_width(module: Any) -> int:
