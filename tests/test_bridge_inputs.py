@@ -18,6 +18,7 @@ from ropebridge import (
     PositionEmbeddingsAttentionBridge,
     RotaryMissing,
     SubmoduleError,
+    attach,
 )
 from ropebridge_spec import axis_sizes, hook_order, shape_of
 
@@ -158,6 +159,28 @@ def test_without_a_rotary_module_tables_are_refused_never_made_up(attention: Any
     calls = {"get_random_inputs": bridge.get_random_inputs, "make_tables": lambda: bridge.make_tables(torch.zeros(1, 2, 60), torch.arange(2)[None])}
     with pytest.raises(RotaryMissing, match=r"'blocks\.0\.attn' has no rotary module(.|\n)*set_rotary_emb\(model\.model\.rotary_emb\)"):
         calls[call]()
+
+
+@pytest.mark.parametrize("part", ["model.layers.0", "model.layers", "model.layers.1.self_attn"])
+def test_a_part_of_a_model_without_its_rotary_module_is_told_both_ways_on(build: Any, part: str) -> None:
+    message = (
+        r"\n  where attach was given a part of a model: give it the part that holds the rotary module too, such as model\.model, or go on unproved:"
+        r"\n  bridged = attach\(part, verify=False\); then, for each bridge in bridged\.layers, bridge\.set_rotary_emb\(model\.model\.rotary_emb\)$"
+    )
+    with pytest.raises(RotaryMissing, match=message):
+        attach(build("llama").get_submodule(part))
+
+
+def test_both_ways_on_that_message_names_work(build: Any) -> None:
+    model: Any = build("llama")
+    attach(model.model).detach()
+    layer = model.model.layers[0]
+    with attach(layer, verify=False) as bridged:
+        for bridge in bridged.layers:
+            bridge.set_rotary_emb(model.model.rotary_emb)
+        inputs = bridged.layers[0].get_random_inputs(2, 5, seed=0)
+        _, cache = bridged.run_with_cache(inputs["hidden_states"], position_embeddings=inputs["position_embeddings"])
+    assert cache["blocks.0.attn.hook_z"].shape == (2, 5, 6, 20)
 
 
 # ---- set_original_component ----

@@ -49,7 +49,9 @@ class PositionEmbeddingHooksMixin:
         if self.rotary_emb is None:
             raise RotaryMissing(
                 f"{type(self).__name__} {self.name!r} has no rotary module to make cos and sin with\n"
-                f"  call set_rotary_emb(model.model.rotary_emb) first; an identity rotation is never put in its place"
+                f"  call set_rotary_emb(model.model.rotary_emb) first; an identity rotation is never put in its place\n"
+                f"  where attach was given a part of a model: give it the part that holds the rotary module too, such as model.model, or go on unproved:\n"
+                f"  bridged = attach(part, verify=False); then, for each bridge in bridged.layers, bridge.set_rotary_emb(model.model.rotary_emb)"
             )
         by_type = "layer_type" in inspect.signature(type(self.rotary_emb).forward).parameters
         layer_type = (self._layer_type(),) if by_type else ()
