@@ -1,5 +1,6 @@
 """Documents that are generated are fresh, and code that is shown runs."""
 
+import ast
 import doctest
 import re
 from pathlib import Path
@@ -26,6 +27,19 @@ def test_the_readme_does_what_it_shows():
     result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
     assert result.attempted > 10
     assert result.failed == 0
+
+
+def test_what_the_readme_shows_imports_what_it_uses():
+    """Each snippet that is no session stands alone, but for the reader's own names."""
+    import ropebridge
+
+    snippets = [text for text in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL) if ">>>" not in text]
+    assert snippets
+    for snippet in snippets:
+        nodes = list(ast.walk(ast.parse(snippet)))
+        imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+        used = {node.id for node in nodes if isinstance(node, ast.Name)}
+        assert used & set(ropebridge.__all__) == imported
 
 
 def test_the_readme_shows_the_error_that_is_raised():

@@ -22,9 +22,10 @@ class Layer(Protocol):
         """One forward call.
 
         Args:
-            inputs: `hidden_states` (batch, pos, d_model), `position_embeddings` (cos, sin), `attention_mask`, and at
-                decode `past_key_values`, a transformers cache that the call extends.
-            hooks: pairs of a hook point's short name (`hook_rot_q`) and a function.
+            inputs: `hidden_states` (batch, pos, d_model); `position_embeddings` (cos, sin), None where the layer takes no
+                tables; `attention_mask` with four axes or two, or None (MASK-1 to MASK-3); and at decode
+                `past_key_values`, a transformers cache that the call extends.
+            hooks: pairs of a hook point's short name (`hook_rot_q`) and a function; several may share a name.
 
         Returns:
             the output (batch, pos, d_model), and the attention weights if `inputs["output_attentions"]` is true.
