@@ -103,6 +103,37 @@ def test_attention_weights_that_are_asked_for_are_the_patterns(build: Any, token
     assert max(far(a, b) for a, b in zip(output.attentions, wanted, strict=True)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("edited", ["cache", "attentions"])
+def test_attention_weights_and_the_cached_pattern_are_two_tensors(build: Any, tokens: Tensor, family: str, edited: str, grad: bool) -> None:
+    """EDIT-2: what a hook was shown is nobody else's."""
+    name = "blocks.0.attn.hook_pattern"
+    with attach(build(family)) as bridged, torch.set_grad_enabled(grad):
+        output, cache = bridged.run_with_cache(tokens, output_attentions=True, names_filter=name)
+    tensors = {"cache": cache[name], "attentions": output.attentions[0].detach()}
+    other = tensors["attentions" if edited == "cache" else "cache"]
+    before = other.clone()
+    tensors[edited].zero_()
+    assert torch.equal(other, before)
+
+
+@torch.no_grad()
+def test_attention_weights_are_copied_only_where_the_pattern_is_watched(build: Any, tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[tuple[int, ...]] = []
+    clone = Tensor.clone
+    monkeypatch.setattr(Tensor, "clone", lambda tensor, **options: (copied.append(tuple(tensor.shape)), clone(tensor, **options))[1])
+    with attach(build("llama")) as bridged:
+        copied.clear()
+        bridged(tokens, output_attentions=True)
+        assert (2, 6, 12, 12) not in copied
+        bridged.run_with_cache(tokens, output_attentions=True, names_filter="blocks.0.attn.hook_z")
+        assert (2, 6, 12, 12) not in copied
+        bridged.run_with_cache(tokens, names_filter="blocks.0.attn.hook_pattern")
+        assert (2, 6, 12, 12) not in copied
+        bridged.run_with_cache(tokens, output_attentions=True, names_filter="blocks.0.attn.hook_pattern")
+        assert copied.count((2, 6, 12, 12)) == 1
+
+
 @torch.no_grad()
 def test_attention_weights_come_from_a_model_loaded_with_sdpa_too(build: Any, tokens: Tensor) -> None:
     """Hugging Face's own sdpa has none to give."""

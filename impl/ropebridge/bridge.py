@@ -213,7 +213,9 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         saved = False
         pattern = None
         if wants_pattern or self.hook("hook_attn_scores").watched or self.hook("hook_pattern").watched:
+            shown = self.hook("hook_pattern").watched
             z, pattern = self._watched(q, k, v, seen, dropout)
+            pattern = pattern.clone() if wants_pattern and shown else pattern  # what hooks were shown is nobody else's (EDIT-2)
         elif dropout or variant.softcap is not None or variant.sinks is not None or variant.d_head_v != variant.d_head:
             z = kernels.explicit(q, k, v, seen, variant, self._sinks(), dropout)
         else:
