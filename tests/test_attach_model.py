@@ -384,6 +384,22 @@ def test_gradient_checkpointing_leaves_gradients_under_an_edit_as_they_are(build
     torch.testing.assert_close(gradient(True), gradient(False), rtol=1e-4, atol=1e-7)
 
 
+@checkpointed
+def test_a_backward_hook_under_reentrant_checkpointing_says_what_is_the_matter_and_what_it_says_works(llama: Any, tokens: Tensor) -> None:
+    llama.train()
+    llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    hooks = [("blocks.0.attn.hook_z", look)]
+    matter = r"cannot fire(.|\n)*gradient checkpointing with use_reentrant=True runs it without them too, so pass\n  model\.gradient_checkpointing_enable\("
+    with attach(llama) as bridged:
+        with pytest.raises(HookNeverFired, match=matter) as caught, bridged.hooks(bwd_hooks=hooks):
+            bridged(tokens, labels=tokens).loss.backward()
+        remedy = str(caught.value).splitlines()[-1].strip()
+        assert remedy == "model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
+        eval(remedy, {"model": llama})
+        with bridged.hooks(bwd_hooks=hooks):
+            bridged(tokens, labels=tokens).loss.backward()
+
+
 def test_a_hook_of_a_part_that_never_runs_is_an_error(llama: Any, tokens: Tensor) -> None:
     never = r"1 of 1 requested hooks never fired: blocks\.1\.attn\.hook_z\n"
     with attach(llama) as bridged, pytest.raises(HookNeverFired, match=never), bridged.hooks([("blocks.1.attn.hook_z", look)]):

@@ -325,9 +325,21 @@ def test_backward_hooks_see_what_earlier_ones_left(llama: Any, llama_inputs: Any
     assert shown[0].eq(3.0).all()
 
 
-def test_a_backward_hook_where_no_gradient_flows_is_an_error(llama: Any, llama_inputs: Any) -> None:
+def test_a_backward_hook_where_gradients_are_off_is_an_error(llama: Any, llama_inputs: Any) -> None:
     llama.hook_points["hook_z"].add_hook(lambda gradient, hook: None, dir="bwd")
-    with torch.no_grad(), pytest.raises(HookNeverFired, match=r"backward hook at 'blocks\.0\.attn\.hook_z' cannot fire: no gradient flows"):
+    message = (
+        r"^the backward hook at 'blocks\.0\.attn\.hook_z' cannot fire: no gradient flows through this tensor\n  gradients are off here: run the model outside"
+    )
+    with torch.no_grad(), pytest.raises(HookNeverFired, match=message):
+        llama(**llama_inputs)
+
+
+def test_a_backward_hook_where_nothing_requires_a_gradient_is_an_error(llama: Any, llama_inputs: Any) -> None:
+    llama.original_component.requires_grad_(False)
+    llama.hook_points["hook_z"].add_hook(lambda gradient, hook: None, dir="bwd")
+    with pytest.raises(
+        HookNeverFired, match=r"cannot fire: no gradient flows through this tensor\n  let the model's input, or a weight before this point, require a gradient$"
+    ):
         llama(**llama_inputs)
 
 

@@ -130,10 +130,7 @@ class HookPoint(nn.Module):
     def _hook_gradient(self, tensor: Tensor) -> None:
         """Let the backward hooks see, and replace, the gradient at this tensor (GRAD-1)."""
         if not tensor.requires_grad:
-            raise HookNeverFired(
-                f"the backward hook at {self.name!r} cannot fire: no gradient flows through this tensor\n"
-                f"  run the model with gradients enabled, and let its input or a weight before this point require a gradient"
-            )
+            raise HookNeverFired(f"the backward hook at {self.name!r} cannot fire: no gradient flows through this tensor\n{remedy()}")
         hooks = tuple(self._bwd)
 
         def show(gradient: Tensor) -> Tensor:
@@ -161,6 +158,16 @@ class ScorePoint(HookPoint):
         if edited and not spoiled and not finite_or_forbidden(shown):
             raise ContractError(f"hook {self.name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite numbers, or -inf to forbid a key")
         return shown
+
+
+def remedy() -> str:
+    """What lets a gradient flow: it depends on whether gradients are on where it does not."""
+    if torch.is_grad_enabled():
+        return "  let the model's input, or a weight before this point, require a gradient"
+    return (
+        "  gradients are off here: run the model outside of torch.no_grad(); gradient checkpointing with use_reentrant=True runs it without them too, so pass\n"
+        "  model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
+    )
 
 
 def refuse_uncallable(name: str, fn: object) -> None:
