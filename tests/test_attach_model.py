@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from ropebridge import AttachError, HookNeverFired, attach, attached
+from ropebridge import AttachError, ContractError, HookNeverFired, attach, attached
 
 checkpointed = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")  # its successor is too new
 
@@ -382,6 +384,116 @@ def test_gradient_checkpointing_leaves_gradients_under_an_edit_as_they_are(build
         return attention(model)[0].q_proj.weight.grad
 
     torch.testing.assert_close(gradient(True), gradient(False), rtol=1e-4, atol=1e-7)
+
+
+def halve(tensor: Tensor, hook: Any) -> Tensor:
+    """A hook that replaces."""
+    return tensor * 0.5
+
+
+def halve_in_place(tensor: Tensor, hook: Any) -> None:
+    """A hook that edits in place."""
+    tensor *= 0.5
+
+
+Z = "blocks.0.attn.hook_z"
+both_kinds = pytest.mark.parametrize("reentrant", [False, True], ids=["non_reentrant", "reentrant"])
+
+
+@pytest.fixture
+def checkpointing(build: Any) -> Any:
+    """`checkpointing(reentrant)`: a Llama that runs its layers again in the backward pass."""
+
+    def make(reentrant: bool) -> Any:
+        model = build("llama").train()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+        return model
+
+    return make
+
+
+def query_gradient(model: Any) -> Tensor:
+    return attention(model)[0].q_proj.weight.grad
+
+
+@checkpointed
+@both_kinds
+@pytest.mark.parametrize("edit", [halve, halve_in_place], ids=["replaced", "in_place"])
+def test_an_edit_that_is_gone_when_checkpointing_runs_the_layer_again_is_an_error(checkpointing: Any, tokens: Tensor, reentrant: bool, edit: Any) -> None:
+    message = (
+        r"^'blocks\.0\.attn' was run again in the backward pass, as gradient checkpointing does, under other edits; clause FIRE-2 requires those of the "
+        r"forward pass\n  edited in the forward pass: blocks\.0\.attn\.hook_z; edited now: nothing\n  keep hooks\(\) open over both passes: with bridged\.hooks"
+    )
+    with attach(checkpointing(reentrant)) as bridged:
+        output = bridged.run_with_hooks(tokens, labels=tokens, fwd_hooks=[(Z, edit)])
+        with pytest.raises(ContractError, match=message):
+            output.loss.backward()
+
+
+@checkpointed
+@both_kinds
+def test_an_edit_that_comes_after_the_forward_pass_is_an_error_too(checkpointing: Any, tokens: Tensor, reentrant: bool) -> None:
+    with attach(checkpointing(reentrant)) as bridged:
+        loss = bridged(tokens, labels=tokens).loss
+        with pytest.raises(ContractError, match=r"forward pass: nothing; edited now: blocks\.0\.attn\.hook_z\n"), bridged.hooks([(Z, halve)]):
+            loss.backward()
+
+
+@checkpointed
+@both_kinds
+def test_hooks_that_only_look_may_be_gone_when_checkpointing_runs_the_layer_again(checkpointing: Any, tokens: Tensor, reentrant: bool) -> None:
+    model = checkpointing(reentrant)
+    with attach(model) as bridged:
+        bridged(tokens, labels=tokens).loss.backward()
+        wanted = query_gradient(model).clone()
+        model.zero_grad()
+        output, _ = bridged.run_with_cache(tokens, labels=tokens, names_filter=Z)
+        output.loss.backward()
+    torch.testing.assert_close(query_gradient(model), wanted)
+
+
+@checkpointed
+@both_kinds
+def test_a_forward_pass_is_held_to_its_own_edits_and_no_others(checkpointing: Any, tokens: Tensor, reentrant: bool) -> None:
+    """Two passes wait for their backward pass at once; each is run again under what it was run under."""
+    model = checkpointing(reentrant)
+    with attach(model) as bridged:
+        bridged(tokens, labels=tokens).loss.backward()
+        plain = query_gradient(model).clone()
+        model.zero_grad()
+        loss = bridged(tokens, labels=tokens).loss
+        edited = bridged.run_with_hooks(tokens, labels=tokens, fwd_hooks=[(Z, halve)]).loss
+        loss.backward()
+        torch.testing.assert_close(query_gradient(model), plain)
+        model.zero_grad()
+        with bridged.hooks([(Z, halve)]):
+            edited.backward()
+    assert not torch.allclose(query_gradient(model), plain)
+
+
+def test_without_checkpointing_hooks_may_be_gone_when_the_backward_pass_runs(build: Any, tokens: Tensor) -> None:
+    def gradient(kept: bool) -> Tensor:
+        model = build("llama").train()
+        with attach(model) as bridged:
+            output = bridged.run_with_hooks(tokens, labels=tokens, fwd_hooks=[(Z, halve)])
+            with bridged.hooks([(Z, halve)]) if kept else nullcontext():
+                output.loss.backward()
+                bridged(tokens)
+        return query_gradient(model)
+
+    assert torch.equal(gradient(False), gradient(True))
+
+
+def test_what_was_edited_is_forgotten_with_the_tables_and_not_copied(llama: Any, tokens: Tensor) -> None:
+    x = torch.zeros(2, 12, 60)
+    tables = llama.model.rotary_emb(x, torch.arange(12)[None])
+    with attach(llama) as bridged, bridged.hooks([(Z, halve)]):
+        llama.model.layers[0](x, position_embeddings=tables)
+        copy.deepcopy(llama)
+        held = weakref.ref(tables[0])
+        del tables
+        assert held() is None
 
 
 @checkpointed

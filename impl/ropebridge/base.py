@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ropebridge.checkpointing import Edits
 from ropebridge.hooks import HookPoint, ScorePoint
 from ropebridge_spec import (
     FAMILIES,
@@ -66,6 +67,7 @@ class AttentionBridge(nn.Module):
         self._variant: Variant | None = None
         self._positional: tuple[str, ...] = ()
         self._roles: dict[str, str] = {}
+        self._edits = Edits()
 
     @property
     def variant(self) -> Variant:
@@ -99,7 +101,7 @@ class AttentionBridge(nn.Module):
         self._positional = tuple(inspect.signature(type(component).forward).parameters)[1:]
         for spec in hook_order(variant, self.opted_in):
             kind = ScorePoint if spec.name == "hook_attn_scores" else HookPoint
-            self.add_module(spec.name, kind(spec, f"{self.name}.{spec.name}"))
+            self.add_module(spec.name, kind(spec, f"{self.name}.{spec.name}", self._edits))
 
     def _refuse_missing_component(self) -> None:
         if not self.optional:

@@ -110,13 +110,16 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
             NotBound: `set_original_component` was not called.
         """
         call = self._read_call(args, kwargs)
+        self._edits.begin()
         x = self.hook("hook_in")(call.hidden_states, shared=True)
         q, k, v = self._project(x)
         q, k = self._normalise(q, k)
         q, k = self._rotate(q, k, self.tables(call.position_embeddings, x, partial(self._position_ids, call)))
         keys, values = self._remember(k, v, call.cache)
         z, pattern = self._attend(q, keys, values, self._visibility(call, keys.shape[2]), call.wants_pattern)
-        return F.dropout(self._output(z), self.variant.output_dropout, self._training), pattern
+        out = F.dropout(self._output(z), self.variant.output_dropout, self._training)
+        self._edits.end(self.name, call.position_embeddings)
+        return out, pattern
 
     # ---- project ----
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from ropebridge.checkpointing import Edits, recomputing
 from ropebridge_spec import ContractError, HookNeverFired, HookSpec, axis_names
 
 HookFunction = Callable[..., Any]
@@ -43,10 +44,11 @@ class HookPoint(nn.Module):
         spec: the contract's entry for this hook point.
     """
 
-    def __init__(self, spec: HookSpec, name: str) -> None:
+    def __init__(self, spec: HookSpec, name: str, edits: Edits | None = None) -> None:
         super().__init__()
         self.spec = spec
         self.name = name
+        self._edits = edits if edits is not None else Edits()
         self._fwd: list[HookFunction] = []
         self._bwd: list[HookFunction] = []
 
@@ -62,7 +64,7 @@ class HookPoint(nn.Module):
     @property
     def recomputing(self) -> bool:
         """Whether this firing repeats one already seen: gradient checkpointing recomputes in the backward pass (FIRE-2)."""
-        return bool(torch._C._current_graph_task_id() != -1)
+        return recomputing()
 
     def add_hook(self, fn: HookFunction, dir: Direction = "fwd", *, prepend: bool = False) -> HookHandle:
         """Hook a function here (clause FIRE-4).
@@ -98,9 +100,12 @@ class HookPoint(nn.Module):
         """
         if not self.watched:
             return tensor
-        tensor = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor
+        shown = tensor = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor
+        before = version(shown)
         for fn in tuple(self._fwd):
             tensor = self._accept(fn(tensor), tensor)
+        if tensor is not shown or version(tensor) != before:
+            self._edits.note(self.name)
         if self._bwd:
             self._hook_gradient(tensor)
         return tensor
@@ -182,8 +187,8 @@ def unreadable(tensor: Tensor) -> bool:
 
 
 def version(tensor: Tensor) -> int | None:
-    """How often a tensor was written to; inference tensors keep no count."""
-    return None if tensor.is_inference() else tensor._version
+    """How often a tensor was written to; inference tensors and compiled graphs keep no count."""
+    return None if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
 def finite_or_forbidden(scores: Tensor) -> bool:

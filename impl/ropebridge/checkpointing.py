@@ -1,0 +1,73 @@
+"""Gradient checkpointing runs a layer again in the backward pass: what hooks edited in its forward pass, they must edit again there.
+
+The rotary tables say which forward pass a recomputation repeats: the model hands the very same tensors to both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ropebridge_spec import ContractError
+
+
+def recomputing() -> bool:
+    """Whether this call is made in a backward pass."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+class Edits:
+    """The hook points of one layer that edited, in the call that runs now and in those whose tables still live.
+
+    A compiled graph keeps none. A copy, deep or out of a pickle, begins anew.
+    """
+
+    def __init__(self) -> None:
+        self._now: set[str] = set()
+        self._of_pass: Any = WeakTensorKeyDictionary()
+
+    def __reduce__(self) -> tuple[type[Edits], tuple[()]]:
+        return Edits, ()
+
+    def begin(self) -> None:
+        """A call of the layer begins."""
+        if not torch.compiler.is_compiling():
+            self._now.clear()
+
+    def note(self, name: str) -> None:
+        """A hook point edited."""
+        if not torch.compiler.is_compiling():
+            self._now.add(name)
+
+    def end(self, layer: str, tables: Any) -> None:
+        """A call of the layer is done: keep what was edited, or hold a recomputation to it.
+
+        Args:
+            layer: the layer's name.
+            tables: what the call was given as position embeddings; without a table there is nothing to know it by again.
+
+        Raises:
+            ContractError: a recomputation edited elsewhere than the forward pass that it repeats (FIRE-2).
+        """
+        if torch.compiler.is_compiling() or not (isinstance(tables, (tuple, list)) and tables and isinstance(tables[0], Tensor)):
+            return
+        now = frozenset(self._now)
+        if not recomputing():
+            self._of_pass.setdefault(tables[0], set()).add(now)
+            return
+        before = self._of_pass.get(tables[0], {now})
+        if now not in before:
+            refuse_other_edits(layer, now, frozenset[str]().union(*before))
+
+
+def refuse_other_edits(layer: str, now: frozenset[str], before: frozenset[str]) -> None:
+    """The gradients would be those of a computation that nobody asked for."""
+    then, here = (", ".join(sorted(names)) or "nothing" for names in (before, now))
+    raise ContractError(
+        f"{layer!r} was run again in the backward pass, as gradient checkpointing does, under other edits; clause FIRE-2 requires those of the forward pass\n"
+        f"  edited in the forward pass: {then}; edited now: {here}\n"
+        f"  keep hooks() open over both passes: with bridged.hooks(fwd_hooks=[...]): bridged(...).loss.backward()"
+    )
