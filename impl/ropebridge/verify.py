@@ -134,7 +134,7 @@ def linear_map(projection: nn.Module, *, like: Tensor) -> Tensor:
 
 def refuse_mismatch(bridge: PositionEmbeddingsAttentionBridge, what: str, difference: Tensor, bound: Tensor) -> None:
     """Raise if any difference exceeds its bound; a NaN does."""
-    worst = float((difference.abs() / bound).max())
+    worst = float((difference.abs() / bound).where(difference != 0, 0.0).max())  # no difference is none, where the bound is 0 too
     if not worst <= 1.0:
         kind = type(bridge.original_component).__name__
         raise VerificationError(

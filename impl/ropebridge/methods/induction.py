@@ -1,0 +1,174 @@
+"""Induction heads: found by where they look on repeated random tokens (Olsson et al. 2022), and confirmed by ablation.
+
+`python -m ropebridge.methods.induction` trains a tiny rotary transformer on such repeats, in seconds, and shows its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ropebridge.attach import Bridged
+from ropebridge.methods.ablation import ablated, head_ablation
+from ropebridge.methods.errors import MethodError
+from ropebridge.methods.running import Metric, keywords, logits_of
+
+FOUND = 0.4
+"""The induction score from which on a head is called an induction head."""
+
+
+def repeated_tokens(batch: int, period: int, vocabulary: int, *, seed: int = 0, first: int = 0, begin: int | None = None) -> Tensor:
+    """Random tokens, and the same once more.
+
+    Args:
+        batch: rows, each drawn apart.
+        period: how many tokens there are before they repeat.
+        vocabulary, first: tokens are drawn from [first, vocabulary).
+        seed: makes them repeatable.
+        begin: a token that stands once before them all, as models with a beginning-of-text token want it.
+
+    Returns:
+        (batch, 2 * period), or one longer with `begin`: token ids.
+    """
+    once = torch.randint(first, vocabulary, (batch, period), generator=torch.Generator().manual_seed(seed))
+    start = [] if begin is None else [torch.full((batch, 1), begin)]
+    return torch.cat([*start, once, once], 1)
+
+
+def repeats_loss(tokens: Tensor, period: int) -> Metric:
+    """The mean cross-entropy, in nats, of the tokens of the second half that can be known: all but its first."""
+
+    def loss(logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits[:, -period:-1].flatten(0, 1).float(), tokens[:, -period + 1 :].flatten().to(logits.device))
+
+    return loss
+
+
+@torch.no_grad()
+def induction_scores(bridged: Bridged, tokens: Tensor, period: int) -> Tensor:
+    """(layer, head) float32: the mean weight that queries in the second half give to what followed the same token before.
+
+    Args:
+        tokens: as `repeated_tokens` makes them.
+        period: after how many tokens they repeat.
+
+    Raises:
+        MethodError: the tokens do not repeat after `period`.
+    """
+    refuse_unrepeated(tokens, period)
+    begin = tokens.shape[1] - 2 * period
+    rows: dict[str, Tensor] = {}
+
+    def look(pattern: Tensor, hook: Any) -> None:
+        on_what_followed = pattern.diagonal(1 - period, -2, -1)[..., begin + 1 :]
+        rows[hook.name] = on_what_followed.float().mean((0, -1)).cpu()
+
+    bridged.run_with_hooks(fwd_hooks=[(lambda name: name.endswith(".hook_pattern"), look)], **keywords(tokens))
+    return torch.nn.utils.rnn.pad_sequence(list(rows.values()), batch_first=True, padding_value=torch.nan)
+
+
+def refuse_unrepeated(tokens: Tensor, period: int) -> None:
+    """Refuse tokens that have nothing to find."""
+    if period < 2 or tokens.shape[1] < 2 * period or not torch.equal(tokens[:, -period:], tokens[:, -2 * period : -period]):
+        raise MethodError(
+            f"tokens of shape {tuple(tokens.shape)} do not repeat after period={period}; make them with repeated_tokens(batch, period, vocabulary)"
+        )
+
+
+@dataclass(frozen=True)
+class Induction:
+    """What a model's induction heads are, and what they are worth.
+
+    Attributes:
+        scores: (layer, head) induction scores.
+        losses: (layer, head) loss on the second half, in nats, with that head mean-ablated.
+        heads: the heads of a score of `FOUND` or more, highest first.
+        loss: loss with every head in place.
+        without: loss with all of `heads` mean-ablated together.
+        without_others: loss with as many heads that are none of them, the lowest-scored of the same layers, mean-ablated.
+    """
+
+    scores: Tensor
+    losses: Tensor
+    heads: list[tuple[int, int]]
+    loss: float
+    without: float
+    without_others: float
+
+
+def find_induction(bridged: Bridged, tokens: Tensor, period: int, *, found: float = FOUND, quiet: bool = False) -> Induction:
+    """Find induction heads by pattern, and confirm them by ablation.
+
+    Raises:
+        MethodError: no head has a score of `found`; the message names the best.
+    """
+    scores, metric = induction_scores(bridged, tokens, period), repeats_loss(tokens, period)
+    heads = strongest(scores, found)
+    others = controls(scores, heads)
+    return Induction(
+        scores,
+        head_ablation(bridged, tokens, metric, by="mean", quiet=quiet),
+        heads,
+        loss=unhooked(bridged, tokens, metric),
+        without=float(metric(ablated(bridged, tokens, heads, by="mean"))),
+        without_others=float(metric(ablated(bridged, tokens, others, by="mean"))),
+    )
+
+
+@torch.no_grad()
+def unhooked(bridged: Bridged, tokens: Tensor, metric: Metric) -> float:
+    """The metric of the model as it is."""
+    return float(metric(logits_of(bridged, tokens)))
+
+
+def strongest(scores: Tensor, found: float) -> list[tuple[int, int]]:
+    """The heads (layer, head) of at least this score, highest first."""
+    order = scores.nan_to_num(-1).flatten().argsort(descending=True).tolist()
+    width = scores.shape[1]
+    heads = [(i // width, i % width) for i in order if scores.flatten()[i] >= found]
+    if not heads:
+        best = divmod(order[0], width)
+        raise MethodError(f"no head has an induction score of {found}; the highest is {float(scores[best]):.2f}, of layer {best[0]} head {best[1]}")
+    return heads
+
+
+def controls(scores: Tensor, heads: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """For each head one of the same layer, as far as there are any, that is none of them: the lowest-scored first."""
+    chosen: list[tuple[int, int]] = []
+    for layer, _ in heads:
+        order = scores[layer].nan_to_num(torch.inf).argsort().tolist()
+        free = [(layer, h) for h in order if not scores[layer, h].isnan() and (layer, h) not in heads and (layer, h) not in chosen]
+        chosen += free[:1]
+    return chosen
+
+
+def describe_induction(found: Induction) -> str:
+    """The finding as a table, and two lines on what ablation says."""
+    rows = [f"{'layer':>5} {'head':>4} {'induction score':>15} {'loss without it':>15}"]
+    for layer, head in [(layer, head) for layer, row in enumerate(found.scores.tolist()) for head, score in enumerate(row) if score == score]:
+        mark = "  <- induction head" if (layer, head) in found.heads else ""
+        rows.append(f"{layer:>5} {head:>4} {float(found.scores[layer, head]):>15.3f} {float(found.losses[layer, head]):>15.3f}{mark}")
+    count = len(found.heads)
+    rows.append(f"loss on the repeated half, in nats: {found.loss:.3f} as it is; {found.without:.3f} without the {count} induction heads,")
+    rows.append(f"{found.without_others:.3f} without as many others of the same layers (mean-ablated together)")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Train the tiny model, and show its induction heads."""
+    from ropebridge import attach
+    from ropebridge.methods.tiny import PERIODS, VOCABULARY, train_on_repeats
+
+    model = train_on_repeats()
+    period = PERIODS[-1]
+    with attach(model) as bridged:
+        print(describe_induction(find_induction(bridged, repeated_tokens(16, period, VOCABULARY, seed=1), period)))
+
+
+if __name__ == "__main__":
+    main()

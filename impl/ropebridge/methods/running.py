@@ -1,0 +1,85 @@
+"""What every method does: run the model under hooks, read one number off its logits, and go through places with a bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ropebridge.attach import Bridged, Hooks
+from ropebridge.methods.errors import MethodError
+
+Inputs = Tensor | Mapping[str, Any]
+"""Token ids (batch, pos), or the keywords of the model's call: input_ids, attention_mask, ..."""
+
+Metric = Callable[[Tensor], Tensor]
+"""From logits (batch, pos, vocabulary) to one number, a tensor of no axes."""
+
+Place = TypeVar("Place")
+
+
+def logits_of(bridged: Bridged, inputs: Inputs, fwd_hooks: Hooks = ()) -> Tensor:
+    """The logits (batch, pos, vocabulary) of one run under hooks, without a key-value cache.
+
+    Raises:
+        MethodError: the model's output has no logits.
+        AttachError, ContractError, UnknownHook, HookNeverFired: as `Bridged.hooks`.
+    """
+    output = bridged.run_with_hooks(fwd_hooks=fwd_hooks, **keywords(inputs))
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise MethodError(
+            f"{type(bridged.model).__name__} returned {type(output).__name__} without logits; a metric is a function of logits\n"
+            f"  attach to the causal language model (AutoModelForCausalLM), not to its body"
+        )
+    return logits
+
+
+def keywords(inputs: Inputs) -> dict[str, Any]:
+    """The keywords of the model's call."""
+    return {"use_cache": False, **({"input_ids": inputs} if isinstance(inputs, Tensor) else inputs)}
+
+
+def measure(metric: Metric, logits: Tensor) -> Tensor:
+    """What the metric says, still in the graph.
+
+    Raises:
+        MethodError: it is not one number.
+    """
+    value = metric(logits)
+    if not isinstance(value, Tensor) or value.ndim:
+        given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise MethodError(f"the metric returned {given}; it must return one number, a tensor of no axes: take .mean() or .sum() over the batch")
+    return value
+
+
+def values_at(bridged: Bridged, inputs: Inputs, hook: str) -> dict[str, Tensor]:
+    """Full name -> value at every layer's hook point of this short name, in one run on the inputs, detached.
+
+    Raises:
+        UnknownHook: no layer has it.
+    """
+    _, cache = bridged.run_with_cache(names_filter=names_at(bridged, hook), **keywords(inputs))
+    return cache
+
+
+def names_at(bridged: Bridged, hook: str) -> list[str]:
+    """The full names of a hook point, a layer each; where there are none, the name itself, for the error to speak of."""
+    return [name for name in bridged.hook_points if name.endswith(f".{hook}")] or [hook]
+
+
+def bar(places: Collection[Place], what: str, quiet: bool) -> Iterator[Place]:
+    """The places one after another, with a progress bar on stderr."""
+    return iter(tqdm(places, desc=what, disable=quiet, leave=False))
+
+
+def over_heads(bridged: Bridged, one: Callable[[int, int], Tensor], what: str, quiet: bool) -> Tensor:
+    """(layer, head) float32 on the CPU: what `one(layer, head)` says; nan where a layer has fewer heads than another."""
+    heads = [layer.variant.heads for layer in bridged.layers]
+    table = torch.full((len(heads), max(heads)), torch.nan)
+    for layer, head in bar([(layer, head) for layer, count in enumerate(heads) for head in range(count)], what, quiet):
+        table[layer, head] = one(layer, head)
+    return table
