@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from ropebridge.attach import Bridged
 from ropebridge.methods.ablation import ablated, head_ablation
 from ropebridge.methods.errors import MethodError
+from ropebridge.methods.knockout import knocked_out
 from ropebridge.methods.running import Metric, keywords, logits_of
 
 FOUND = 0.4
@@ -82,15 +82,16 @@ def refuse_unrepeated(tokens: Tensor, period: int) -> None:
 
 @dataclass(frozen=True)
 class Induction:
-    """What a model's induction heads are, and what they are worth.
+    """What a model's induction heads are, and what they are worth. Losses are those of the second half, in nats.
 
     Attributes:
         scores: (layer, head) induction scores.
-        losses: (layer, head) loss on the second half, in nats, with that head mean-ablated.
-        heads: the heads of a score of `FOUND` or more, highest first.
+        losses: (layer, head) loss with that head mean-ablated.
+        heads: the induction heads (layer, head), the highest score first.
         loss: loss with every head in place.
         without: loss with all of `heads` mean-ablated together.
-        without_others: loss with as many heads that are none of them, the lowest-scored of the same layers, mean-ablated.
+        blind: loss where `heads` cannot see what followed last time, and nothing else is changed.
+        blind_beside: the control: loss where they cannot see the place one before that.
     """
 
     scores: Tensor
@@ -98,25 +99,32 @@ class Induction:
     heads: list[tuple[int, int]]
     loss: float
     without: float
-    without_others: float
+    blind: float
+    blind_beside: float
 
 
 def find_induction(bridged: Bridged, tokens: Tensor, period: int, *, found: float = FOUND, quiet: bool = False) -> Induction:
-    """Find induction heads by pattern, and confirm them by ablation.
+    """Find induction heads by pattern, and confirm them by ablation and by knockout.
+
+    Args:
+        tokens, period: as for `induction_scores`.
+        found: the score from which on a head is one.
+        quiet: no progress bar.
 
     Raises:
         MethodError: no head has a score of `found`; the message names the best.
     """
     scores, metric = induction_scores(bridged, tokens, period), repeats_loss(tokens, period)
     heads = strongest(scores, found)
-    others = controls(scores, heads)
+    places = range(tokens.shape[1] - period, tokens.shape[1])
     return Induction(
         scores,
         head_ablation(bridged, tokens, metric, by="mean", quiet=quiet),
         heads,
         loss=unhooked(bridged, tokens, metric),
         without=float(metric(ablated(bridged, tokens, heads, by="mean"))),
-        without_others=float(metric(ablated(bridged, tokens, others, by="mean"))),
+        blind=float(metric(knocked_out(bridged, tokens, [(place, place - period + 1) for place in places], heads=heads))),
+        blind_beside=float(metric(knocked_out(bridged, tokens, [(place, place - period) for place in places], heads=heads))),
     )
 
 
@@ -137,25 +145,15 @@ def strongest(scores: Tensor, found: float) -> list[tuple[int, int]]:
     return heads
 
 
-def controls(scores: Tensor, heads: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """For each head one of the same layer, as far as there are any, that is none of them: the lowest-scored first."""
-    chosen: list[tuple[int, int]] = []
-    for layer, _ in heads:
-        order = scores[layer].nan_to_num(torch.inf).argsort().tolist()
-        free = [(layer, h) for h in order if not scores[layer, h].isnan() and (layer, h) not in heads and (layer, h) not in chosen]
-        chosen += free[:1]
-    return chosen
-
-
 def describe_induction(found: Induction) -> str:
-    """The finding as a table, and two lines on what ablation says."""
+    """The finding as a table, and what ablation and knockout say."""
     rows = [f"{'layer':>5} {'head':>4} {'induction score':>15} {'loss without it':>15}"]
     for layer, head in [(layer, head) for layer, row in enumerate(found.scores.tolist()) for head, score in enumerate(row) if score == score]:
         mark = "  <- induction head" if (layer, head) in found.heads else ""
         rows.append(f"{layer:>5} {head:>4} {float(found.scores[layer, head]):>15.3f} {float(found.losses[layer, head]):>15.3f}{mark}")
-    count = len(found.heads)
-    rows.append(f"loss on the repeated half, in nats: {found.loss:.3f} as it is; {found.without:.3f} without the {count} induction heads,")
-    rows.append(f"{found.without_others:.3f} without as many others of the same layers (mean-ablated together)")
+    rows.append(f"loss on the repeated half, in nats: {found.loss:.3f} as it is")
+    rows.append(f"  {found.without:.3f} without the {len(found.heads)} induction heads (mean-ablated together)")
+    rows.append(f"  {found.blind:.3f} where they cannot see what followed last time; {found.blind_beside:.3f} where they cannot see the place before it")
     return "\n".join(rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log
 from typing import Any
 
 import torch
@@ -9,28 +10,38 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ropebridge.methods.errors import MethodError
 from ropebridge.methods.running import bar
 
-VOCABULARY, LENGTH, BATCH, STEPS, RATE = 24, 40, 32, 900, 3e-3
+VOCABULARY, LENGTH, BATCH, RATE, WARMUP = 12, 40, 32, 3e-3, 50
 PERIODS = range(6, 20)
 """After how many tokens the training rows repeat: drawn anew each step, or a head could learn one fixed distance instead."""
+LEARNED, STEPS = 0.3, 2000
+"""Training ends when the running mean of the loss on what can be known (nats; 2.48 for a guess) is this low; and within so many steps."""
 
 
 def train_on_repeats(*, seed: int = 0, steps: int = STEPS, quiet: bool = False) -> LlamaForCausalLM:
     """A tiny Llama (2 layers, 4 heads, d_model 64) that continues what repeats, on the CPU, in eval mode.
 
     Draws its weights and rows from `seed` alone and leaves torch's own random state as it was.
+
+    Raises:
+        MethodError: it has not learned within `steps`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(tiny_config())
     draw = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.05, cycle_momentum=False)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimiser, 1 / WARMUP, total_iters=WARMUP)
+    mean = log(VOCABULARY)
     for _ in bar(range(steps), "training", quiet):
-        step(model, draw, optimiser)
-        schedule.step()
-    return model.eval().requires_grad_(False)
+        mean = 0.95 * mean + 0.05 * step(model, draw, optimiser)
+        warmup.step()
+        if mean < LEARNED:
+            trained: LlamaForCausalLM = model.eval().requires_grad_(False)
+            return trained
+    raise MethodError(f"after {steps} steps the loss is {mean:.2f} and not {LEARNED}; give it more steps, or another seed than {seed}")
 
 
 def tiny_config() -> LlamaConfig:
@@ -48,8 +59,8 @@ def tiny_config() -> LlamaConfig:
     )
 
 
-def step(model: LlamaForCausalLM, draw: torch.Generator, optimiser: torch.optim.Optimizer) -> None:
-    """One batch of rows that repeat; the loss is that of what can be known."""
+def step(model: LlamaForCausalLM, draw: torch.Generator, optimiser: torch.optim.Optimizer) -> float:
+    """One batch of rows that repeat; the loss, in nats, is that of what can be known."""
     period = int(torch.randint(PERIODS[0], PERIODS[-1] + 1, (), generator=draw))
     rows = repeating(period, draw)
     forward: Any = model
@@ -58,6 +69,7 @@ def step(model: LlamaForCausalLM, draw: torch.Generator, optimiser: torch.optim.
     loss: Any = F.cross_entropy(logits.flatten(0, 1), rows[:, period + 1 :].flatten())
     loss.backward()
     optimiser.step()
+    return float(loss.detach())
 
 
 def repeating(period: int, draw: torch.Generator) -> Tensor:
