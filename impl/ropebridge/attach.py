@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -260,6 +262,12 @@ class Bridged:
         with self.hooks([(name, keep) for name in self._names(names_filter)]):
             output = self.model(*args, **kwargs)
         return output, cache
+
+    def plot(self, path: str | PathLike[str], inputs: Tensor | Mapping[str, Any], **options: Any) -> Path:
+        """Write the patterns of one run, as a picture (`.png`) or a page to look round in (`.html`): `ropebridge.plots.plot_patterns`."""
+        from ropebridge.plots import plot_patterns
+
+        return plot_patterns(self, inputs, path, **options)
 
     def _refuse_detached(self) -> None:
         if len(self._in_force) < len(self.layers):

@@ -1,0 +1,87 @@
+"""The patterns that are to be seen, a panel a head, and what to write at their rows and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ropebridge.attach import Bridged
+from ropebridge_spec import RopebridgeError
+
+Heads = Iterable[int] | Iterable[tuple[int, int]] | None
+
+
+class PlotError(RopebridgeError, ValueError):
+    """A plot was asked for that cannot be made."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One head.
+
+    Attributes:
+        layer: the place of its layer in `bridged.layers`.
+        head: the head.
+        pattern: (query, key) float32 on the CPU.
+    """
+
+    layer: int
+    head: int
+    pattern: Tensor
+
+
+@torch.no_grad()
+def panels_of(bridged: Bridged, inputs: Tensor | Mapping[str, Any], layers: Iterable[int] | None, heads: Heads, row: int) -> list[Panel]:
+    """Run the model once and take the chosen heads' patterns of one row; others are not kept."""
+    chosen = choose([layer.variant.heads for layer in bridged.layers], layers, heads)
+    found: dict[str, Tensor] = {}
+
+    def keep(pattern: Tensor, hook: Any) -> None:
+        if not 0 <= row < pattern.shape[0]:
+            raise PlotError(f"row={row} is not in the batch; it has {pattern.shape[0]} rows, counted from 0")
+        found[hook.name] = pattern[row].detach().float().cpu()
+
+    names = {layer: f"{bridged.layers[layer].name}.hook_pattern" for layer, _ in chosen}
+    call = {"use_cache": False, **({"input_ids": inputs} if isinstance(inputs, Tensor) else inputs)}
+    bridged.run_with_hooks(fwd_hooks=[(name, keep) for name in names.values()], **call)
+    return [Panel(layer, head, found[names[layer]][head].contiguous()) for layer, head in chosen]
+
+
+def choose(sizes: Sequence[int], layers: Iterable[int] | None, heads: Heads) -> list[tuple[int, int]]:
+    """The heads (layer, head) that are asked for, in the order in which they are.
+
+    Raises:
+        PlotError: one of them is not there, or there are none.
+    """
+    rows = list(range(len(sizes)) if layers is None else layers)
+    asked: list[Any] | None = None if heads is None else list(heads)
+    if asked and isinstance(asked[0], tuple):
+        chosen = asked
+    else:
+        chosen = [(layer, head) for layer in rows for head in (range(sizes[layer] if 0 <= layer < len(sizes) else 1) if asked is None else asked)]
+    for layer, head in chosen:
+        if not (0 <= layer < len(sizes) and 0 <= head < sizes[layer]):
+            raise PlotError(f"there is no head {head} in layer {layer}; the model has {len(sizes)} layers, of {list(sizes)} heads, both counted from 0")
+    if not chosen:
+        raise PlotError(f"no head is chosen; pass layers= and heads= of a model with {len(sizes)} layers, of {list(sizes)} heads")
+    return chosen
+
+
+def tokens_of(tokens: Sequence[str] | None, inputs: Tensor | Mapping[str, Any], row: int, panel: Panel) -> list[str]:
+    """What stands at each key: as given, or token ids, or places where there are none.
+
+    Raises:
+        PlotError: there are more or fewer than keys.
+    """
+    keys = panel.pattern.shape[1]
+    if tokens is None:
+        ids = inputs if isinstance(inputs, Tensor) else inputs.get("input_ids")
+        known = isinstance(ids, Tensor) and ids.shape[1] == keys
+        return [str(int(x)) for x in ids[row]] if known and ids is not None else [str(place) for place in range(keys)]
+    if len(tokens) != keys:
+        raise PlotError(f"{len(tokens)} tokens were given for {keys} keys; pass those of row {row}: tokens=tokenizer.convert_ids_to_tokens(ids[{row}])")
+    return list(tokens)
