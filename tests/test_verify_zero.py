@@ -10,7 +10,9 @@ def test_a_layer_that_gives_exactly_0_is_proved(build):
     """Difference and bound are then both 0."""
     model = build("llama")
     with torch.no_grad():
-        model.model.layers[0].self_attn.o_proj.weight.zero_()
+        for layer in model.model.layers:
+            for parameter in layer.self_attn.o_proj.parameters():
+                parameter.zero_()
     with attach(model) as bridged:
         assert bridged.layers
 
@@ -18,6 +20,7 @@ def test_a_layer_that_gives_exactly_0_is_proved(build):
 def test_a_layer_that_gives_nan_is_not(build):
     model = build("llama")
     with torch.no_grad():
-        model.model.layers[0].self_attn.v_proj.weight[0, 0] = torch.nan
+        for layer in model.model.layers:
+            layer.self_attn.v_proj.weight[0, 0] = torch.nan
     with pytest.raises(VerificationError, match="its output is off by nan times the bound"):
         attach(model)

@@ -37,8 +37,8 @@ def test_mean_ablation_leaves_what_the_head_says_on_average(circuit, prompts, an
 
 
 def test_the_mean_can_be_that_of_other_inputs_and_leaves_padding_out(circuit, prompts, answers):
-    """Over prompts of one token, repeated, the induction head says that token alone; padding would say another."""
-    others = {"input_ids": torch.tensor([[7] * 7, [7] * 5 + [3] * 2]), "attention_mask": torch.tensor([[1] * 7, [1] * 5 + [0] * 2])}
+    """Over prompts of one token, repeated, the induction head says that token alone; padding would say nothing, or another."""
+    others = {"input_ids": torch.tensor([[7] * 7, [3] * 2 + [7] * 5]), "attention_mask": torch.tensor([[1] * 7, [0] * 2 + [1] * 5])}
     got = head_ablation(circuit, prompts, lambda logits: logits[0, -1, 7], by="mean", others=others, quiet=True)
     close(got[1, 2], torch.tensor(10.0))
     got = head_ablation(circuit, prompts, lambda logits: logits[0, -1, 7], by="mean", others={"input_ids": others["input_ids"]}, quiet=True)
