@@ -165,9 +165,24 @@ def test_a_model_without_rotary_attention_is_refused() -> None:
 
 
 def test_layers_that_share_a_name_are_refused(build: Any) -> None:
-    pair = nn.ModuleList([build("llama"), build("llama")])
-    with pytest.raises(AttachError, match=r"share the names \['blocks\.0\.attn', 'blocks\.1\.attn'\]; attach to each part"):
-        attach(pair)
+    layer = build("llama").model.layers[0]
+    layer.twin = build("llama").model.layers[0].self_attn
+    with pytest.raises(AttachError, match=r"share the names \['blocks\.0\.attn'\]; attach to each part"):
+        attach(nn.ModuleList([layer]))
+
+
+def test_layers_of_one_number_are_named_by_the_part_they_stand_in(build: Any) -> None:
+    pair = nn.ModuleDict({"encoder": build("llama"), "decoder": build("llama")})
+    with attach(pair) as bridged:
+        assert [layer.name for layer in bridged.layers] == ["encoder.blocks.0.attn", "encoder.blocks.1.attn", "decoder.blocks.0.attn", "decoder.blocks.1.attn"]
+
+
+def test_a_layer_without_a_number_of_its_own_has_that_of_its_path(build: Any) -> None:
+    model = build("llama")
+    for layer in model.model.layers:
+        layer.self_attn.layer_idx = None
+    with attach(model, verify=False) as bridged:
+        assert [layer.name for layer in bridged.layers] == ["blocks.0.attn", "blocks.1.attn"]
 
 
 def test_the_part_of_a_model_that_holds_the_layers_is_enough(llama: Any, tokens: Tensor) -> None:
@@ -516,3 +531,20 @@ def test_a_hook_of_a_part_that_never_runs_is_an_error(llama: Any, tokens: Tensor
     never = r"1 of 1 requested hooks never fired: blocks\.1\.attn\.hook_z\n"
     with attach(llama) as bridged, pytest.raises(HookNeverFired, match=never), bridged.hooks([("blocks.1.attn.hook_z", look)]):
         llama.model.layers[0](torch.zeros(1, 2, 60), position_embeddings=llama.model.rotary_emb(torch.zeros(1, 2, 60), torch.arange(2)[None]))
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # transformers compiles the making of its mask
+def test_a_model_loaded_with_flex_attention_gives_what_eager_gives(build: Any) -> None:
+    """The model then hands its layers a BlockMask; windows and padding are in it."""
+    family = "gemma2"
+    tokens, padding = torch.arange(24).reshape(2, 12) + 3, torch.ones(2, 12, dtype=torch.long)
+    padding[1, :3] = 0
+    wanted = build(family)(tokens, attention_mask=padding).logits[padding.bool()]
+    model = build(family)
+    model.set_attn_implementation("flex_attention")
+    with attach(model) as bridged:
+        got = bridged(tokens, attention_mask=padding).logits[padding.bool()]
+        _, cache = bridged.run_with_cache(tokens, attention_mask=padding, names_filter="blocks.0.attn.hook_pattern")
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert not cache["blocks.0.attn.hook_pattern"][1, :, :, :3].any()

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
+
+from ropebridge_spec import MaskError
 
 POS, LEFT_PADDING = 9, 3
 LOWEST = torch.finfo(torch.float32).min
@@ -282,3 +285,37 @@ def test_tables_that_the_bridge_makes_go_on_where_the_cache_ends(bridge_layer: A
     bridge(**chunk(inputs, 0, 4), past_key_values=cache)
     masks = {"none": None, "two_axes": torch.ones(2, 6), "four_axes": inputs["attention_mask"][:, :, 4:]}
     close(bridge(inputs["hidden_states"][:, 4:], attention_mask=masks[mask], past_key_values=cache)[0], wanted)
+
+
+@every_path
+def test_a_mask_of_three_axes_is_one_without_heads(bridge: Any, inputs: dict[str, Any], visible: Tensor, path: str) -> None:
+    """MASK-1."""
+    wanted = output(bridge, {**inputs, "attention_mask": visible}, path)
+    assert torch.equal(output(bridge, {**inputs, "attention_mask": visible[:, 0]}, path), wanted)
+    additive = torch.zeros(visible.shape).masked_fill(~visible, LOWEST)
+    torch.testing.assert_close(output(bridge, {**inputs, "attention_mask": additive[:, 0]}, path), wanted)
+
+
+@every_path
+def test_a_flex_mask_says_what_its_function_says(bridge: Any, inputs: dict[str, Any], visible: Tensor, path: str) -> None:
+    """MASK-1; the function reads a padding mask, as those of transformers do."""
+    seen = visible.clone()
+    mask = create_block_mask(lambda batch, head, query, key: seen[batch, 0, query, key], 2, None, POS, POS, device="cpu")
+    wanted = output(bridge, {**inputs, "attention_mask": visible}, path)
+    torch.testing.assert_close(output(bridge, {**inputs, "attention_mask": mask}, path), wanted)
+
+
+def test_a_flex_mask_of_the_wrong_shape_is_refused(bridge: Any, inputs: dict[str, Any]) -> None:
+    """MASK-4."""
+    mask = create_block_mask(lambda batch, head, query, key: query >= key, 2, None, POS, POS + 1, device="cpu")
+    with pytest.raises(MaskError, match=r"attention_mask has shape \(2, 1, 9, 10\); clause MASK-4 requires"):
+        bridge(**{**inputs, "attention_mask": mask})
+
+
+def test_a_long_flex_mask_is_made_block_by_block(bridge: Any) -> None:
+    """More queries than one block of rows holds: each block asks the function for its own rows and keys."""
+    long = bridge.get_random_inputs(1, 300, seed=0)
+    mask = create_block_mask(lambda batch, head, query, key: (query >= key) & (query - key < 7), 1, None, 300, 300, device="cpu")
+    distance = torch.arange(300)[:, None] - torch.arange(300)[None]
+    wanted = output(bridge, {**long, "attention_mask": ((distance >= 0) & (distance < 7))[None, None]})
+    torch.testing.assert_close(output(bridge, {**long, "attention_mask": mask}), wanted)

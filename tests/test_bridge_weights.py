@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ropebridge import SubmoduleError
+from ropebridge import SubmoduleError, attach
+from ropebridge_conformance.recipes import build_model, inputs_of
+from ropebridge_conformance.zoo import randomise
+from ropebridge_spec import UnsupportedAttention
 
 VIEWS = {
     "W_Q": ("q_proj", (6, 60, 20)),
@@ -153,3 +156,44 @@ def test_a_parametrised_projection_shows_the_weight_it_multiplies_by(llama: Any)
     before = llama.W_Q.clone()
     nn.utils.parametrize.register_parametrization(projection, "weight", nn.Hardtanh(0.0, torch.inf))
     assert torch.equal(llama.W_Q, before.clamp(min=0))
+
+
+FUSED = ("codegen", "falcon", "falcon_mqa", "falcon_mha", "persimmon", "gpt_neox_japanese", "qwen3_next", "modernbert", "gptj")
+
+
+@pytest.mark.parametrize("name", FUSED)
+@torch.no_grad()
+def test_views_of_weights_give_what_the_hooks_hold_however_the_rows_lie(name: str) -> None:
+    """In blocks, kv head by kv head, in quarters, or with a gate between them."""
+    model = build_model(name)
+    randomise(model)
+    with attach(model) as bridged:
+        layer = bridged.layers[0]
+        names = {role: f"{layer.name}.hook_{role}" for role in ("in", "q", "k", "v")}
+        _, cache = bridged.run_with_cache(**inputs_of(name, model.config), names_filter=list(names.values()))
+        for role in "qkv":
+            made = torch.einsum("bpd,hde->bphe", cache[names["in"]], getattr(layer, f"W_{role.upper()}"))
+            bias = getattr(layer, f"b_{role.upper()}")
+            torch.testing.assert_close(made if bias is None else made + bias, cache[names[role]], rtol=1e-4, atol=1e-5)
+
+
+def test_what_comes_up_from_a_latent_has_no_one_weight() -> None:
+    """LAT-1."""
+    with (
+        attach(build_model("deepseek_v3"), verify=False) as bridged,
+        pytest.raises(SubmoduleError, match=r"has no W_K to show: its heads come up from a latent"),
+    ):
+        _ = bridged.layers[0].W_K
+
+
+def test_inputs_of_heads_that_share_a_latent_are_not_split() -> None:
+    """LAT-1."""
+    with pytest.raises(UnsupportedAttention, match=r"use_attn_in gives each head an input of its own, and the heads of DeepseekV3Attention share a latent"):
+        attach(build_model("deepseek_v3"), use_attn_in=True)
+
+
+def test_a_layer_whose_output_is_projected_by_the_layer_around_has_the_identity_for_it() -> None:
+    with attach(build_model("esm"), verify=False) as bridged:
+        layer = bridged.layers[0]
+        assert torch.equal(layer.W_O.flatten(0, 1), torch.eye(60))
+        assert layer.b_O is None

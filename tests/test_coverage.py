@@ -83,7 +83,7 @@ def test_a_change_is_told(known, what):
     [
         ("LlamaAttention", "", ""),
         ("PixelVisionAttention", "", "a vision tower: bidirectional, over patches"),
-        ("NewAttention", "self.kv_a_proj = x", "multi-head latent attention"),
+        ("NewAttention", "self.indexer = x", "a sparse indexer chooses its keys"),
         ("NewAttention", "", "not described yet"),
     ],
 )

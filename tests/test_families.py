@@ -19,6 +19,10 @@ from ropebridge_spec import FAMILIES, Family, UnsupportedAttention, Verification
 
 STEPS, LEFT_PADDING = 8, 3
 every_recipe = pytest.mark.parametrize("name", [recipe.name for recipe in INSTALLED])
+every_writer = pytest.mark.parametrize(
+    "name", [recipe.name for recipe in INSTALLED if recipe.decodes and recipe.inputs == "ids" and recipe.model_class.endswith(("CausalLM", "Generation"))]
+)
+every_decoder = pytest.mark.parametrize("name", [recipe.name for recipe in INSTALLED if recipe.decodes])
 
 
 def tiny(name: str, attn: str = "eager") -> Any:
@@ -65,14 +69,34 @@ def test_the_model_gives_what_it_gives_alone(name: str) -> None:
     model = tiny(name)
     inputs = inputs_of(name, model.config)
     run = runner(name, model)
-    wanted, later = final(run(**inputs)), decoded(run, inputs)
+    wanted = final(run(**inputs))
     with attach(model) as bridged:
         agree(final(run(**inputs)), wanted)
-        agree(decoded(run, inputs), later)
         output, cache = bridged.run_with_cache(**inputs, **extra_of(name))
         agree(final(output), wanted)
     assert len(cache) == len(bridged.hook_points) > 0
     assert torch.equal(final(run(**inputs)), wanted)
+
+
+@every_decoder
+@torch.no_grad()
+def test_steps_from_the_cache_give_what_they_give_alone(name: str) -> None:
+    model = tiny(name)
+    inputs, run = inputs_of(name, model.config), runner(name, model)
+    later = decoded(run, inputs)
+    with attach(model, verify=False):
+        agree(decoded(run, inputs), later)
+
+
+@every_writer
+@torch.no_grad()
+def test_the_model_writes_what_it_writes_alone(name: str) -> None:
+    """Token by token, from the model's own cache, longer than the window."""
+    model = tiny(name)
+    prompt, run = inputs_of(name, model.config, pos=5), {**extra_of(name), "max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    alone = model.generate(**prompt, **run)
+    with attach(model, verify=False):
+        assert torch.equal(model.generate(**prompt, **run), alone)
 
 
 @every_recipe
@@ -86,7 +110,7 @@ def test_the_model_gives_what_it_gives_alone_under_left_padding(name: str) -> No
     padding = torch.ones(2, 13, dtype=torch.long)
     padding[1, :LEFT_PADDING] = 0
     wanted = final(run(**inputs, attention_mask=padding))
-    with attach(model):
+    with attach(model, verify=False):
         agree(final(run(**inputs, attention_mask=padding)), wanted, padding.bool())
 
 
@@ -109,8 +133,20 @@ def test_a_layer_that_does_not_rotate_cannot_hide_behind_one_that_does(name: str
         attach(model, families={**FAMILIES, kind: forgetful})
 
 
-@pytest.mark.parametrize("name", ["stablelm", "phi"])
-def test_a_norm_that_the_table_does_not_know_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["stablelm", "phi", "persimmon"])
+@torch.no_grad()
+def test_a_norm_that_a_config_switches_on_is_read_off_the_module(name: str) -> None:
     model = build_model(name, qk_layernorm=True)
-    with pytest.raises(UnsupportedAttention, match="has 'q_layernorm', 'k_layernorm', which its family does not have"):
+    randomise(model)
+    inputs = inputs_of(name, model.config)
+    wanted = final(model(**inputs))
+    with attach(model) as bridged:
+        assert bridged.layers[0].variant.norm is not None
+        agree(final(bridged.run_with_cache(**inputs)[0]), wanted)
+
+
+def test_a_norm_that_the_table_does_not_know_is_refused() -> None:
+    model = build_model("llama")
+    attention_layer(model, 0).q_norm = torch.nn.Identity()
+    with pytest.raises(UnsupportedAttention, match="has 'q_norm', which its family does not have"):
         attach(model)

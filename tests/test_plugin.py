@@ -65,7 +65,7 @@ def test_ids_name_the_subject_only_where_there_are_several(run):
     ("words", "message"),
     [
         (("--subject", "nowhere:Factory"), "cannot load subject 'nowhere:Factory'"),
-        (("--family", "gpt2"), "no family 'gpt2' in the zoo\n  nearest: gpt_"),
+        (("--family", "gpt2"), "no family 'gpt2' in the zoo\n  nearest: g"),
         (("--known-failures", "missing.toml"), "cannot read known failures from missing.toml"),
     ],
     ids=["subject", "family", "known_failures"],

@@ -50,7 +50,7 @@ def test_a_fault_in_one_layer_is_found_in_that_layer_at_its_stage(gemma3, long_i
     with attach(gemma3) as attached:
         layer = attached.layers[1]
         rotate = layer._rotate
-        layer._rotate = lambda q, k, tables: rotate(q, k, (tables[0], -tables[1]))
+        layer._rotate = lambda heads, tables: rotate(heads, (tables[0], -tables[1]))
         recorded, _ = record_model(attached, gemma3, long_ids, "eager")
     bad = [v for r in recorded for v in judge_layer(r, "bridge") if v.verdict != Outcome.PASS]
     assert [(v.case, v.hook, v.clause) for v in bad] == [("eager-blocks.1", "hook_rot_q", "ROT-1"), ("eager-blocks.1", "hook_rot_k", "ROT-1")]

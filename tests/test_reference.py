@@ -9,6 +9,7 @@ from jaxtyping import TypeCheckError
 from ropebridge_conformance.weights import read_weights
 from ropebridge_conformance.zoo import specimen
 from ropebridge_reference import (
+    Affine,
     Past,
     attention,
     bias_of_mask,
@@ -24,6 +25,7 @@ from ropebridge_reference import (
 )
 from ropebridge_spec import ContractError, Norm, Rotary, Variant
 
+REACH = Variant(d_model=1, heads=1, kv_heads=1, d_head=2, d_head_v=1, scale=1.0, window=2)
 NO_BIAS = torch.zeros(1, 1, 3, 3)
 
 
@@ -80,11 +82,11 @@ def test_each_copy_of_a_table_turns_its_own_row():
 )
 def test_norms_have_their_textbook_values(norm, expected):
     x, weight = torch.tensor([[[[3.0, 4.0]]]], dtype=torch.float64), torch.tensor([2.0, 10.0], dtype=torch.float64)
-    torch.testing.assert_close(normalise(x, weight, norm).flatten(), torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(normalise(x, Affine(weight), norm).flatten(), torch.tensor(expected, dtype=torch.float64))
 
 
 def test_the_window_sees_itself_and_what_is_nearer_than_its_length():
-    visible = causal_bias(torch.arange(5), torch.arange(5), 2)[0, 0] == 0
+    visible = causal_bias(torch.arange(5), torch.arange(5), REACH)[0, 0] == 0
     assert visible.int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
 
 
@@ -157,7 +159,7 @@ def test_a_past_continues_what_a_single_call_gives():
     judged = specimen("llama", torch.float64, "cpu")
     weights, x = read_weights(judged.module, judged.variant), torch.randn(1, 7, 60, dtype=torch.float64)
     cos, sin = judged.rotary(x, torch.arange(7)[None])
-    bias = causal_bias(torch.arange(7), torch.arange(7), None)
+    bias = causal_bias(torch.arange(7), torch.arange(7), judged.variant)
 
     def call(rows, past):
         tables = (cos[:, rows], sin[:, rows])
@@ -171,7 +173,7 @@ def test_a_past_continues_what_a_single_call_gives():
 def test_nothing_that_is_given_is_changed():
     judged = specimen("gemma3_local", torch.float32, "cpu")
     weights, x = read_weights(judged.module, judged.variant), torch.randn(1, 3, 60)
-    before = x.clone(), {name: value.clone() for name, value in vars(weights).items() if value is not None}
+    before = x.clone(), {name: value.clone() for name, value in vars(weights).items() if isinstance(value, torch.Tensor)}
     attention(x, judged.rotary(x, torch.arange(3)[None], "sliding_attention"), NO_BIAS, weights, judged.variant)
     assert torch.equal(x, before[0])
     assert all(torch.equal(getattr(weights, name), value) for name, value in before[1].items())

@@ -23,13 +23,13 @@ from ropebridge_conformance.known_failures import KnownFailure, KnownFailuresErr
 from ropebridge_conformance.mutants import MUTANT
 from ropebridge_conformance.names import UnknownFamily, refuse_unknown_families
 from ropebridge_conformance.plugin import DEFAULT_SUBJECTS, DTYPES
-from ropebridge_conformance.questions import Question
+from ropebridge_conformance.questions import About, Question
 from ropebridge_conformance.recipes import RECIPES
 from ropebridge_conformance.results import ResultsError, header, read_results
 from ropebridge_conformance.tables import dtype_tables, hook_tables, mutant_table, summary
 from ropebridge_conformance.trial import Trial, false_alarms, try_mutant
 from ropebridge_conformance.verdicts import BAD, Verdict
-from ropebridge_conformance.zoo import chosen_cases
+from ropebridge_conformance.zoo import chosen_cases, repeats
 from ropebridge_spec import CLAUSE, HOOK, SPEC_VERSION, UnknownHook
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Judge hooks on rotary attention.")
@@ -53,11 +53,12 @@ class Unit:
     dtype: str
     device: str
     known: tuple[KnownFailure, ...]
+    about: tuple[About, ...] = ("layer", "class")
 
     @property
     def questions(self) -> list[Question]:
         """The questions of this unit."""
-        return list(plan((self.case,), (self.dtype,), (self.device,)))
+        return list(plan((self.case,), (self.dtype,), (self.device,), self.about))
 
 
 @app.command()
@@ -69,6 +70,7 @@ def check(
     results: Annotated[Path, typer.Option(help="where to write verdicts as JSON lines")] = Path("results/check.jsonl"),
     known_failures: Annotated[Path | None, typer.Option(help="TOML file of failures that are expected")] = None,
     jobs: Jobs = CORES,
+    thorough: Annotated[bool, typer.Option("--thorough", help="ask everything of every class, also where another class has the same layer")] = False,
     installed: Annotated[bool, typer.Option("--installed", help="only list attention classes of the installed transformers that are new or changed")] = False,
 ) -> None:
     """Judge subjects on the zoo of tiny random layers. Exit code 1 if any verdict is bad, 2 if the call is."""
@@ -84,11 +86,13 @@ def check(
         errors.print(str(error), markup=False)
         raise typer.Exit(2) from error
     devices = device or available_devices()
-    chosen = [case.id for case in chosen_cases(family)]
+    chosen = chosen_cases(family)
+    again = set() if thorough else repeats(chosen)
+    about: dict[str, tuple[About, ...]] = {case.id: ("class",) if case.id in again else ("layer", "class") for case in chosen}
     absent = [recipe.name for recipe in RECIPES if not recipe.installed]
     if absent and "all" in (family or ()):
         console.print(f"not in transformers {transformers.__version__}, so not judged: {', '.join(absent)}")
-    units = [Unit(path, case, d, on, known) for path in paths for on in devices for case in chosen for d in dtype or DTYPES]
+    units = [Unit(path, case, d, on, known, kinds) for path in paths for on in devices for case, kinds in about.items() for d in dtype or DTYPES]
     verdicts = run(units, jobs, results, paths, devices)
     report(verdicts)
     console.print(f"results: {results}")

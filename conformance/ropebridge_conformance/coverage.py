@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import transformers
 from ropebridge_conformance.installed import Found, installed_classes
 from ropebridge_conformance.verdicts import Verdict
 from ropebridge_conformance.zoo import CASES, specimen
-from ropebridge_spec import FAMILIES, Family, NormKind, Projections, RotaryKind
+from ropebridge_spec import FAMILIES, Family
 from ropebridge_spec.document import table
 
 BASELINE = Path(__file__).with_name("coverage.json")
@@ -81,13 +81,12 @@ def verdicts_by_class(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Counte
 
 def cells(family: Family) -> str:
     """What a family computes beside plain rotary attention, in words."""
-    kinds = {"norm": family.norm, "rotary": family.rotary, "projections": family.projections}
-    words = [f"{part}{settings_of(kind)}" for part, kind in kinds.items() if kind is not None and kind != getattr(Family(), part)]
-    words += [name for name in ("window", "softcap", "sinks", "output_dropout") if getattr(family, name)]
-    return ", ".join(words) or "plain"
+    parts = {part.name: getattr(family, part.name) for part in fields(family) if part.name not in ("source", "dropout")}
+    other = {name: value for name, value in parts.items() if value != getattr(Family(), name)}
+    return ", ".join(f"{name}{settings_of(value) if is_dataclass(value) else ''}" for name, value in other.items()) or "plain"
 
 
-def settings_of(kind: NormKind | RotaryKind | Projections) -> str:
+def settings_of(kind: Any) -> str:
     """What of it is not as it is by default, in brackets."""
     plain = type(kind)()
     settings = [f"{f.name}={getattr(kind, f.name)}" for f in fields(kind) if getattr(kind, f.name) != getattr(plain, f.name)]

@@ -7,17 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ropebridge_conformance.carried import Sized, clipped, copied, exact, finished, heads_of, joined, latent, mixed, normed, opened, projected, rotated, scaled
 from ropebridge_conformance.oracle import Expectation
-from ropebridge_reference import Weights, mix, normalise, output, pattern, project, rotate, scores, turns
-from ropebridge_spec import Norm, Variant, bounds
+from ropebridge_reference import Affine, Past, Weights, output, pattern, scores, temper, turns
+from ropebridge_spec import Variant, bounds
 
-
-@dataclass(frozen=True)
-class Sized:
-    """An exact value, and how far a computation in some dtype may be from it."""
-
-    value: Tensor
-    error: Tensor
+Tables = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,48 +23,60 @@ class EndToEnd:
     out: Expectation
 
 
-def end_to_end(x: Tensor, tables: tuple[Tensor, Tensor] | None, bias: Tensor, weights: Weights, variant: Variant, dtype: str) -> EndToEnd:
+def end_to_end(
+    x: Tensor, tables: Tables | None, positions: Tensor, given_kv: Past | None, bias: Tensor, weights: Weights, variant: Variant, dtype: str
+) -> EndToEnd:
     """The layer in float64, with a-priori error bounds for `dtype` run along with it, stage by stage."""
-    q, k, v = (projected(x, getattr(weights, f"W_{r}"), getattr(weights, f"b_{r}"), dtype) for r in "QKV")
-    if variant.norm is not None:
-        q, k = normed(q, weights.q_norm, variant.norm, dtype), normed(k, weights.k_norm, variant.norm, dtype)
-    if variant.rotary is not None and tables is not None:
-        q, k = rotated(q, tables, variant, dtype), rotated(k, tables, variant, dtype)
-    p, p_error = attended(q, k, bias, weights, variant, dtype)
-    z = mixed(p, p_error, v, dtype)
+    c_q, c_k = latents(x, weights, variant, dtype)
+    q = placed(projected(c_q, weights.W_Q, weights.b_Q, dtype), weights.q_norm, tables, variant, dtype)
+    k, v = keys_and_values(x, c_k, tables, weights, variant, dtype) if given_kv is None else (exact(given_kv.key.double()), exact(given_kv.value.double()))
+    p, p_error = attended(tempered(q, positions, variant, dtype), k, bias, weights, variant, dtype)
+    z = finished(mixed(p, p_error, v, dtype), gate(x, weights, variant, dtype), weights.z_norm, variant.z_norm, dtype)
     return EndToEnd(Expectation(p, p_error), put_out(z, weights, variant, dtype))
 
 
-def projected(x: Tensor, W: Tensor, b: Tensor | None, dtype: str) -> Sized:
-    """PROJ-1 from an exact input."""
-    heads = x.unsqueeze(2).expand(-1, -1, W.shape[0], -1)
-    value = project(heads, W, b)
-    magnitude = project(heads.abs(), W.abs(), None if b is None else b.abs())
-    return Sized(value, bounds.linear(value, magnitude, terms=x.shape[-1], dtype=dtype, product=magnitude))
+def keys_and_values(x: Tensor, c: Sized, tables: Tables | None, weights: Weights, variant: Variant, dtype: str) -> tuple[Sized, Sized]:
+    """LAT-1, PROJ-1: key, normed and rotated, and value, normed where the family does so."""
+    assert weights.W_K is not None
+    k = projected(c, weights.W_K, weights.b_K, dtype)
+    if weights.W_KR is not None:
+        k = joined(k, projected(heads_of(x, variant.kv_heads), weights.W_KR, weights.b_KR, dtype))
+    k = scaled(k, variant.k_multiplier, dtype)
+    v = k if weights.W_V is None else scaled(projected(c, weights.W_V, weights.b_V, dtype), variant.v_multiplier, dtype)
+    v = clipped(v, variant.clip)
+    v = v if variant.value_norm is None else normed(v, weights.v_norm, variant.value_norm, dtype)
+    return placed(k, weights.k_norm, tables, variant, dtype), v
 
 
-def normed(x: Sized, weight: Tensor | None, norm: Norm, dtype: str) -> Sized:
-    """NORM-1: an error along the value itself is divided out, every other is divided by the size."""
-    assert weight is not None
-    value = normalise(x.value, weight, norm)
-    flat = (x.value.flatten(2), x.error.flatten(2)) if norm.over == "flat" else (x.value, x.error)
-    centre = flat[0] - flat[0].mean(-1, keepdim=True) if norm.kind == "layer" else flat[0]
-    size = (centre.square().mean(-1, keepdim=True) + norm.eps).sqrt()
-    unit, error = (centre / size).abs(), flat[1] / size
-    spread = error + unit * (unit * error).mean(-1, keepdim=True) + (error.mean(-1, keepdim=True) if norm.kind == "layer" else 0)
-    factor = (weight if norm.weight == "scale" else 1 + weight).abs()
-    centring = factor * (1 + unit) * unit.amax(-1, keepdim=True)
-    own = bounds.norm(value, centring, terms=flat[0].shape[-1], roundings=2, dtype=dtype)
-    return Sized(value.reshape(x.value.shape), (factor * spread + own).reshape(x.value.shape))
+def latents(x: Tensor, weights: Weights, variant: Variant, dtype: str) -> tuple[Sized, Sized]:
+    """What query, and key and value, are projected from."""
+    c_q, c_kv = heads_of(x, variant.heads), heads_of(x, variant.kv_heads)
+    if variant.latent is None:
+        return c_q, c_kv
+    norm, q_scale, kv_scale = variant.latent.norm, variant.latent.q_scale, variant.latent.kv_scale
+    if weights.W_DQ is not None:
+        c_q = copied(latent(x, weights.W_DQ, weights.b_DQ, weights.q_latent_norm, norm, q_scale, dtype), variant.heads)
+    assert weights.W_DKV is not None
+    return c_q, copied(latent(x, weights.W_DKV, weights.b_DKV, weights.kv_latent_norm, norm, kv_scale, dtype), variant.heads)
 
 
-def rotated(x: Sized, tables: tuple[Tensor, Tensor], variant: Variant, dtype: str) -> Sized:
-    """ROT-1."""
-    assert variant.rotary is not None
-    turn = turns(tables[0].double(), tables[1].double(), variant.rotary)
-    value, magnitude = rotate(x.value, turn, variant.rotary), rotate(x.value.abs() + x.error, turn.abs(), variant.rotary)
-    own = bounds.rotate(value, magnitude, precision=variant.rotary.precision, dtype=dtype)
-    return Sized(value, rotate(x.error, turn.abs(), variant.rotary) + own)
+def placed(x: Sized, affine: Affine, tables: Tables | None, variant: Variant, dtype: str) -> Sized:
+    """NORM-1, CLIP-1 and ROT-1 of query or key, in the family's order."""
+    norm, late = variant.norm, variant.norm is not None and variant.norm.after_rotation
+    if norm is not None and not late:
+        x = normed(x, affine, norm, dtype)
+    x = clipped(x, variant.clip)
+    if variant.rotary is not None and tables is not None:
+        x = rotated(x, turns(tables[0].double(), tables[1].double(), variant.rotary), variant.rotary, dtype)
+    return normed(x, affine, norm, dtype) if norm is not None and late else x
+
+
+def tempered(q: Sized, positions: Tensor, variant: Variant, dtype: str) -> Sized:
+    """SCORE-4: the factor may be rounded, and so is the product."""
+    if variant.temperature is None:
+        return q
+    value = temper(q.value, positions, variant.temperature)
+    return Sized(value, temper(q.error, positions, variant.temperature) + bounds.rounded(value, times=2, dtype=dtype))
 
 
 def attended(q: Sized, k: Sized, bias: Tensor, weights: Weights, variant: Variant, dtype: str) -> tuple[Tensor, Tensor]:
@@ -90,11 +97,12 @@ def attended(q: Sized, k: Sized, bias: Tensor, weights: Weights, variant: Varian
     return p, p * (2 * delta).expm1() + bounds.softmax(p, below, keys=s.shape[-1] + 1, dtype=dtype) + rounding
 
 
-def mixed(p: Tensor, p_error: Tensor, v: Sized, dtype: str) -> Sized:
-    """MIX-1."""
-    value, magnitude = mix(p, v.value), mix(p + p_error, v.value.abs() + v.error)
-    carried = mix(p_error, v.value.abs() + v.error) + mix(p, v.error)
-    return Sized(value, carried + bounds.linear(value, magnitude, terms=p.shape[-1], dtype=dtype))
+def gate(x: Tensor, weights: Weights, variant: Variant, dtype: str) -> Sized | None:
+    """GATE-1."""
+    if variant.gate is None:
+        return None
+    assert weights.W_G is not None
+    return opened(projected(heads_of(x, variant.heads), weights.W_G, weights.b_G, dtype), variant.gate, dtype)
 
 
 def put_out(z: Sized, weights: Weights, variant: Variant, dtype: str) -> Expectation:

@@ -21,28 +21,20 @@ SIGNS: Mapping[str, str] = {
     "image": "a vision tower: bidirectional, over patches",
     "audio": "an audio tower: bidirectional, over frames",
     "speech": "an audio tower: bidirectional, over frames",
-    "kv_a_proj": "multi-head latent attention",
-    "kv_b_proj": "multi-head latent attention",
-    "indexer": "a sparse indexer",
-    "lambda_q1": "differential attention",
-    "gate": "gated attention",
-    "g_proj": "gated attention",
-    "qkv": "query, key and value fused in one projection",
-    "Wqkv": "query, key and value fused in one projection",
-    "query_key_value": "query, key and value fused in one projection",
-    "clip_qkv": "clipped projections",
-    "sinks": "sinks of another form",
-    "key_multiplier": "a multiplier on the key",
-    "v_scale": "a multiplier on the value",
-    "sub_norm": "a norm before the output projection",
-    "v_norm": "a norm on the value",
+    "exaone4_5_attention": "no model of transformers is built with it",
+    "indexer": "a sparse indexer chooses its keys",
+    "lambda_q1": "differential attention: two patterns",
+    "dt_proj": "a mask made of its own values",
+    "experts.map": "experts in place of a query projection",
+    "qkv_proj(hidden_states, past": "a convolution over earlier positions before its heads",
+    "adapter_list": "projections with an adapter for each place they are used in",
+    "output_projection": "a norm and gate in an output module of their own",
+    "context_hidden_states": "keys and values of another model",
     "key_value_states": "cross-attention",
     "encoder_hidden_states": "cross-attention",
-    "q_norm": "a query and key norm of another form",
-    "layernorm": "a query and key norm of another form",
-    "qk_norm": "a query and key norm of another form",
-    "resid": "dropout after the output projection",
-    "is_causal = False": "bidirectional attention",
+    "compress": "a learned compressor",
+    "qkv": "query, key and value fused in a projection of another form",
+    "is_causal = False": "a bidirectional tower",
 }
 """What stands in a class's file name, or in its source, and so keeps it from the table; the first that is found counts."""
 
@@ -89,12 +81,12 @@ def installed_classes() -> Iterator[Found]:
 def classes_of(path: Path, root: Path) -> Iterator[Found]:
     """The rotary attention classes of one file."""
     text = path.read_text(encoding="utf-8")
-    if TABLES not in text:
+    if TABLES not in text and not any(name in text for name in FAMILIES):
         return
     lines = text.splitlines()
-    for node in (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and "Attention" in node.name):
+    for node in (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and ("Attention" in node.name or node.name in FAMILIES)):
         source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
-        if ROTARY.search(source) and takes_tables(node):
+        if ROTARY.search(source) and (takes_tables(node) or node.name in FAMILIES):
             digest = hashlib.sha256(ast.dump(without_docstrings(node)).encode()).hexdigest()[:12]
             yield Found(node.name, str(path.relative_to(root)), source, digest)
 

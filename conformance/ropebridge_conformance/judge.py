@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 
 from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.checks import CHECK, CHECKS
 from ropebridge_conformance.known_failures import KnownFailure
-from ropebridge_conformance.questions import Finding, Question, failed
+from ropebridge_conformance.questions import About, Finding, Question, failed
 from ropebridge_conformance.verdicts import Outcome, Verdict
 from ropebridge_conformance.zoo import chosen_cases
 
 
 def plan(
-    cases: Sequence[str] | None = None, dtypes: Sequence[str] = ("float32", "bfloat16", "float16", "float64"), devices: Sequence[str] = ("cpu",)
+    cases: Sequence[str] | None = None,
+    dtypes: Sequence[str] = ("float32", "bfloat16", "float16", "float64"),
+    devices: Sequence[str] = ("cpu",),
+    about: Collection[About] = ("layer", "class"),
 ) -> Iterator[Question]:
     """Every question there is, case by case, so that what one needs the next finds made."""
     for case in chosen_cases(cases):
         for device in devices:
             for dtype in dtypes:
-                for check in CHECKS:
+                for check in (check for check in CHECKS if check.about in about):
                     yield from check.questions(case.id, dtype, device)
 
 

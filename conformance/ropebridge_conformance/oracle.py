@@ -12,14 +12,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.scenarios import Scenario
+from ropebridge_conformance import carried
+from ropebridge_conformance.carried import Sized, clipped, exact, heads_of, joined, scaled
+from ropebridge_conformance.scenarios import Scenario, tables_of
 from ropebridge_conformance.traces import Trace
 from ropebridge_conformance.visibility import bias_of
 from ropebridge_conformance.weights import read_weights
 from ropebridge_conformance.zoo import Specimen
-from ropebridge_reference import STAGES, Past, Stages, Weights
+from ropebridge_reference import STAGES, Past, Stages, Weights, project
 from ropebridge_reference.attention import a_key_for_every_head
-from ropebridge_spec import Norm, OptIn, Variant, bounds
+from ropebridge_spec import OptIn, Variant, attended, bounds
 
 
 @dataclass(frozen=True)
@@ -40,59 +42,78 @@ class Context:
     given: Mapping[str, Tensor | None]
     bias: Tensor
     past: Past | None
+    positions: Tensor
     opted_in: tuple[OptIn, ...]
     dtype: str
     stages: Stages = STAGES
 
     @cached_property
+    def query(self) -> Tensor:
+        """What scores are made of, times the query's temperature."""
+        return self.stages.temper(self.heads(attended(self.variant)[0]), self.positions, self.variant.temperature)
+
+    @cached_property
     def keys(self) -> Tensor:
-        """All rotated keys this call sees, cached ones first."""
-        own = self.values["hook_rot_k"]
+        """All keys this call sees, cached ones first."""
+        if self.variant.kv_given and self.past is not None:
+            return self.past.key
+        own = self.heads(attended(self.variant)[1])
         return own if self.past is None else self.stages.recall(self.past.key, own)
 
     @cached_property
     def all_values(self) -> Tensor:
         """All values this call sees, cached ones first."""
-        own = self.values["hook_v"]
+        if self.variant.kv_given and self.past is not None:
+            return self.past.value
+        own = self.heads(attended(self.variant)[2])
         return own if self.past is None else self.stages.recall(self.past.value, own)
 
-    @property
-    def query(self) -> Tensor:
-        """What rotation is given for the query."""
-        return self.values["hook_q_normed"].reshape(self.values["hook_q"].shape) if self.variant.norm else self.values["hook_q"]
+    def heads(self, hook: str) -> Tensor:
+        """What a hook point held, head by head: a flat norm shows all heads as one axis."""
+        role = hook.removeprefix("hook_").removeprefix("rot_")[0]
+        return self.values[hook].reshape(self.values[f"hook_{role}"].shape)
 
-    @property
-    def key(self) -> Tensor:
-        """What rotation is given for this call's key."""
-        return self.values["hook_k_normed"].reshape(self.values["hook_k"].shape) if self.variant.norm else self.values["hook_k"]
+    def turned(self, role: str) -> Tensor:
+        """What rotation is given."""
+        late = self.variant.norm is None or self.variant.norm.after_rotation
+        return self.heads(f"hook_{role}" if late else f"hook_{role}_normed")
+
+    def clips(self, hook: str) -> float | None:
+        """The bound that a hook point's value is clipped to: query and key after a norm that comes before rotation (CLIP-1)."""
+        early = self.variant.norm is not None and not self.variant.norm.after_rotation
+        last = "hook_v" if hook.startswith("hook_v") else f"{hook[:6]}_normed" if early else hook[:6]
+        return self.variant.clip if hook == last else None
 
     def input_of(self, role: str) -> Tensor:
-        """(batch, pos, heads, d_model): what the heads of a role read."""
+        """(batch, pos, heads, d_model or rank): what the heads of a role read."""
         shared = {"attn_in": "hook_attn_in", "split_qkv_input": f"hook_{role}_input"}
         for opt_in, name in shared.items():
             if opt_in in self.opted_in:
                 return self.values[name]
-        heads = self.variant.heads if role == "q" else self.variant.kv_heads
-        return self.values["hook_in"].unsqueeze(2).expand(-1, -1, heads, -1)
+        source = "hook_q_latent" if role == "q" else "hook_kv_latent"
+        source = source if source in self.values else "hook_in"
+        return heads_of(self.values[source], self.variant.heads if role == "q" else self.variant.kv_heads).value
 
 
 def context_of(trace: Trace, specimen: Specimen, scenario: Scenario, stages: Stages = STAGES) -> Context:
     """The context of one recorded call; a mutant's stages make it a foil."""
     given, call = trace.call.given, trace.call
-    tables = given["position_embeddings"] or (None, None)
+    tables = tables_of(given["position_embeddings"])
     variant = specimen.variant
     weights = read_weights(specimen.module, variant, torch.float64)
     if "attn_in" in scenario.opted_in:
         weights, variant = a_key_for_every_head(weights, variant)
     x = given["hidden_states"]
-    past = trace.past and Past(trace.past.key.double(), trace.past.value.double())
+    past = call.given_kv(variant) or trace.past
+    past = past and Past(past.key.double(), past.value.double())
     return Context(
         variant=variant,
         weights=weights,
         values={name: value.double() for name, value in trace.values.items()},
-        given={"hook_in": x, "hook_cos": tables[0], "hook_sin": tables[1]},
+        given={"hook_in": x, "hook_cos": tables and tables[0], "hook_sin": tables and tables[1]},
         bias=bias_of(given["attention_mask"], call.first_query, x.shape[1], specimen.variant, x.device, stages),
         past=past,
+        positions=call.positions(variant),
         opted_in=scenario.opted_in,
         dtype=str(specimen.dtype).removeprefix("torch."),
         stages=stages,
@@ -125,61 +146,77 @@ def copied_exactly(hook: str, c: Context) -> Expectation:
     return exactly(shown[hook].expand(-1, -1, heads, -1))
 
 
+def brought_down(hook: str, c: Context) -> Expectation:
+    """LAT-1."""
+    latent = c.variant.latent
+    assert latent is not None
+    role, scale = ("Q", latent.q_scale) if hook == "hook_q_latent" else ("KV", latent.kv_scale)
+    affine = c.weights.q_latent_norm if role == "Q" else c.weights.kv_latent_norm
+    x, W, b = c.values["hook_in"], getattr(c.weights, f"W_D{role}"), getattr(c.weights, f"b_D{role}")
+    bound = carried.latent(x, W, b, affine, latent.norm, scale, c.dtype).error.squeeze(2)
+    return Expectation(c.stages.latent(x, W, b, affine, latent.norm, scale), bound)
+
+
 def projected(hook: str, c: Context) -> Expectation:
-    """PROJ-1. An implementation may project hook_in once and add what the split inputs moved: both magnitudes count."""
+    """PROJ-1, CLIP-1. An implementation may project hook_in once and add what the split inputs moved: both magnitudes count."""
     role = hook.removeprefix("hook_")
+    if role == "v" and c.variant.value_is_key:
+        return exactly(c.values["hook_k"])
     x, W, b = c.input_of(role), getattr(c.weights, f"W_{role.upper()}"), getattr(c.weights, f"b_{role.upper()}")
-    value, product = c.stages.project(x, W, b), c.stages.project(x, W, None)
-    magnitude = c.stages.project(x.abs(), W.abs(), None if b is None else b.abs())
-    bound = bounds.linear(value, magnitude, terms=c.variant.d_model, dtype=c.dtype, product=0 if b is None else product)
-    if c.opted_in:
-        twice = magnitude + c.stages.project(c.values["hook_in"].unsqueeze(2).abs().expand_as(x), W.abs(), None)
-        bound = bound + 3 * bounds.UNIT[c.dtype] * twice
-    return Expectation(value, bound)
+    factor = {"k": c.variant.k_multiplier, "v": c.variant.v_multiplier}.get(role, 1.0)
+    bound = carried.projected(exact(x), W, b, c.dtype)
+    if c.opted_in and c.variant.splits:
+        bound = Sized(bound.value, bound.error + moved_after_projection(x, c.values["hook_in"], W, b, c.dtype))
+    value = c.stages.project(x, W, b)
+    if role == "k" and c.weights.W_KR is not None:
+        rotary_part = heads_of(c.values["hook_in"], c.variant.kv_heads)
+        value = c.stages.with_rotary_part(value, rotary_part.value, c.weights)
+        bound = joined(bound, carried.projected(rotary_part, c.weights.W_KR, c.weights.b_KR, c.dtype))
+    value = c.stages.clip(c.stages.multiply(value, factor), c.clips(hook))
+    return Expectation(value, clipped(scaled(bound, factor, c.dtype), c.clips(hook)).error)
+
+
+def moved_after_projection(x: Tensor, hook_in: Tensor, W: Tensor, b: Tensor | None, dtype: str) -> Tensor:
+    """What is lost where hook_in is projected, and W times what hooks moved is added: both are sums of so many terms, and three roundings."""
+    before = project(heads_of(hook_in, x.shape[2]).value.abs(), W.abs(), None if b is None else b.abs())
+    after = project(x.abs(), W.abs(), None if b is None else b.abs())
+    return 3 * bounds.UNIT[dtype] * (before + after) + bounds.growth(W.shape[1] + 2, dtype) * (2 * before + after)
 
 
 def normed(hook: str, c: Context) -> Expectation:
-    """NORM-1."""
-    assert c.variant.norm is not None
-    role, norm = hook[5], c.variant.norm
-    x, weight = c.values[f"hook_{role}"], getattr(c.weights, f"{role}_norm")
-    value = c.stages.normalise(x, weight, norm)
-    terms = c.variant.d_head if norm.over == "head" else value.shape[-1]
-    centring = torch.zeros_like(value) if norm.kind == "rms" else mean_error(x.reshape(value.shape), weight, norm)
-    return Expectation(value, bounds.norm(value, centring, terms=terms, roundings=2, dtype=c.dtype))
-
-
-def mean_error(x: Tensor, weight: Tensor, norm: Norm) -> Tensor:
-    """How large a layer norm's terms are before the mean cancels them, scaled like its result."""
-    size = (x.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
-    relative = x.abs().amax(-1, keepdim=True) / size
-    factor = (weight if norm.weight == "scale" else 1 + weight).abs()
-    return 2 * relative * (1 + relative) * factor.expand_as(x)
+    """NORM-1, CLIP-1."""
+    role = hook[5]
+    late = role != "v" and c.variant.norm is not None and c.variant.norm.after_rotation
+    x, affine, norm = c.heads(f"hook_rot_{role}" if late else f"hook_{role}"), getattr(c.weights, f"{role}_norm"), c.variant.norm_in(f"{role}_norm")
+    clip = None if role == "v" else c.clips(hook)
+    value = c.stages.clip(c.stages.normalise(x, affine, norm), clip)
+    return Expectation(value, carried.normed(exact(x), affine, norm, c.dtype).error.reshape(value.shape))
 
 
 def rotated(hook: str, c: Context) -> Expectation:
     """ROT-1; a copy in a layer that does not rotate."""
-    x = c.query if hook == "hook_rot_q" else c.key
+    x = c.turned(hook[-1])
     if c.variant.rotary is None:
         return exactly(x)
     rotary, cos, sin = c.variant.rotary, c.values["hook_cos"], c.values["hook_sin"]
     value = c.stages.rotate(x, c.stages.turns(cos, sin, rotary), rotary)
-    magnitude = c.stages.rotate(x.abs(), c.stages.turns(cos, sin, rotary).abs(), rotary)
-    return Expectation(value, bounds.rotate(value, magnitude, precision=rotary.precision, dtype=c.dtype))
+    return Expectation(value, carried.rotated(exact(x), c.stages.turns(cos, sin, rotary), rotary, c.dtype).error)
 
 
 def scored(hook: str, c: Context) -> Expectation:
-    """SCORE-1. Forbidden entries are -inf to the bit."""
-    value = c.stages.scores(c.values["hook_rot_q"], c.keys, c.bias, c.variant)
+    """SCORE-1, SCORE-4. Forbidden entries are -inf to the bit."""
+    value = c.stages.scores(c.query, c.keys, c.bias, c.variant)
     return Expectation(value, score_bound(c, value))
 
 
 def score_bound(c: Context, value: Tensor) -> Tensor:
     """The bound of the scores, 0 where they are forbidden."""
     bare = replace(c.variant, softcap=None, scale=abs(c.variant.scale))
-    magnitude = c.stages.scores(c.values["hook_rot_q"].abs(), c.keys.abs(), torch.zeros_like(c.bias), bare)
+    magnitude = c.stages.scores(c.query.abs(), c.keys.abs(), torch.zeros_like(c.bias), bare)
     finite = value.nan_to_num(neginf=0.0)
     bound: Tensor = bounds.scores(finite, magnitude, terms=c.variant.d_head, softcap=c.variant.softcap, dtype=c.dtype)
+    if c.variant.temperature is not None:
+        bound = bound + bounds.rounded(magnitude, times=2, dtype=c.dtype)
     return bound.masked_fill(value == -torch.inf, 0.0)
 
 
@@ -199,24 +236,53 @@ def softmax_bound(c: Context, scores: Tensor, value: Tensor) -> Tensor:
     return bound.masked_fill(scores == -torch.inf, 0.0)
 
 
+def gate_projected(hook: str, c: Context) -> Expectation:
+    """GATE-1: the gate's rows of the query projection, which read hook_in."""
+    value, bound = gate_logits(c)
+    return Expectation(value, bound.error)
+
+
+def gate_logits(c: Context) -> tuple[Tensor, Sized]:
+    """The gate before its activation, and the bound on it."""
+    assert c.weights.W_G is not None
+    x = heads_of(c.values["hook_in"], c.variant.heads)
+    return c.stages.project(x.value, c.weights.W_G, c.weights.b_G), carried.projected(x, c.weights.W_G, c.weights.b_G, c.dtype)
+
+
+def gate_opened(hook: str, c: Context) -> Expectation:
+    """GATE-1."""
+    gate = c.variant.gate
+    assert gate is not None
+    seen = c.values.get("hook_q_gate")
+    logits, bound = gate_logits(c) if seen is None else (seen, exact(seen))
+    value = c.stages.gate(logits, gate)
+    return Expectation(value if gate.per == "channel" else value[..., 0], carried.opened(bound, gate, c.dtype).error)
+
+
 def mixed(hook: str, c: Context) -> Expectation:
-    """MIX-1, from the recorded pattern; over the fused stages where nobody watched it."""
+    """MIX-1, from the recorded pattern and gate; over the fused stages where nobody watched the pattern."""
     if "hook_pattern" not in c.values:
         return mixed_unseen(c)
     pattern = c.values["hook_pattern"]
-    value = c.stages.mix(pattern, c.all_values)
-    magnitude = c.stages.mix(pattern.abs(), c.all_values.abs())
-    return Expectation(value, bounds.linear(value, magnitude, terms=pattern.shape[-1], dtype=c.dtype))
+    bound = carried.mixed(pattern, torch.zeros_like(pattern), exact(c.all_values), c.dtype)
+    return finished(c, c.stages.mix(pattern, c.all_values), bound)
 
 
 def mixed_unseen(c: Context) -> Expectation:
     """z end to end over score, softmax and mix, with the score error carried through the softmax."""
-    scores = c.stages.scores(c.values["hook_rot_q"], c.keys, c.bias, c.variant)
+    scores = c.stages.scores(c.query, c.keys, c.bias, c.variant)
     pattern = c.stages.pattern(scores, c.weights.sinks)
     value = c.stages.mix(pattern, c.all_values)
     delta = score_bound(c, scores).amax(-1).transpose(1, 2).unsqueeze(-1)
     magnitude = c.stages.mix(pattern, c.all_values.abs())
-    return Expectation(value, bounds.fused(value, magnitude, delta, keys=scores.shape[-1], dtype=c.dtype))
+    return finished(c, value, Sized(value, bounds.fused(value, magnitude, delta, keys=scores.shape[-1], dtype=c.dtype)))
+
+
+def finished(c: Context, value: Tensor, bound: Sized) -> Expectation:
+    """The mix of values, normed and gated where the family does so, by the gate that its hook held."""
+    g = c.values.get("hook_gate")
+    done = carried.finished(bound, None if g is None else exact(g), c.weights.z_norm, c.variant.z_norm, c.dtype)
+    return Expectation(c.stages.gated(value, g, c.weights.z_norm, c.variant.z_norm), done.error)
 
 
 def resulted(hook: str, c: Context) -> Expectation:
@@ -248,17 +314,22 @@ STAGE_ORACLES: Mapping[str, Callable[[str, Context], Expectation]] = {
     "hook_q_input": copied_exactly,
     "hook_k_input": copied_exactly,
     "hook_v_input": copied_exactly,
+    "hook_q_latent": brought_down,
+    "hook_kv_latent": brought_down,
     "hook_q": projected,
     "hook_k": projected,
     "hook_v": projected,
     "hook_q_normed": normed,
     "hook_k_normed": normed,
+    "hook_v_normed": normed,
     "hook_cos": given_exactly,
     "hook_sin": given_exactly,
     "hook_rot_q": rotated,
     "hook_rot_k": rotated,
     "hook_attn_scores": scored,
     "hook_pattern": patterned,
+    "hook_q_gate": gate_projected,
+    "hook_gate": gate_opened,
     "hook_z": mixed,
     "hook_result": resulted,
     "hook_out": put_out,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from ropebridge_conformance.bench import Bench, hooks_of
 from ropebridge_conformance.compare import Difference
-from ropebridge_conformance.scenarios import SCENARIO, Scenario
+from ropebridge_conformance.scenarios import SCENARIO, Scenario, possible
 from ropebridge_conformance.verdicts import Outcome
 from ropebridge_conformance.zoo import CASE, Specimen, specimen
-from ropebridge_spec import HookSpec
+from ropebridge_spec import HookSpec, Variant
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,9 @@ def vacuous(reason: str) -> Finding:
     return Finding(Outcome.VACUOUS, reason)
 
 
+About = Literal["layer", "class"]
+
+
 @dataclass(frozen=True)
 class Check:
     """One kind of question.
@@ -84,6 +88,8 @@ class Check:
     scenarios: the ways of calling it is asked in.
     hooks: which hook points it is asked of; None where it is about the layer as a whole.
     dtypes: the dtypes it is asked in.
+    where: whether it can be asked of a layer, called so.
+    about: the `layer` that a description and weights say, whatever class they are of; or the `class`, whose own forward is a witness.
     """
 
     name: str
@@ -92,13 +98,15 @@ class Check:
     scenarios: Sequence[str]
     hooks: Callable[[HookSpec], bool] | None = None
     dtypes: Sequence[str] = ("float32", "bfloat16", "float16", "float64")
+    where: Callable[[Scenario, Variant], bool] = possible
+    about: About = "layer"
 
     def questions(self, case: str, dtype: str, device: str) -> Iterator[Question]:
         """Every question this check has about one layer in one dtype on one device."""
         if dtype not in self.dtypes:
             return
         shape = specimen(case, torch.float32, "cpu")
-        for scenario in self.scenarios:
+        for scenario in (name for name in self.scenarios if self.where(SCENARIO[name], shape.variant)):
             points: list[HookSpec | None] = [None]
             if self.hooks is not None:
                 points = [hook for hook in hooks_of(shape, SCENARIO[scenario]) if self.hooks(hook)]

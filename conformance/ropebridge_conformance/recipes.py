@@ -6,6 +6,7 @@ where the config's default leaves it off.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,6 +61,75 @@ SIZES: Mapping[str, Any] = {
 LOCAL_GLOBAL = ["sliding_attention", "full_attention"]
 HALF_ROTARY = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.4}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 16}
+LINEAR_FULL = ["linear_attention", "full_attention"]
+WARM = {**YARN, "original_max_position_embeddings": 4, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3}
+"""A query that grows warmer every four positions."""
+LATENT = {"head_dim": 8, "num_key_value_heads": 6, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 14}
+SINKS_BY_LAYER = {
+    "attention_multiplier": 0.3,
+    "num_hidden_layers": 3,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    "layer_rope_theta": [1e4, 1e3, 0],
+}
+SHARING = {"num_hidden_layers": 4, "layer_types": [*LOCAL_GLOBAL, *LOCAL_GLOBAL], "num_kv_shared_layers": 2}
+ALTERNATIVE = {"attention_k_eq_v": True, "global_head_dim": 28, "num_global_key_value_heads": 1}
+MODERNBERT = {"head_dim": 10, "layer_types": LOCAL_GLOBAL, "local_attention": 2 * WINDOW, "cls_token_id": 1, "sep_token_id": 2}
+T5GEMMA = {
+    "vocab_size": 99,
+    "hidden_size": 60,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 20,
+    "max_position_embeddings": 64,
+    "sliding_window": WINDOW,
+    "layer_types": LOCAL_GLOBAL,
+    "query_pre_attn_scalar": 24,
+    "attn_logit_softcapping": 2.0,
+}
+SAPROT = {
+    "head_dim": ...,
+    "vocab_size": 99,
+    "hidden_size": 60,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 6,
+    "intermediate_size": 24,
+    "max_position_embeddings": 64,
+}
+EVOLLA = {
+    "head_dim": ...,
+    "resampler_dim_head": 10,
+    "resampler_heads": 2,
+    "resampler_depth": 1,
+    "resampler_num_latents": 4,
+    "aligner_num_add_layers": 1,
+    "protein_encoder_config": {name: value for name, value in SAPROT.items() if name != "head_dim"},
+}
+BLT_PART = {
+    "vocab_size": 99,
+    "hidden_size": 60,
+    "hidden_size_global": 60,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 64,
+    "cross_attn_k": 1,
+}
+SMALL_PICTURES = {
+    "embed_dim": 8,
+    "num_embeddings": 8,
+    "double_latent": False,
+    "latent_channels": 8,
+    "resolution": 16,
+    "in_channels": 3,
+    "base_channels": 32,
+    "channel_multiplier": [1, 1],
+    "num_res_blocks": 1,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
 
 
 def mrope(*section: int) -> dict[str, Any]:
@@ -73,8 +143,9 @@ class Recipe:
 
     name: the family. package: its package in transformers, where that has another name.
     layers: one of each kind of attention layer that the model has.
-    config: what the config sets beside `SIZES`.
-    inputs: what a forward is given: token ids, token ids of several codebooks, or embeddings.
+    config: what the config sets beside `SIZES`; `...` leaves out what stands there.
+    inputs: what a forward is given: token ids, token ids of several codebooks, embeddings, or a pair of texts for encoder and decoder.
+    decodes: its forward takes a cache and goes on from it.
     extra: other tensors that every forward is given, by their shapes.
     """
 
@@ -84,7 +155,8 @@ class Recipe:
     package: str = ""
     layers: tuple[int, ...] = (0,)
     config: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Literal["ids", "codebooks", "embeds"] = "ids"
+    inputs: Literal["ids", "codebooks", "embeds", "pair"] = "ids"
+    decodes: bool = True
     extra: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
@@ -443,7 +515,7 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("starcoder2", "Starcoder2Config", "Starcoder2ForCausalLM"),
     Recipe("seed_oss", "SeedOssConfig", "SeedOssForCausalLM", config={"attention_out_bias": True}),
     Recipe("stablelm", "StableLmConfig", "StableLmForCausalLM", config={"head_dim": 10, "use_qkv_bias": True, "rope_parameters": HALF_ROTARY}),
-    Recipe("phi", "PhiConfig", "PhiForCausalLM", config={"rope_parameters": HALF_ROTARY}),
+    Recipe("phi", "PhiConfig", "PhiForCausalLM", config={"head_dim": 10, "rope_parameters": HALF_ROTARY}),
     Recipe("phi3", "Phi3Config", "Phi3ForCausalLM", config={"rope_parameters": {**HALF_ROTARY, "partial_rotary_factor": 0.8}}),
     Recipe(
         "phi4_multimodal",
@@ -474,6 +546,262 @@ RECIPES: tuple[Recipe, ...] = (
         },
     ),
     Recipe("gpt_neox", "GPTNeoXConfig", "GPTNeoXForCausalLM", config={"head_dim": 10, "rope_parameters": HALF_ROTARY}),
+    # norms of other kinds and places
+    Recipe("bitnet", "BitNetConfig", "BitNetForCausalLM", config={"head_dim": 10}),
+    Recipe(
+        "chameleon",
+        "ChameleonConfig",
+        "ChameleonModel",
+        config={"head_dim": 10, "vq_config": SMALL_PICTURES, "vocabulary_map": {"<image>": 3, "IMGIMGBSZ": 4}},
+    ),
+    Recipe("hunyuan_v1_dense", "HunYuanDenseV1Config", "HunYuanDenseV1ForCausalLM"),
+    Recipe("hunyuan_v1_moe", "HunYuanMoEV1Config", "HunYuanMoEV1ForCausalLM", config={"moe_topk": 2}),
+    Recipe("hunyuan_vl", "HunYuanVLTextConfig", "HunYuanVLTextModel", config={"rope_parameters": mrope(3, 3, 2, 2)}),
+    Recipe("nanochat", "NanoChatConfig", "NanoChatForCausalLM"),
+    Recipe(
+        "llama4",
+        "Llama4TextConfig",
+        "Llama4ForCausalLM",
+        layers=(0, 1),
+        config={
+            "intermediate_size_mlp": 24,
+            "moe_layers": [0],
+            "no_rope_layers": [1, 0],
+            "attention_chunk_size": WINDOW,
+            "floor_scale": 4,
+            "attn_scale": 0.3,
+            "num_experts_per_tok": 1,
+        },
+    ),
+    Recipe("molmo2", "Molmo2TextConfig", "Molmo2TextModel", config={"qk_norm_type": "olmo", "additional_vocab_size": 4, "rope_scaling_layers": [1]}),
+    Recipe("persimmon", "PersimmonConfig", "PersimmonForCausalLM", config={"head_dim": 10, "rope_parameters": HALF_ROTARY, "qk_layernorm": True}),
+    # clip and multipliers
+    Recipe("olmo", "OlmoConfig", "OlmoForCausalLM", config={"clip_qkv": 0.9}),
+    Recipe("olmoe", "OlmoeConfig", "OlmoeForCausalLM", config={"head_dim": 10, "clip_qkv": 0.9}),
+    Recipe(
+        "dbrx",
+        "DbrxConfig",
+        "DbrxForCausalLM",
+        config={
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.9, "rope_theta": 1e4, "attn_pdrop": 0.0},
+            "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+            "head_dim": 10,
+            "d_model": 60,
+            "n_heads": 6,
+            "n_layers": 2,
+            "max_seq_len": 64,
+        },
+    ),
+    Recipe("falcon_h1", "FalconH1Config", "FalconH1ForCausalLM", config={"key_multiplier": 0.7, "mamba_d_ssm": 120}),
+    Recipe(
+        "mimo_v2_flash",
+        "MiMoV2FlashConfig",
+        "MiMoV2FlashForCausalLM",
+        layers=(0, 1),
+        config={
+            "layer_types": ["full_attention", "sliding_attention"],
+            "num_key_value_heads": 1,
+            "v_head_dim": 12,
+            "rope_parameters": {"full_attention": HALF_ROTARY, "sliding_attention": HALF_ROTARY},
+        },
+    ),
+    # gates
+    Recipe("afmoe", "AfmoeConfig", "AfmoeForCausalLM", layers=(0, 1), config={"layer_types": LOCAL_GLOBAL, "num_dense_layers": 1, "num_shared_experts": 1}),
+    Recipe("beam", "BeamConfig", "BeamForCausalLM", layers=(0, 1), config={"layer_types": LOCAL_GLOBAL, "mlp_layer_types": ["dense", "sparse"]}),
+    Recipe("hrm_text", "HrmTextConfig", "HrmTextForCausalLM", config={"num_hidden_layers": 1, "H_cycles": 1, "L_cycles": 2, "L_bp_cycles": [1]}),
+    Recipe("lfm3", "Lfm3Config", "Lfm3ForCausalLM", layers=(1, 2), config={"num_hidden_layers": 3, "layer_types": ["conv", *LOCAL_GLOBAL]}),
+    Recipe(
+        "step3p7",
+        "Step3p7TextConfig",
+        "Step3p7TextModel",
+        layers=(0, 1),
+        config={"layer_types": LOCAL_GLOBAL, "mlp_layer_types": ["dense", "sparse"], "share_expert_dim": 24, "num_key_value_heads": 2, "gating": "per-head"},
+    ),
+    Recipe(
+        "laguna",
+        "LagunaConfig",
+        "LagunaForCausalLM",
+        layers=(0, 1),
+        config={
+            "layer_types": LOCAL_GLOBAL,
+            "gating": "per-head",
+            "num_attention_heads_per_layer": [6, 4],
+            "mlp_layer_types": ["dense", "sparse"],
+            "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}, "full_attention": HALF_ROTARY},
+        },
+    ),
+    Recipe(
+        "qwen3_next",
+        "Qwen3NextConfig",
+        "Qwen3NextForCausalLM",
+        layers=(1,),
+        config={"layer_types": LINEAR_FULL, "rope_parameters": HALF_ROTARY, "attention_bias": True},
+    ),
+    Recipe(
+        "qwen3_5",
+        "Qwen3_5TextConfig",
+        "Qwen3_5ForCausalLM",
+        layers=(1,),
+        config={"layer_types": LINEAR_FULL, "rope_parameters": {**mrope(2, 1, 1), "partial_rotary_factor": 0.4}},
+    ),
+    Recipe(
+        "qwen3_5_moe",
+        "Qwen3_5MoeTextConfig",
+        "Qwen3_5MoeForCausalLM",
+        layers=(1,),
+        config={"layer_types": LINEAR_FULL, "rope_parameters": {**mrope(2, 1, 1), "partial_rotary_factor": 0.4}},
+    ),
+    Recipe("muse_glimmer", "MuseGlimmerTextConfig", "MuseGlimmerTextModel", layers=(0, 1), config={"layer_types": LOCAL_GLOBAL, "layer_rope_theta": [1e4, 0]}),
+    Recipe(
+        "muse_spark",
+        "MuseSparkTextConfig",
+        "MuseSparkTextModel",
+        layers=(0, 1),
+        config={"layer_types": LOCAL_GLOBAL, "layer_rope_theta": [1e4, 0], "moe_hidden_size": 24, "mlp_layer_types": ["dense", "sparse"]},
+    ),
+    # sinks of other forms
+    Recipe("granite_swa", "GraniteSWAConfig", "GraniteSWAForCausalLM", layers=(0, 1, 2), config=SINKS_BY_LAYER),
+    Recipe("granitemoe_swa", "GraniteMoeSWAConfig", "GraniteMoeSWAForCausalLM", layers=(0, 1, 2), config=SINKS_BY_LAYER),
+    Recipe("flint", "FlintConfig", "FlintForCausalLM", layers=(0, 1), config={"layer_types": LOCAL_GLOBAL, "mlp_only_layers": [0]}),
+    # temperature, other tables
+    Recipe("ministral3", "Ministral3Config", "Ministral3ForCausalLM", config={"rope_parameters": WARM}),
+    Recipe(
+        "cohere_compass",
+        "CohereCompassTextConfig",
+        "CohereCompassForCausalLM",
+        layers=(0, 1),
+        config={"layer_types": LOCAL_GLOBAL, "logit_scale": 0.25, "rope_parameters": {"sliding_attention": mrope(4, 3, 3), "full_attention": None}},
+    ),
+    Recipe(
+        "blt",
+        "BltConfig",
+        "BltForCausalLM",
+        config={
+            "num_hidden_layers": 2,
+            "patch_in_forward": False,
+            "encoder_hash_byte_group_size": [2],
+            "encoder_hash_byte_group_vocab": 32,
+            "cross_attn_k": 1,
+            **{f"{part}_config": BLT_PART for part in ("encoder", "decoder", "global", "patcher")},
+        },
+    ),
+    Recipe(
+        "gpt_neox_japanese",
+        "GPTNeoXJapaneseConfig",
+        "GPTNeoXJapaneseForCausalLM",
+        config={"head_dim": 10, "attention_dropout": 0.0, "intermediate_multiple_size": 2, "rope_parameters": HALF_ROTARY},
+    ),
+    # keys and values shared between layers
+    Recipe(
+        "gemma3n",
+        "Gemma3nTextConfig",
+        "Gemma3nForCausalLM",
+        layers=(0, 1, 2, 3),
+        config={**SHARING, "vocab_size_per_layer_input": 99, "hidden_size_per_layer_input": 8, "altup_num_inputs": 2, "laurel_rank": 8},
+    ),
+    Recipe(
+        "gemma4",
+        "Gemma4TextConfig",
+        "Gemma4ForCausalLM",
+        layers=(0, 1, 2, 3),
+        config={**SHARING, **ALTERNATIVE, "vocab_size_per_layer_input": 99, "hidden_size_per_layer_input": 8},
+    ),
+    Recipe("gemma4_unified", "Gemma4UnifiedTextConfig", "Gemma4UnifiedForCausalLM", layers=(0, 1, 2, 3), config={**SHARING, **ALTERNATIVE}),
+    Recipe(
+        "diffusion_gemma",
+        "DiffusionGemmaTextConfig",
+        "DiffusionGemmaEncoderTextModel",
+        layers=(0, 1),
+        config={"layer_types": LOCAL_GLOBAL, "num_experts": 4, "top_k_experts": 2, "global_head_dim": 28, "num_global_key_value_heads": 1},
+        decodes=False,
+    ),
+    # rotation of their own
+    Recipe("gptj", "GPTJConfig", "GPTJForCausalLM", config={"n_layer": 2, "n_positions": 64, "rotary_dim": 6}),
+    Recipe(
+        "codegen",
+        "CodeGenConfig",
+        "CodeGenForCausalLM",
+        config={"hidden_size": 48, "num_attention_heads": 4, "n_layer": 2, "n_positions": 64, "n_ctx": 64, "rotary_dim": 8},
+    ),
+    Recipe(
+        "recurrent_gemma",
+        "RecurrentGemmaConfig",
+        "RecurrentGemmaForCausalLM",
+        layers=(2,),
+        decodes=False,
+        config={
+            "num_hidden_layers": 3,
+            "block_types": ["recurrent", "recurrent", "attention"],
+            "lru_width": 60,
+            "attention_window_size": WINDOW,
+            "rope_parameters": HALF_ROTARY,
+        },
+    ),
+    Recipe("falcon", "FalconConfig", "FalconForCausalLM", config={"head_dim": ..., "num_kv_heads": 2, "new_decoder_architecture": True, "alibi": False}),
+    Recipe("falcon_mqa", "FalconConfig", "FalconForCausalLM", "falcon", config={"head_dim": ..., "multi_query": True, "new_decoder_architecture": False}),
+    Recipe("falcon_mha", "FalconConfig", "FalconForCausalLM", "falcon", config={"head_dim": ..., "multi_query": False, "new_decoder_architecture": False}),
+    # encoders
+    Recipe("modernbert_decoder", "ModernBertDecoderConfig", "ModernBertDecoderForCausalLM", layers=(0, 1), config=MODERNBERT),
+    Recipe("modernbert", "ModernBertConfig", "ModernBertModel", layers=(0, 1), config=MODERNBERT, decodes=False),
+    Recipe("eurobert", "EuroBertConfig", "EuroBertModel", config={"mask_token_id": 3}, decodes=False),
+    Recipe("gte", "GteConfig", "GteModel", decodes=False),
+    Recipe("jina_embeddings_v3", "JinaEmbeddingsV3Config", "JinaEmbeddingsV3Model", decodes=False),
+    Recipe("nomic_bert", "NomicBertConfig", "NomicBertModel", decodes=False),
+    Recipe("ultrabert", "UltrabertConfig", "UltrabertModel", layers=(0, 1), config={"layer_types": LOCAL_GLOBAL}, decodes=False),
+    Recipe("esmc", "EsmcConfig", "EsmcModel", config={"head_dim": 10, "mask_token_id": 3, "num_key_value_heads": 6}, decodes=False),
+    Recipe("esm", "EsmConfig", "EsmModel", config={"head_dim": 10, "position_embedding_type": "rotary", "mask_token_id": 3}, decodes=False),
+    Recipe(
+        "evolla",
+        "EvollaConfig",
+        "EvollaModel",
+        layers=(1,),
+        config=EVOLLA,
+        extra={"protein_input_ids": (2, 7), "protein_attention_mask": (2, 7)},
+        decodes=False,
+    ),
+    Recipe("evolla_saprot", "SaProtConfig", "EvollaSaProtProteinEncoder", "evolla", config=SAPROT, decodes=False),
+    Recipe(
+        "t5gemma2", "T5Gemma2TextConfig", "T5Gemma2TextEncoder", config={**T5GEMMA, "eoi_token_index": 97, "dropout_rate": 0.0}, layers=(0, 1), decodes=False
+    ),
+    Recipe(
+        "t5gemma",
+        "T5GemmaConfig",
+        "T5GemmaForConditionalGeneration",
+        config={"encoder": T5GEMMA, "decoder": T5GEMMA},
+        layers=(0, 1),
+        inputs="pair",
+        decodes=False,
+    ),
+    Recipe(
+        "embedding_gemma2",
+        "EmbeddingGemma2TextConfig",
+        "EmbeddingGemma2TextModel",
+        layers=(0, 1),
+        config={"layer_types": LOCAL_GLOBAL, "hidden_size_per_layer_input": 8, "embedding_dim": 16, "global_head_dim": 28},
+        decodes=False,
+    ),
+    Recipe("openai_privacy_filter", "OpenAIPrivacyFilterConfig", "OpenAIPrivacyFilterModel", decodes=False),
+    # multi-head latent attention
+    Recipe("axk1", "AXK1Config", "AXK1ForCausalLM", config=LATENT),
+    Recipe("deepseek_v3", "DeepseekV3Config", "DeepseekV3ForCausalLM", config=LATENT),
+    Recipe("glm4_moe_lite", "Glm4MoeLiteConfig", "Glm4MoeLiteForCausalLM", config=LATENT),
+    Recipe("youtu", "YoutuConfig", "YoutuForCausalLM", config={**LATENT, "rope_interleave": False}),
+    Recipe("deepseek_v2", "DeepseekV2Config", "DeepseekV2ForCausalLM", config={**LATENT, "q_lora_rank": None, "topk_method": "greedy"}),
+    Recipe(
+        "longcat_flash",
+        "LongcatFlashConfig",
+        "LongcatFlashForCausalLM",
+        config={**LATENT, "num_layers": 1, "ffn_hidden_size": 24, "expert_ffn_hidden_size": 24, "zero_expert_num": 2, "moe_topk": 2},
+    ),
+    Recipe("minicpm3", "MiniCPM3Config", "MiniCPM3ForCausalLM", config=LATENT),
+    Recipe(
+        "bailing_hybrid",
+        "BailingHybridConfig",
+        "BailingHybridForCausalLM",
+        layers=(1,),
+        config={**LATENT, "layer_types": LINEAR_FULL, "mlp_layer_types": ["dense", "sparse"], "head_dim": 20},
+    ),
+    Recipe("mistral4", "Mistral4Config", "Mistral4ForCausalLM", config={**LATENT, "head_dim": 20, "rope_parameters": WARM}),
 )
 INSTALLED = tuple(recipe for recipe in RECIPES if recipe.installed)
 RECIPE: Mapping[str, Recipe] = {recipe.name: recipe for recipe in RECIPES}
@@ -485,7 +813,8 @@ def build_config(name: str, **changes: Any) -> Any:
     config_class = recipe.load("configuration", recipe.config_class)
     aliases = getattr(config_class, "attribute_map", {})
     known = {entry.name for entry in dataclasses.fields(config_class)} - set(aliases.values()) | set(aliases) | {"head_dim"}
-    return config_class(**{key: value for key, value in SIZES.items() if key in known} | dict(recipe.config) | changes)
+    given = {key: value for key, value in SIZES.items() if key in known} | copy.deepcopy(dict(recipe.config)) | changes
+    return config_class(**{key: value for key, value in given.items() if value is not ...})
 
 
 def build_model(name: str, attn: str = "eager", **changes: Any) -> Any:
@@ -505,10 +834,13 @@ def inputs_of(name: str, config: Any, batch: int = 2, pos: int = 12) -> dict[str
     if recipe.inputs == "embeds":
         return {"inputs_embeds": torch.randn(batch, pos, config.hidden_size, generator=draw)}
     shape = (batch, pos, config.num_codebooks) if recipe.inputs == "codebooks" else (batch, pos)
-    return {"input_ids": torch.randint(3, 40, shape, generator=draw)}
+    ids = torch.randint(3, 40, shape, generator=draw)
+    return {"input_ids": ids, "decoder_input_ids": ids.flip(0)} if recipe.inputs == "pair" else {"input_ids": ids}
 
 
 def extra_of(name: str) -> dict[str, Tensor]:
     """What every forward of a family's tiny model is given beside."""
     draw = torch.Generator().manual_seed(2)
-    return {key: torch.randn(shape, generator=draw) for key, shape in RECIPE[name].extra.items()}
+    ids = {key: torch.randint(3, 20, shape, generator=draw) for key, shape in RECIPE[name].extra.items() if key.endswith("_ids")}
+    masks = {key: torch.ones(shape, dtype=torch.long) for key, shape in RECIPE[name].extra.items() if key.endswith("_attention_mask")}
+    return {key: torch.randn(shape, generator=draw) for key, shape in RECIPE[name].extra.items()} | ids | masks

@@ -58,4 +58,10 @@ def past_of(traces: Sequence[Trace]) -> Past | None:
     kept = [trace for trace in traces if {"hook_rot_k", "hook_v"} <= trace.values.keys()]
     if not kept:
         return None
-    return Past(torch.cat([t.values["hook_rot_k"] for t in kept], 1), torch.cat([t.values["hook_v"] for t in kept], 1))
+    return Past(torch.cat([left(t, "hook_rot_k", "hook_k_normed") for t in kept], 1), torch.cat([left(t, "hook_v", "hook_v_normed") for t in kept], 1))
+
+
+def left(trace: Trace, usual: str, normed: str) -> Tensor:
+    """The last of two hook points that fired, head by head: a norm may come after (NORM-3)."""
+    later = normed in trace.fired and trace.fired.index(normed) > trace.fired.index(usual)
+    return trace.values[normed].view_as(trace.values[usual]) if later else trace.values[usual]

@@ -11,6 +11,7 @@ from ropebridge_conformance.mutants import MUTANT, Mutant
 from ropebridge_conformance.questions import Question
 from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.verdicts import BAD, Verdict
+from ropebridge_conformance.zoo import COVER
 
 ARMS = (
     "hooks_fire_once_in_contract_order",
@@ -67,9 +68,10 @@ def try_mutant(mutant: Mutant, dtype: str, device: str = "cpu") -> Trial:
 
 def by_case(mutant: Mutant, dtype: str, device: str) -> Iterator[list[Question]]:
     """The arms' questions on every layer that can show the fault, a layer at a time, scenarios that can show it only."""
-    questions = [q for q in plan(dtypes=(dtype,), devices=(device,)) if q.check in ARMS and mutant.applies(q.specimen, q.situation)]
-    for case in dict.fromkeys(q.case for q in questions):
-        yield [q for arm in ARMS for q in questions if q.case == case and q.check == arm]
+    for case in COVER:
+        asked = [q for q in plan([case.id], (dtype,), (device,)) if q.check in ARMS and mutant.applies(q.specimen, q.situation)]
+        if asked:
+            yield [q for arm in ARMS for q in asked if q.check == arm]
 
 
 def false_alarms(dtypes: Sequence[str], device: str = "cpu") -> Iterator[Verdict]:

@@ -12,7 +12,7 @@ from ropebridge_spec import MaskError, Variant
 def bias_of(mask: Tensor | None, first: int, pos: int, variant: Variant, device: torch.device, stages: Stages = STAGES) -> Tensor:
     """(batch or 1, head or 1, query, key) float64: 0, a number, or -inf (MASK-1 to MASK-5)."""
     query = torch.arange(first, first + pos, device=device)
-    causal = stages.causal_bias(query, torch.arange(first + pos, device=device), variant.window)
+    causal = stages.causal_bias(query, torch.arange(first + pos, device=device), variant)
     if mask is None:
         return causal
     if mask.ndim == 2 and mask.shape[1] == first + pos:

@@ -2,60 +2,157 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ropebridge_reference import Weights
-from ropebridge_spec import Variant
+from ropebridge_reference import Affine, Weights
+from ropebridge_spec import Gate, Latent, Norm, Variant
+
+Linear = tuple[Tensor, Tensor | None]
+"""Weight (rows, columns) and bias (rows,) of a projection."""
+Named = dict[str, Tensor | None]
+"""Tensors by their names in `Weights`."""
 
 
 def read_weights(module: nn.Module, variant: Variant, dtype: torch.dtype | None = None) -> Weights:
     """The weights head by head, in the module's dtype or another."""
-    norm = variant.norm
-    o: Any = getattr(module, variant.projections.o)
-    (W_Q, b_Q), (W_K, b_K), (W_V, b_V) = read_projections(module, variant)
-
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor if dtype is None else tensor.to(dtype)
-
-    def heads_first(weight: Tensor, heads: int) -> Tensor:
-        return rearrange(cast(weight), "(head d_head) d_model -> head d_model d_head", head=heads)
-
-    def bias(rows: Tensor | None, heads: int) -> Tensor | None:
-        return None if rows is None else rearrange(cast(rows), "(head d_head) -> head d_head", head=heads)
-
+    source: Any = module if dtype is None else Cast(module, dtype)
+    o, b_o = (None, None) if variant.projections.o is None else linear_of(getattr(source, variant.projections.o))
+    norms: dict[str, Any] = {role: read_affine(getattr(source, name), variant.norm_in(role)) for role, name in variant.norm_roles.items()}
+    heads: dict[str, Any] = read_heads(source, variant) if variant.latent is None else read_latents(source, variant, variant.latent)
+    gate: dict[str, Any] = {} if variant.gate is None or variant.gate.in_query else read_gate(source, variant.gate, variant)
     return Weights(
-        W_Q=heads_first(W_Q, variant.heads),
-        W_K=heads_first(W_K, variant.kv_heads),
-        W_V=heads_first(W_V, variant.kv_heads),
-        W_O=rearrange(cast(o.weight), "d_model (head d_head) -> head d_head d_model", head=variant.heads),
-        b_Q=bias(b_Q, variant.heads),
-        b_K=bias(b_K, variant.kv_heads),
-        b_V=bias(b_V, variant.kv_heads),
-        b_O=None if o.bias is None else cast(o.bias),
-        q_norm=cast(getattr(module, norm.q).weight) if norm else None,
-        k_norm=cast(getattr(module, norm.k).weight) if norm else None,
-        sinks=cast(getattr(module, variant.sinks)) if variant.sinks else None,
+        W_O=rearrange(identity(source, variant) if o is None else o, "d_model (head d_head) -> head d_head d_model", head=variant.heads),
+        b_O=b_o,
+        sinks=getattr(source, variant.sinks) if variant.sinks else None,
+        **heads,
+        **norms,
+        **gate,
     )
 
 
-def read_projections(module: nn.Module, variant: Variant) -> list[tuple[Tensor, Tensor | None]]:
-    """Weight (rows, d_model) and bias (rows,) of query, key and value, of a fused projection each its own rows."""
+class Cast:
+    """A module whose tensors come in another dtype."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self.module, self.dtype = module, dtype
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.module, name)
+        if isinstance(value, Tensor):
+            return value.to(self.dtype)
+        return Cast(value, self.dtype) if isinstance(value, nn.Module) else value
+
+    def __iter__(self) -> Iterator[Cast]:
+        return (Cast(part, self.dtype) for part in self.module.children())
+
+
+def linear_of(module: Any) -> Linear:
+    """Weight and bias of a projection."""
+    return module.weight, module.bias
+
+
+def identity(module: Any, variant: Variant) -> Tensor:
+    """What stands for the output projection of a module that leaves it to the layer around."""
+    like: Tensor = getattr(module, variant.projections.v).weight
+    return torch.eye(variant.heads * variant.d_head_v, dtype=like.dtype, device=like.device)
+
+
+def read_heads(module: Any, variant: Variant) -> Named:
+    """W and b of query, key and value, and of a gate between the query's rows."""
+    q, *others = read_projections(module, variant)
+    gate: Named = {}
+    if variant.gate is not None and variant.gate.in_query:
+        q, gate_rows = by_turns(q, variant.heads, [variant.d_head, variant.d_head_v])
+        gate = by_head("G", gate_rows, variant.heads)
+    found = gate | by_head("Q", q, variant.heads)
+    for role, linear in zip("KV", others, strict=False):
+        found |= by_head(role, linear, variant.kv_heads)
+    return found
+
+
+def by_head(role: str, linear: Linear, heads: int) -> Named:
+    """W_role and b_role of a projection, head by head."""
+    weight, bias = linear
+    return {
+        f"W_{role}": rearrange(weight, "(head width) d_model -> head d_model width", head=heads),
+        f"b_{role}": None if bias is None else rearrange(bias, "(head width) -> head width", head=heads),
+    }
+
+
+def by_turns(linear: Linear, heads: int, widths: list[int]) -> list[Linear]:
+    """A projection whose rows are, head by head, those of one thing and then of another."""
+    weight, bias = linear
+    weights = [rearrange(part, "head width ... -> (head width) ...") for part in weight.unflatten(0, (heads, -1)).split(widths, dim=1)]
+    biases = [None, None] if bias is None else [part.flatten() for part in bias.unflatten(0, (heads, -1)).split(widths, dim=1)]
+    return list(zip(weights, biases, strict=True))
+
+
+def read_projections(module: Any, variant: Variant) -> list[Linear]:
+    """Query, key and value as far as there are projections for them, of a fused projection each its own rows."""
     names = variant.projections
-    linears: list[Any] = [getattr(module, name) for name in ((names.q, names.k, names.v) if names.fused is None else (names.fused,))]
     if names.fused is None:
-        return [(linear.weight, linear.bias) for linear in linears]
-    weights = own_rows(linears[0].weight, variant)
-    biases = [None] * 3 if linears[0].bias is None else own_rows(linears[0].bias, variant)
+        return [linear_of(getattr(module, variant.roles[role])) for role in "qkv" if role in variant.roles]
+    weight, bias = linear_of(getattr(module, names.fused))
+    weights = own_rows(weight, variant)
+    biases = [None] * 3 if bias is None else own_rows(bias, variant)
     return list(zip(weights, biases, strict=True))
 
 
 def own_rows(fused: Tensor, variant: Variant) -> list[Tensor]:
     """The rows of query, key and value in a fused tensor."""
-    if variant.projections.layout == "heads":
-        return list(rearrange(fused, "(head role d_head) ... -> role (head d_head) ...", role=3, head=variant.heads))
+    if variant.projections.layout == "groups":
+        parts = rearrange(fused, "(kv_head part d_head) ... -> kv_head part d_head ...", kv_head=variant.kv_heads, d_head=variant.d_head)
+        return [rearrange(part, "kv_head part d_head ... -> (kv_head part d_head) ...") for part in parts.split([variant.group, 1, 1], dim=1)]
+    if variant.projections.layout == "quarters":
+        q, v, k = rearrange(fused, "(quarter role rows) ... -> role (quarter rows) ...", quarter=4, role=3)
+        return [q, k, v]
     sizes = (variant.heads * variant.d_head, variant.kv_heads * variant.d_head, variant.kv_heads * variant.d_head_v)
     return list(fused.split(sizes))
+
+
+def read_latents(module: Any, variant: Variant, latent: Latent) -> Named:
+    """The projections of multi-head latent attention, down and up."""
+    q, q_down = (variant.projections.q, None) if latent.q_rank is None else (latent.q_up, latent.q_down)
+    down = linear_of(getattr(module, latent.kv_down))
+    shared = down_to("KR", down, slice(latent.kv_rank, None))
+    return {
+        **({} if q_down is None else down_to("DQ", linear_of(getattr(module, q_down)), slice(None))),
+        **down_to("DKV", down, slice(None, latent.kv_rank)),
+        **by_head("Q", linear_of(getattr(module, q)), variant.heads),
+        **up_to_keys_and_values(getattr(module, latent.kv_up), variant),
+        **{name: None if rows is None else repeat(rows, "... -> head ...", head=variant.heads) for name, rows in shared.items()},
+    }
+
+
+def down_to(role: str, linear: Linear, rows: slice) -> Named:
+    """W_role (d_model, rank) and b_role (rank,) of some rows of a projection down."""
+    weight, bias = linear
+    return {f"W_{role}": weight[rows].T, f"b_{role}": None if bias is None else bias[rows]}
+
+
+def up_to_keys_and_values(up: Any, variant: Variant) -> Named:
+    """W_K and W_V of the projection that gives, head by head, a key's part and then a value."""
+    rows = rearrange(up.weight, "(head rows) rank -> head rank rows", head=variant.heads)
+    return {"W_K": rows[..., : -variant.d_head_v], "W_V": rows[..., -variant.d_head_v :]}
+
+
+def read_gate(module: Any, gate: Gate, variant: Variant) -> Named:
+    """W_G and b_G of a gate that has a projection of its own."""
+    found = by_head("G", linear_of(getattr(module, gate.module)), variant.heads)
+    if gate.bias is not None:
+        beside = repeat(getattr(module, gate.bias), "head -> head width", width=variant.d_head_v if gate.per == "channel" else 1)
+        found["b_G"] = beside if found["b_G"] is None else found["b_G"] + beside
+    return found
+
+
+def read_affine(module: Any, norm: Norm) -> Affine:
+    """Weight and bias of a norm; a row a head, where each head has a module of its own."""
+    if norm.apart:
+        parts = list(module.norms)
+        return Affine(torch.stack([part.weight for part in parts]), torch.stack([part.bias for part in parts]) if norm.bias else None)
+    return Affine(None if norm.weight == "none" else module.weight, module.bias if norm.bias else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ropebridge_conformance.endtoend import EndToEnd, end_to_end
-from ropebridge_conformance.scenarios import CallInputs
+from ropebridge_conformance.scenarios import CallInputs, tables_of
 from ropebridge_conformance.visibility import bias_of
 from ropebridge_conformance.weights import read_weights
 from ropebridge_conformance.zoo import Specimen
-from ropebridge_reference import attention
+from ropebridge_reference import Past, attention
 
 
 @torch.no_grad()
@@ -29,15 +29,23 @@ def hugging_face(specimen: Specimen, calls: Sequence[CallInputs]) -> tuple[Tenso
     module: Any = specimen.module
     for call in calls:
         given = {**call.given, "attention_mask": additive(specimen, call), cache_name(module): cache}
-        out, pattern = type(module).forward(module, **given)
-        outs.append(out)
-        weights.append(pattern)
+        returned = dict(zip(specimen.variant.calling.returns, type(module).forward(module, **accepted(module, given)), strict=True))
+        outs.append(returned["out"])
+        weights.append(returned["pattern"])
     return torch.cat(outs, 1), weights
 
 
 def cache_name(module: nn.Module) -> str:
     """Under which name a class takes its cache."""
     return next((name for name in ("past_key_values", "layer_past") if name in inspect.signature(type(module).forward).parameters), "past_key_values")
+
+
+def accepted(module: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a module's forward takes by name; None for what it must be given and is not."""
+    parameters = dict(list(inspect.signature(type(module).forward).parameters.items())[1:])
+    anything = any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    needed = {p.name for p in parameters.values() if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD}
+    return dict.fromkeys(needed) | {name: value for name, value in given.items() if anything or name in parameters}
 
 
 def additive(specimen: Specimen, call: CallInputs) -> Tensor:
@@ -55,17 +63,19 @@ def bias_of_call(specimen: Specimen, call: CallInputs) -> Tensor:
 def truth(specimen: Specimen, call: CallInputs) -> Tensor:
     """The output in float64, from the same rounded weights, inputs and tables."""
     weights = read_weights(specimen.module, specimen.variant, torch.float64)
-    given = call.given["position_embeddings"]
+    given = tables_of(call.given["position_embeddings"])
     tables = None if given is None else (given[0].double(), given[1].double())
-    x = call.given["hidden_states"].double()
-    return attention(x, tables, bias_of_call(specimen, call), weights, specimen.variant).out
+    x, given_kv = call.given["hidden_states"].double(), call.given_kv(specimen.variant)
+    past = given_kv and Past(given_kv.key.double(), given_kv.value.double())
+    return attention(x, tables, bias_of_call(specimen, call), weights, specimen.variant, positions=call.positions(specimen.variant), past=past).out
 
 
 def carried_bounds(specimen: Specimen, call: CallInputs, dtype: str) -> EndToEnd:
     """The exact pattern and output of a call that needs no cache, with the error that `dtype` may carry through the layer."""
     weights = read_weights(specimen.module, specimen.variant, torch.float64)
-    given = call.given
-    return end_to_end(given["hidden_states"].double(), given["position_embeddings"], bias_of_call(specimen, call), weights, specimen.variant, dtype)
+    tables, positions = tables_of(call.given["position_embeddings"]), call.positions(specimen.variant)
+    given_kv, bias = call.given_kv(specimen.variant), bias_of_call(specimen, call)
+    return end_to_end(call.given["hidden_states"].double(), tables, positions, given_kv, bias, weights, specimen.variant, dtype)
 
 
 def live_rows(specimen: Specimen, call: CallInputs) -> Tensor:

@@ -48,6 +48,14 @@ WIDE = tuple(Case(f"{recipe.name}_{n}", recipe.name, n) for recipe in INSTALLED 
 CASES: tuple[Case, ...] = CORE + WIDE
 CASE: Mapping[str, Case] = {case.id: case for case in CASES}
 
+FEATURED = (
+    *("llama4_0", "llama4_1", "nanochat_0", "chameleon_0", "bitnet_0", "olmo_0", "olmoe_0", "falcon_h1_0", "mimo_v2_flash_0", "afmoe_1", "beam_1"),
+    *("laguna_0", "qwen3_next_1", "muse_spark_0", "granite_swa_1", "flint_0", "mistral4_0", "hunyuan_vl_0", "persimmon_0", "starcoder2_0", "phi3_0"),
+    *("modernbert_0", "gte_0", "esm_0", "t5gemma_0", "embedding_gemma2_0", "openai_privacy_filter_0", "deepseek_v2_0", "longcat_flash_0", "bailing_hybrid_1"),
+)
+COVER: tuple[Case, ...] = (*CORE, *(CASE[name] for name in FEATURED if name in CASE))
+"""A layer for every feature of the contract, where the installed transformers has one."""
+
 
 def chosen_cases(names: Sequence[str] | None) -> list[Case]:
     """The cases of these ids or families; "all" is every one, and None the core."""
@@ -67,6 +75,19 @@ class Specimen:
     device: torch.device
 
 
+def repeats(cases: Sequence[Case]) -> set[str]:
+    """The cases whose layer an earlier one has already: the same description, weights of the same shapes. Only their class is another."""
+    seen: set[object] = set()
+    again: set[str] = set()
+    for case in cases:
+        layer = specimen(case.id, torch.float32, "cpu")
+        kind = (layer.variant, tuple((name, tuple(tensor.shape)) for name, tensor in layer.module.named_parameters()))
+        if kind in seen:
+            again.add(case.id)
+        seen.add(kind)
+    return again
+
+
 @lru_cache(maxsize=64)
 def specimen(case_id: str, dtype: torch.dtype, device: str) -> Specimen:
     """A case's layer with random weights, always the same ones; norms and softmax run eager in Hugging Face's own forward.
@@ -76,7 +97,23 @@ def specimen(case_id: str, dtype: torch.dtype, device: str) -> Specimen:
     case = CASE[case_id]
     model = tiny_model(case)
     module = attention_layer(model, case.layer).to(device=device, dtype=dtype).eval()
-    return Specimen(module, rotary_module(model).to(device), describe(module), dtype, torch.device(device))
+    variant = describe(module)
+    buffer = variant.calling.table_buffer
+    rotary = rotary_module(model) if buffer is None else Sinusoids(getattr(module, buffer))
+    return Specimen(module, rotary.to(device), variant, dtype, torch.device(device))
+
+
+class Sinusoids(nn.Module):
+    """Tables out of a buffer that holds, for every position, sin and then cos."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.rows = nn.Buffer(rows.clone())
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin (batch or 1, pos, width / 2)."""
+        sin, cos = self.rows[position_ids].chunk(2, dim=-1)
+        return cos, sin
 
 
 def tiny_model(case: Case) -> Any:
@@ -88,7 +125,14 @@ def tiny_model(case: Case) -> Any:
 
 def attention_layer(model: nn.Module, layer: int) -> nn.Module:
     """The rotary attention of a model's block."""
-    return next(m for m in model.modules() if type(m).__name__ in FAMILIES and m.layer_idx == layer)
+    layers: dict[str, nn.Module] = dict(model.named_modules())
+    return next(module for path, module in layers.items() if type(module).__name__ in FAMILIES and number_of(path, module) == layer)
+
+
+def number_of(path: str, module: Any) -> int:
+    """The number of a layer: its own, or the last in its path."""
+    own = getattr(module, "layer_idx", None)
+    return int(own if own is not None else [part for part in path.split(".") if part.isdigit()][-1])
 
 
 def rotary_module(model: nn.Module) -> nn.Module:

@@ -19,13 +19,14 @@ from ropebridge_spec.errors import (
     UnsupportedAttention,
     VerificationError,
 )
-from ropebridge_spec.families import describe
-from ropebridge_spec.family import Family, NormKind, RotaryKind
+from ropebridge_spec.families import describe, layer_type, position_axes, shared_key
+from ropebridge_spec.family import Family, GateKind, LatentKind, NormKind, RotaryKind, SharedKind, TemperatureKind
 from ropebridge_spec.hooks import (
     HOOK,
     HOOKS,
     RESERVED,
     HookSpec,
+    attended,
     axis_names,
     axis_sizes,
     hook_order,
@@ -34,7 +35,7 @@ from ropebridge_spec.hooks import (
 )
 from ropebridge_spec.subject import HookFunction, Layer, Subject
 from ropebridge_spec.table import FAMILIES, OTHERS
-from ropebridge_spec.variant import OPT_INS, Norm, OptIn, Projections, Rotary, Variant
+from ropebridge_spec.variant import OPT_INS, Calling, Gate, Latent, Norm, OptIn, Projections, Rotary, Temperature, Variant
 
 __all__ = [
     "CLAUSE",
@@ -47,12 +48,17 @@ __all__ = [
     "RESERVED",
     "SPEC_VERSION",
     "AttachError",
+    "Calling",
     "Clause",
     "ContractError",
     "Family",
+    "Gate",
+    "GateKind",
     "HookFunction",
     "HookNeverFired",
     "HookSpec",
+    "Latent",
+    "LatentKind",
     "Layer",
     "MaskError",
     "Norm",
@@ -64,18 +70,25 @@ __all__ = [
     "Rotary",
     "RotaryKind",
     "RotaryMissing",
+    "SharedKind",
     "Subject",
     "SubmoduleError",
+    "Temperature",
+    "TemperatureKind",
     "UnknownHook",
     "UnsupportedAttention",
     "Variant",
     "VerificationError",
+    "attended",
     "axis_names",
     "axis_sizes",
     "bounds",
     "describe",
     "hook_order",
+    "layer_type",
+    "position_axes",
     "shape_of",
+    "shared_key",
     "spec_hash",
     "ungrouped",
 ]

@@ -80,6 +80,13 @@ def softmax(pattern: Any, below_max: Any, *, keys: int, dtype: str) -> Any:
     return pattern * (inside + UNIT[dtype] * (1 + inside)) + UNDERFLOW[dtype]
 
 
+def activation(value: Any, logits: Any, *, dtype: str) -> Any:
+    """Clause GATE-1: a sigmoid or softplus in at least float32, rounded once; its exponential is off by a relative a |x|."""
+    a = ACCUMULATION[dtype]
+    inside = a * (abs(logits) + 12)
+    return abs(value) * (inside + UNIT[dtype] * (1 + inside)) + UNDERFLOW[dtype]
+
+
 def fused(value: Any, magnitude: Any, score_error: Any, *, keys: int, dtype: str) -> Any:
     """Clause MIX-1 where no pattern is made: the score error runs through softmax, relative e^(2 delta) - 1.
 

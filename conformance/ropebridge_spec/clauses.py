@@ -31,24 +31,50 @@ CLAUSES: tuple[Clause, ...] = (
         "Under hook_attn_in each query head projects a key and a value of its own, with the weights of the kv head it shares, so that an edit of "
         "head h moves what head h uses and nothing else (but for a norm that takes all heads together); the axis kv_head then has the length of head.",
     ),
-    Clause("PROJ-1", "hook_q, hook_k and hook_v hold the projections, before any norm.", "q = x W_Q + b_Q,  k = x W_K + b_K,  v = x W_V + b_V"),
+    Clause(
+        "LAT-1",
+        "In multi-head latent attention hook_q_latent and hook_kv_latent hold what the up-projections are given: hook_in projected down, normed, and "
+        "scaled where the family scales. Every head shares them, so inputs are not split.",
+        "c_Q = s_Q norm(x W_DQ + b_DQ),  c_KV = s_KV norm(x W_DKV + b_DKV)",
+    ),
+    Clause("LAT-2", "hook_q_latent has axes batch pos q_rank, hook_kv_latent batch pos kv_rank."),
+    Clause(
+        "PROJ-1",
+        "hook_q, hook_k and hook_v hold the projections, before any norm, of hook_in or of its latents; the key and the value times the family's "
+        "multipliers. With latents a head's key is its part that comes up from the latent, followed by the rotary part that all heads share.",
+        "q = x W_Q + b_Q,  k = m_K (x W_K + b_K),  v = m_V (x W_V + b_V);  with latents q = c_Q W_Q, k = [c_KV W_K, x W_KR + b_KR], v = c_KV W_V",
+    ),
+    Clause(
+        "CLIP-1",
+        "Where the family clips, hook_q, hook_k and hook_v hold the clipped projections; of query and key, where a norm comes before rotation, that "
+        "norm's hooks instead.",
+        "min(max(q, -c), c)",
+    ),
     Clause("PROJ-2", "hook_q has axes batch pos head d_head, hook_k batch pos kv_head d_head, hook_v batch pos kv_head d_head_v."),
     Clause(
         "NORM-1",
-        "hook_q_normed and hook_k_normed hold query and key after the family's norm: root mean square or layer norm, over a head or over all heads at once.",
-        "rms: x / sqrt(mean(x^2) + eps) * w;  layer: (x - mean x) / sqrt(var x + eps) * w;  one_plus: 1 + w in place of w",
+        "hook_q_normed, hook_k_normed and hook_v_normed hold query, key and value after the family's norm: root mean square or layer norm, over a head "
+        "or over all heads at once.",
+        "rms: x / sqrt(mean(x^2) + eps) * w + b;  layer: (x - mean x) / sqrt(var x + eps) * w + b;  one_plus: 1 + w in place of w;  none: no w",
     ),
     Clause(
         "NORM-2",
         "The norm's hooks have the axes of the projection; where the family normalises all heads at once, head and d_head lie flat in one axis.",
     ),
-    Clause("POS-1", "hook_cos and hook_sin hold the tables the layer is given, in the layout and dtype its rotary module makes them."),
+    Clause(
+        "NORM-3",
+        "In a family that norms query and key after their rotation, the norm's hooks fire after hook_rot_q and hook_rot_k, and the normed key is what is cached.",
+    ),
+    Clause(
+        "POS-1",
+        "hook_cos and hook_sin hold the tables the layer is given, in the layout and dtype its rotary module makes them; of a complex table real and imaginary part.",
+    ),
     Clause("POS-2", "hook_cos and hook_sin have axes batch pos rotary_dim; batch may be 1. A table without a batch axis is accepted and given one."),
     Clause(
         "ROT-1",
-        "hook_rot_q and hook_rot_k hold query and key with each pair of their leading rotary dimensions turned by the angle of its position; the "
-        "other dimensions pass through. In a layer that does not rotate they hold query and key unchanged.",
-        "(a, b) -> (a cos - b sin, b cos + a sin);  pairs: half (i, i + width/2), interleaved (2i, 2i + 1)",
+        "hook_rot_q and hook_rot_k hold query and key with each pair of their rotary dimensions, the leading or the trailing ones, turned by the angle "
+        "of its position, in place; the other dimensions pass through. In a layer that does not rotate they hold query and key unchanged.",
+        "(a, b) -> (a cos - b sin, b cos + a sin);  backward: -sin in place of sin;  pairs: half (i, i + width/2), interleaved (2i, 2i + 1)",
     ),
     Clause(
         "ROT-2",
@@ -60,6 +86,11 @@ CLAUSES: tuple[Clause, ...] = (
         "s = scale (q . k);  s = cap tanh(s / cap);  s = s + bias, -inf where forbidden",
     ),
     Clause("SCORE-2", "hook_attn_scores has axes batch head query key; key counts cached keys too."),
+    Clause(
+        "SCORE-4",
+        "In a family whose query has a temperature, it is a factor of the scale. Positions are the call's position ids, or those that count on from the cache.",
+        "t(i) = 1 + beta log(1 + floor((i + shift) / length));  s = scale t(i) (q . k)",
+    ),
     Clause("SCORE-3", "An edit that leaves NaN or +inf in the scores is refused."),
     Clause(
         "PAT-1",
@@ -68,21 +99,39 @@ CLAUSES: tuple[Clause, ...] = (
     ),
     Clause("PAT-2", "hook_pattern has axes batch head query key."),
     Clause("PAT-3", "The attention weights a layer returns, when asked for them, are hook_pattern."),
-    Clause("MIX-1", "hook_z holds each head's mix of values: what the output projection is given.", "z = p v"),
+    Clause(
+        "GATE-1",
+        "hook_gate holds what each head's mix of values is multiplied by. Where the gate lies in the query projection, hook_q_gate holds its rows before the activation.",
+        "g = sigmoid(x W_G + b_G), or softplus;  g = sigmoid(hook_q_gate)",
+    ),
+    Clause("GATE-2", "hook_q_gate has axes batch pos head d_head_v; so has hook_gate, or batch pos head where the family has one gate a head."),
+    Clause(
+        "MIX-1",
+        "hook_z holds what the output projection is given: each head's mix of values, normed and then gated where the family does so.",
+        "z = g norm(p v)",
+    ),
     Clause("MIX-2", "hook_z has axes batch pos head d_head_v."),
     Clause("RES-1", "With attn_result opted in, hook_result holds what each head adds to the output, without the bias.", "r_h = z_h W_O[h]"),
     Clause("RES-2", "hook_result has axes batch pos head d_model."),
     Clause("OUT-1", "hook_out holds what the layer returns.", "out = sum_h z_h W_O[h] + b_O"),
     Clause("OUT-2", "hook_out has axes batch pos d_model."),
+    Clause(
+        "KV-1",
+        "A layer to which an earlier layer's keys and values are given has no hook for its own key and value: it reads what the earlier layer left, after "
+        "that layer's hooks. Where the family's value is its key, hook_v holds what hook_k left.",
+        "v = k",
+    ),
     # masks
     Clause(
         "MASK-1",
-        "A four-axis mask (batch or 1, head or 1, query or 1, key), boolean (True sees) or additive, is the whole truth about what may be seen.",
+        "A four-axis mask (batch or 1, head or 1, query or 1, key), boolean (True sees) or additive, is the whole truth about what may be seen. "
+        "A three-axis mask (batch, query, key) is one without its head axis, and a flex BlockMask the one that its mask_mod says.",
     ),
     Clause(
         "MASK-2",
-        "Without a mask a query sees the keys at its own and earlier positions, within the layer's window.",
-        "visible(i, j) = j <= i and (no window or j > i - window)",
+        "Without a mask a query sees the keys at its own and earlier positions, within the layer's window and chunk; in a layer that is not causal at "
+        "later positions too.",
+        "visible(i, j) = (j <= i or not causal) and (no window or |i - j| < window) and (no chunk or i // chunk = j // chunk)",
     ),
     Clause("MASK-3", "A two-axis mask (batch, key) of booleans, or of zeros and ones, says which keys are padding; causality and window hold beside it."),
     Clause("MASK-4", "A mask of any other form or shape is refused."),

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
 from ropebridge_spec.errors import UnsupportedAttention
-from ropebridge_spec.family import Family, NormKind, RotaryKind
+from ropebridge_spec.family import Family, GateKind, LatentKind, NormKind, RotaryKind, TemperatureKind
+from ropebridge_spec.paths import any_holds, holds, read_path
+from ropebridge_spec.recognise import known_as
 from ropebridge_spec.table import FAMILIES
-from ropebridge_spec.variant import Norm, Projections, Rotary, Variant
+from ropebridge_spec.variant import Gate, Latent, Norm, Rotary, Temperature, Variant
 
-FEATURES = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "v_norm", "sinks", "gate_proj", "g_proj", "key_multiplier", "clip_qkv")
+LATENT_NAMES = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
+"""The projections of multi-head latent attention, whose names are the same everywhere."""
+
+FEATURES = (
+    *("q_norm", "k_norm", "qk_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm", "v_norm", "attn_sub_norm", "o_norm"),
+    *("sinks", "gate_proj", "g_proj", "gate_bias", "q_gate_proj", "key_multiplier", "v_scale", "clip_qkv", "lambda_q1", "indexer"),
+    *LATENT_NAMES,
+)
 """Attributes that change what attention computes: a family that does not know one it finds must not be used."""
 
 
@@ -23,37 +34,68 @@ def describe(module: Any, families: Mapping[str, Family | Variant] = FAMILIES) -
         families: class name -> `Family`, or a `Variant` where nothing is to be read.
 
     Raises:
-        UnsupportedAttention: the class is not in `families`, or the module has what its family does not know.
+        UnsupportedAttention: the class is not in `families`, nor a copy of one that is; or the module has what its family does not know.
     """
-    family = family_of(module, families)
+    known = names_of(module, families)
+    told = {name: read(module, families[name]) for name in known}
+    if len(set(told.values())) > 1:
+        kind = type(module).__name__
+        raise UnsupportedAttention(
+            f"attention class {kind!r} has the source of {' and of '.join(known)}, and what the models around those do with it differs\n"
+            f"  say which: families={{**FAMILIES, {kind!r}: FAMILIES[{known[0]!r}]}}, and verify=True proves it"
+        )
+    return told[known[0]]
+
+
+def read(module: Any, family: Family | Variant) -> Variant:
+    """What a module of this family computes."""
     if isinstance(family, Variant):
         return family
     refuse_unknown_features(module, family)
+    widths = read_latent_widths(module) if family.latent else read_widths(module, family)
+    causal = bool(getattr(module, "is_causal", True))
+    shared = family.shared
     return Variant(
-        **read_widths(module, family.projections),
-        scale=float(module.scaling),
+        **widths,
+        scale=math.prod(float(read_path(module, path)) for path in family.scale) if family.scale else widths["d_head"] ** -0.5,
         norm=read_norm(module, family.norm),
-        rotary=read_rotary(module, family.rotary),
+        value_norm=read_norm(module, family.value_norm),
+        z_norm=read_norm(module, family.z_norm),
+        value_is_key=getattr(module, family.projections.v, module) is None,
+        kv_given=shared.through if shared and holds(module, shared.takes) else None,
+        k_multiplier=read_factor(module, family.k_multiplier),
+        v_multiplier=read_factor(module, family.v_multiplier),
+        clip=read_path(module, family.clip),
+        latent=read_latent(module, family.latent),
+        gate=read_gate(module, family.gate, widths["heads"]),
+        temperature=read_temperature(module, family.temperature),
+        rotary=read_rotary(module, family.rotary, widths["d_head"]),
+        score_precision=family.score_precision,
         softcap=read_path(module, family.softcap),
-        sinks=family.sinks,
-        window=read_path(module, family.window),
-        dropout=float(getattr(module, "attention_dropout", 0.0)),
+        sinks=family.sinks if family.sinks and getattr(module, family.sinks) is not None else None,
+        causal=causal,
+        window=read_window(module, family, causal),
+        chunk=read_path(module, family.chunk),
+        dropout=float(read_path(module, family.dropout) or 0.0),
         output_dropout=float(read_path(module, family.output_dropout) or 0.0),
         projections=family.projections,
+        calling=replace(family.calling, kv_left=shared.through) if shared and holds(module, shared.leaves) else family.calling,
     )
 
 
-def read_widths(module: Any, names: Projections) -> dict[str, int]:
-    """Head counts and widths, from the shapes of the projections; of a fused one from the config."""
-    d_head = head_width(module)
+def read_widths(module: Any, family: Family) -> dict[str, int]:
+    """Head counts and widths, from the shapes of the projections; of a fused one from the module's own counts or the config's."""
+    names, d_head = family.projections, head_width(module)
     if names.fused is not None:
-        heads = int(module.config.num_attention_heads)
-        kv_heads = int(getattr(module.config, "num_key_value_heads", None) or heads)
-        return {"d_model": features(module, names.fused, "in_features"), "heads": heads, "kv_heads": kv_heads, "d_head": d_head, "d_head_v": d_head}
-    q, k, v = (features(module, name, "out_features") for name in (names.q, names.k, names.v))
-    kv_heads = k // d_head
-    d_model = features(module, names.q, "in_features")
-    return {"d_model": d_model, "heads": q // d_head, "kv_heads": kv_heads, "d_head": d_head, "d_head_v": v // kv_heads}
+        d_model, (heads, kv_heads) = features(module, names.fused, "in_features"), counts(module)
+        return {"d_model": d_model, "heads": heads, "kv_heads": kv_heads, "d_head": d_head, "d_head_v": d_head}
+    q, d_model = features(module, names.q, "out_features"), features(module, names.q, "in_features")
+    heads = q // (2 * d_head if family.gate and family.gate.in_query else d_head)
+    if family.shared is not None and holds(module, family.shared.takes):
+        return {"d_model": d_model, "heads": heads, "kv_heads": heads // int(module.num_key_value_groups), "d_head": d_head, "d_head_v": d_head}
+    k = features(module, names.k, "out_features")
+    v = k if getattr(module, names.v, module) is None else features(module, names.v, "out_features")
+    return {"d_model": d_model, "heads": heads, "kv_heads": k // d_head, "d_head": d_head, "d_head_v": v // (k // d_head)}
 
 
 def features(module: Any, name: str, side: str) -> int:
@@ -73,75 +115,169 @@ def features(module: Any, name: str, side: str) -> int:
     return width
 
 
+def counts(module: Any) -> tuple[int, int]:
+    """Query heads and kv heads, under the names that transformers has for them."""
+    for heads, kv_heads in (("num_heads", "num_kv_heads"), ("num_heads", "num_key_value_heads"), ("num_attention_heads", "num_attention_heads")):
+        if hasattr(module, heads) and hasattr(module, kv_heads):
+            return int(getattr(module, heads)), int(getattr(module, kv_heads))
+    found = int(module.config.num_attention_heads)
+    return found, int(getattr(module.config, "num_key_value_heads", None) or found)
+
+
+def read_latent_widths(module: Any) -> dict[str, int]:
+    """Head counts and widths of multi-head latent attention, under the names it has everywhere."""
+    heads, d_model = int(module.num_heads), features(module, "kv_a_proj_with_mqa", "in_features")
+    return {"d_model": d_model, "heads": heads, "kv_heads": heads, "d_head": int(module.qk_head_dim), "d_head_v": int(module.v_head_dim)}
+
+
 def head_width(module: Any) -> int:
-    """d_head, under either of the names that transformers has for it."""
-    return int(module.head_dim if hasattr(module, "head_dim") else module.head_size)
+    """d_head, under any of the names that transformers has for it."""
+    return int(next(getattr(module, name) for name in ("head_dim", "head_size", "attention_head_size") if hasattr(module, name)))
 
 
-def family_of(module: Any, families: Mapping[str, Family | Variant]) -> Family | Variant:
-    """The family of a module's class, by name."""
+def names_of(module: Any, families: Mapping[str, Family | Variant]) -> list[str]:
+    """The names that a module's class stands under: its own, or those of classes whose forward, or source, it has."""
     name = type(module).__name__
-    if name not in families:
+    known = [name] if name in families else known_as(type(module), families)
+    if not known:
         raise UnsupportedAttention(
             f"attention class {name!r} is not in the table of families\n"
             f"  nearest: {', '.join(get_close_matches(name, families, n=3)) or 'none'}; all {len(families)}: print(sorted(ropebridge.FAMILIES))\n"
             f"  to add it: families={{**FAMILIES, {name!r}: Family(...)}} as attach(model, families=...), or describe(module, families=...);\n"
             f"  if it computes what a known class computes: {{**FAMILIES, {name!r}: FAMILIES['LlamaAttention']}}, and verify=True proves it"
         )
-    return families[name]
+    return known
 
 
 def refuse_unknown_features(module: Any, family: Family) -> None:
     """Refuse a module that does more than its family says."""
-    known = {family.sinks} | ({family.norm.q, family.norm.k} if family.norm else set())
+    known = set(words(family))
     extra = [name for name in FEATURES if getattr(module, name, None) is not None and name not in known]
     if extra:
         raise UnsupportedAttention(
             f"{type(module).__name__} has {', '.join(map(repr, extra))}, which its family does not have\n"
             f"  to serve it: describe it by a Family (or a Variant) of its own and pass families={{**FAMILIES, ...}}"
         )
-    if not getattr(module, "is_causal", True) or getattr(getattr(module, "config", None), "is_causal", True) is False:
+    if getattr(module, "is_causal", True) and getattr(getattr(module, "config", None), "is_causal", True) is False:
         raise UnsupportedAttention(
-            f"{type(module).__name__} is bidirectional (is_causal=False); this version of the contract serves causal attention only\n"
+            f"{type(module).__name__} is causal, and its config asks for bidirectional masks (is_causal=False): without a mask the two would part\n"
             f"  to go on: use a model whose config leaves use_bidirectional_attention off"
         )
 
 
+def words(data: Any) -> Iterator[str]:
+    """Every name that a family speaks of; of a path its last."""
+    if is_dataclass(data):
+        for item in fields(data):
+            yield from words(getattr(data, item.name))
+        yield from LATENT_NAMES if isinstance(data, LatentKind) else ()
+    elif isinstance(data, tuple):
+        for item in data:
+            yield from words(item)
+    elif isinstance(data, str):
+        yield data.removesuffix("?").rpartition(".")[2]
+
+
+def read_factor(module: Any, path: str | None) -> float:
+    """The factor at a path; 1 where there is none."""
+    return 1.0 if path is None else float(read_path(module, path))
+
+
+def read_window(module: Any, family: Family, causal: bool) -> int | None:
+    """How far a layer sees, itself included."""
+    window: int | None = read_path(module, family.window)
+    return window + 1 if window is not None and family.window_beside and not causal else window
+
+
 def read_norm(module: Any, kind: NormKind | None) -> Norm | None:
-    """The q/k norm of a module, or None where the family has none or this module leaves it out."""
-    norm = getattr(module, kind.q, None) if kind else None
+    """A norm of a module, or None where the family has none or this module leaves it out."""
+    norm = getattr(module, kind.k, None) or getattr(module, kind.q, None) if kind else None
     if kind is None or norm is None:
         return None
-    eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
-    return Norm(kind.kind, kind.over, float(eps), kind.weight, kind.per_head, kind.rounds_before_weight, kind.q, kind.k)
+    return Norm(
+        kind=kind.kind,
+        over="flat" if kind.flat_if and holds(module, kind.flat_if) else kind.over,
+        eps=epsilon(norm),
+        weight=kind.weight,
+        bias=kind.bias,
+        per_head=kind.per_head,
+        apart=kind.apart,
+        rounds_before_weight=kind.rounds_before_weight,
+        after_rotation=kind.after_rotation,
+        q=kind.q,
+        k=kind.k,
+    )
 
 
-def read_rotary(module: Any, kind: RotaryKind) -> Rotary | None:
-    """How a module rotates, or None where its layer does not."""
-    if kind.where and not any(is_true(module, path) for path in kind.where):
+def epsilon(norm: Any) -> float:
+    """What a norm adds under its root, under any of the names that transformers has for it."""
+    norm = norm.norms[0] if hasattr(norm, "norms") else norm
+    return float(next(getattr(norm, name) for name in ("eps", "variance_epsilon", "norm_eps") if hasattr(norm, name)))
+
+
+def read_latent(module: Any, kind: LatentKind | None) -> Latent | None:
+    """The latents of a module."""
+    if kind is None:
         return None
-    d_head = head_width(module)
-    pairs = (int(d_head * partial_factor(module)) + 1) // 2 if kind.partial else d_head // 2
-    return Rotary(kind.pairing, 2 * pairs, kind.table, kind.precision)
+    norm = read_norm(module, kind.norm)
+    assert norm is not None
+    direct = getattr(module, "q_a_proj", None) is None
+    q_scale, kv_scale = read_factor(module, kind.q_scale), read_factor(module, kind.kv_scale)
+    return Latent(int(module.kv_lora_rank), None if direct else int(module.q_lora_rank), norm, q_scale, kv_scale)
+
+
+def read_gate(module: Any, kind: GateKind | None, heads: int) -> Gate | None:
+    """The gate of a module, or None where it has none; its width says what it is for."""
+    projection = getattr(module, kind.module, None) if kind else None
+    if kind is None or projection is None:
+        return None
+    by_head = not kind.in_query and projection.out_features == heads
+    return Gate(kind.module, kind.activation, "head" if by_head else "channel", kind.in_query, kind.bias)
+
+
+def read_temperature(module: Any, kind: TemperatureKind | None) -> Temperature | None:
+    """The query's temperature, or None where this layer has none."""
+    if kind is None or not all(holds(module, condition) for condition in kind.where):
+        return None
+    beta, length = read_path(module, kind.beta), read_path(module, kind.length)
+    return Temperature(float(beta or 0.0), float(length or 1.0), kind.shift, kind.counted, kind.given)
+
+
+def read_rotary(module: Any, kind: RotaryKind, d_head: int) -> Rotary | None:
+    """How a module rotates, or None where its layer does not."""
+    if not any_holds(module, kind.where):
+        return None
+    width = int(read_path(module, kind.width) or getattr(module, "qk_rope_head_dim", d_head))
+    pairs = (int(width * partial_factor(module)) + 1) // 2 if kind.partial else width // 2
+    pairing = "interleaved" if kind.interleaved_if and holds(module, kind.interleaved_if) else kind.pairing
+    return Rotary(pairing, 2 * pairs, kind.table, kind.precision, kind.end, kind.direction)
 
 
 def partial_factor(module: Any) -> float:
     """The share of a head that rotates, as transformers' configs say it: for the model, or for each type of layer."""
     parameters = getattr(module.config, "rope_parameters", None) or {}
-    by_type = parameters.get(getattr(module, "layer_type", None), parameters)
+    by_type = parameters.get(layer_type(module), parameters)
     return float(by_type.get("partial_rotary_factor", 1.0))
 
 
-def is_true(module: Any, path: str) -> bool:
-    """Whether the attribute at a dotted path is true; "!" before it negates."""
-    return not is_true(module, path[1:]) if path.startswith("!") else bool(read_path(module, path))
+def layer_type(module: Any) -> str | None:
+    """The type of a layer, as the module or its config names it; None where neither does."""
+    named = getattr(module, "layer_type", None)
+    types = getattr(getattr(module, "config", None), "layer_types", None)
+    if named is not None or not types or getattr(module, "layer_idx", None) is None:
+        return named
+    return str(types[module.layer_idx])
 
 
-def read_path(module: Any, path: str | None) -> Any:
-    """Follow a dotted attribute path; None where there is no path, or where it ends in "?" and leads nowhere."""
-    if path is None:
-        return None
-    value = module
-    for name in path.removesuffix("?").split("."):
-        value = getattr(value, name, None) if path.endswith("?") else getattr(value, name)
-    return value
+def shared_key(module: Any) -> Any:
+    """Under which key the keys and values lie that layers share (KV-1): the layer's type, or in older transformers the number of the layer that left them."""
+    if not hasattr(module, "kv_shared_layer_index"):
+        return layer_type(module)
+    return module.layer_idx if module.kv_shared_layer_index is None else module.kv_shared_layer_index
+
+
+def position_axes(rotary: Any) -> int:
+    """How many rows of position ids a rotary module is given: one for each axis it rotates by (M-RoPE, arXiv:2409.12191: time, height, width), else one."""
+    parameters = getattr(getattr(rotary, "config", None), "rope_parameters", None) or {}
+    of_types = [parameters, *(value for value in parameters.values() if isinstance(value, Mapping))]
+    return max(len(entry.get("mrope_section") or (0,)) for entry in of_types)

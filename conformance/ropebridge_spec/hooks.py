@@ -8,8 +8,9 @@ from typing import Literal
 
 from ropebridge_spec.variant import OptIn, Variant
 
-Stage = Literal["input", "split input", "project", "norm", "position", "rotate", "score", "normalise", "mix", "result", "output"]
-Exists = Literal["always", "normed", "rotates", "attn_in", "split_qkv_input", "attn_result"]
+Stage = Literal["input", "split input", "project", "norm", "position", "rotate", "score", "normalise", "gate", "mix", "result", "output"]
+Own = Literal["always", "makes_kv", "q_latent", "latent", "normed", "k_normed", "v_normed", "rotates", "gated", "q_gated"]
+Exists = Own | OptIn
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,23 @@ HOOKS: tuple[HookSpec, ...] = (
     HookSpec("hook_q_input", "split input", "batch pos head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a query head"),
     HookSpec("hook_k_input", "split input", "batch pos kv_head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a key head"),
     HookSpec("hook_v_input", "split input", "batch pos kv_head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a value head"),
+    HookSpec("hook_q_latent", "project", "batch pos q_rank", "q_latent", "LAT-1", "LAT-2", "the query's latent, normed"),
+    HookSpec("hook_kv_latent", "project", "batch pos kv_rank", "latent", "LAT-1", "LAT-2", "the latent of key and value, normed"),
     HookSpec("hook_q", "project", "batch pos head d_head", "always", "PROJ-1", "PROJ-2", "x W_Q + b_Q"),
-    HookSpec("hook_k", "project", "batch pos kv_head d_head", "always", "PROJ-1", "PROJ-2", "x W_K + b_K"),
-    HookSpec("hook_v", "project", "batch pos kv_head d_head_v", "always", "PROJ-1", "PROJ-2", "x W_V + b_V"),
+    HookSpec("hook_k", "project", "batch pos kv_head d_head", "makes_kv", "PROJ-1", "PROJ-2", "x W_K + b_K"),
+    HookSpec("hook_v", "project", "batch pos kv_head d_head_v", "makes_kv", "PROJ-1", "PROJ-2", "x W_V + b_V"),
     HookSpec("hook_q_normed", "norm", "batch pos head d_head", "normed", "NORM-1", "NORM-2", "norm(q)"),
-    HookSpec("hook_k_normed", "norm", "batch pos kv_head d_head", "normed", "NORM-1", "NORM-2", "norm(k)"),
+    HookSpec("hook_k_normed", "norm", "batch pos kv_head d_head", "k_normed", "NORM-1", "NORM-2", "norm(k)"),
+    HookSpec("hook_v_normed", "norm", "batch pos kv_head d_head_v", "v_normed", "NORM-1", "NORM-2", "norm(v)"),
     HookSpec("hook_cos", "position", "table_batch pos rotary_dim", "rotates", "POS-1", "POS-2", "the cos table the layer is given"),
     HookSpec("hook_sin", "position", "table_batch pos rotary_dim", "rotates", "POS-1", "POS-2", "the sin table the layer is given"),
     HookSpec("hook_rot_q", "rotate", "batch pos head d_head", "always", "ROT-1", "ROT-2", "rotate(q, cos, sin)"),
-    HookSpec("hook_rot_k", "rotate", "batch pos kv_head d_head", "always", "ROT-1", "ROT-2", "rotate(k, cos, sin)"),
+    HookSpec("hook_rot_k", "rotate", "batch pos kv_head d_head", "makes_kv", "ROT-1", "ROT-2", "rotate(k, cos, sin)"),
     HookSpec("hook_attn_scores", "score", "batch head query key", "always", "SCORE-1", "SCORE-2", "what softmax is given: scaled, capped, masked"),
     HookSpec("hook_pattern", "normalise", "batch head query key", "always", "PAT-1", "PAT-2", "what softmax gave, a sink's share gone"),
-    HookSpec("hook_z", "mix", "batch pos head d_head_v", "always", "MIX-1", "MIX-2", "pattern . v"),
+    HookSpec("hook_q_gate", "gate", "batch pos head d_head_v", "q_gated", "GATE-1", "GATE-2", "the gate's rows of the query projection"),
+    HookSpec("hook_gate", "gate", "batch pos head d_head_v", "gated", "GATE-1", "GATE-2", "what each head's mix of values is multiplied by"),
+    HookSpec("hook_z", "mix", "batch pos head d_head_v", "always", "MIX-1", "MIX-2", "pattern . v, normed and gated where the family does so"),
     HookSpec("hook_result", "result", "batch pos head d_model", "attn_result", "RES-1", "RES-2", "z W_O, head by head"),
     HookSpec("hook_out", "output", "batch pos d_model", "always", "OUT-1", "OUT-2", "sum over heads of z W_O, + b_O"),
 )
@@ -58,10 +64,6 @@ HOOKS: tuple[HookSpec, ...] = (
 HOOK: Mapping[str, HookSpec] = {hook.name: hook for hook in HOOKS}
 
 RESERVED: Mapping[str, str] = {
-    "hook_q_gate": "batch pos head d_head: the gate interleaved with the query projection",
-    "hook_gate": "as the family gates: the gate on z before the output projection",
-    "hook_q_latent": "batch pos q_rank: the compressed query of multi-head latent attention",
-    "hook_kv_latent": "batch pos kv_rank: the compressed key and value of multi-head latent attention",
     "hook_pattern_minus": "batch head query key: the pattern that differential attention subtracts",
     "hook_kv_in": "batch key d_model: what cross-attention takes keys and values from",
 }
@@ -70,23 +72,46 @@ RESERVED: Mapping[str, str] = {
 
 def exists(hook: HookSpec, variant: Variant, opted_in: Collection[OptIn] = ()) -> bool:
     """Whether a layer of this variant has this hook point (clause FIRE-1)."""
-    if hook.exists == "normed":
-        return variant.norm is not None
-    if hook.exists == "rotates":
-        return variant.rotary is not None
-    return hook.exists == "always" or hook.exists in opted_in
+    has: Mapping[str, object] = {
+        "always": True,
+        "makes_kv": not variant.kv_given,
+        "latent": variant.latent,
+        "q_latent": variant.latent and variant.latent.q_rank,
+        "normed": variant.norm,
+        "k_normed": variant.norm and not variant.kv_given,
+        "v_normed": variant.value_norm and not variant.kv_given,
+        "rotates": variant.rotary,
+        "gated": variant.gate,
+        "q_gated": variant.gate and variant.gate.in_query,
+    }
+    return bool(has.get(hook.exists)) or hook.exists in opted_in
 
 
 def hook_order(variant: Variant, opted_in: Collection[OptIn] = ()) -> tuple[HookSpec, ...]:
     """The hook points a layer of this variant has, in the order in which they fire (clause FIRE-1)."""
-    return tuple(resolve(hook, variant) for hook in HOOKS if exists(hook, variant, opted_in))
+    there = [resolve(hook, variant) for hook in HOOKS if exists(hook, variant, opted_in)]
+    if variant.norm is None or not variant.norm.after_rotation:
+        return tuple(there)
+    later = [hook for hook in there if hook.exists in ("normed", "k_normed")]
+    rest = [hook for hook in there if hook not in later]
+    after = next(place for place, hook in enumerate(rest) if hook.stage == "score")
+    return (*rest[:after], *later, *rest[after:])
+
+
+def attended(variant: Variant) -> tuple[str, str, str]:
+    """The hook points that hold the query, key and value which scores and mix are made of, and the cache keeps."""
+    late = variant.norm is not None and variant.norm.after_rotation
+    query, key = ("hook_q_normed", "hook_k_normed") if late else ("hook_rot_q", "hook_rot_k")
+    return query, key, "hook_v" if variant.value_norm is None else "hook_v_normed"
 
 
 def resolve(hook: HookSpec, variant: Variant) -> HookSpec:
-    """The hook point with the axes this variant gives it: a flat norm shows (head d_head) as one axis."""
-    if hook.stage == "norm" and variant.norm is not None and variant.norm.over == "flat":
+    """The hook point with the axes this variant gives it: a flat norm shows (head d_head) as one axis, a gate a head has no d_head_v."""
+    if hook.exists in ("normed", "k_normed") and variant.norm is not None and variant.norm.over == "flat":
         *leading, head, d_head = hook.axes.split()
         return replace(hook, axes=f"{' '.join(leading)} ({head} {d_head})")
+    if hook.name == "hook_gate" and variant.gate is not None and variant.gate.per == "head":
+        return replace(hook, axes="batch pos head")
     return hook
 
 
@@ -127,6 +152,8 @@ def axis_sizes(variant: Variant, *, batch: int, pos: int, key: int, table_batch:
         "d_head": variant.d_head,
         "d_head_v": variant.d_head_v,
         "d_model": variant.d_model,
+        "q_rank": (variant.latent.q_rank or 0) if variant.latent else 0,
+        "kv_rank": variant.latent.kv_rank if variant.latent else 0,
         "rotary_dim": variant.rotary.table_width if variant.rotary else 0,
     }
 

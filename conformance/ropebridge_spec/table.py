@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ropebridge_spec.family import Family, NormKind, RotaryKind
-from ropebridge_spec.variant import Projections, Variant
+from ropebridge_spec.family import Family, GateKind, LatentKind, NormKind, RotaryKind, SharedKind, TemperatureKind
+from ropebridge_spec.variant import Calling, Projections, Variant
 
 
 def rows(family: Family, **packages: str) -> dict[str, Family]:
@@ -70,9 +70,9 @@ FAMILIES: Mapping[str, Family | Variant] = {
         MiniMaxAttention="minimax",
         MistralAttention="mistral",
         MixtralAttention="mixtral",
-        PhimoeAttention="phimoe",
         VoxtralRealtimeTextAttention="voxtral_realtime",
     ),
+    **rows(Family(window="config.sliding_window?"), PhimoeAttention="phimoe"),
     **rows(
         Family(rotary=RotaryKind(partial=True)),
         BambaAttention="bamba",
@@ -131,16 +131,275 @@ FAMILIES: Mapping[str, Family | Variant] = {
     **rows(Family(window="sliding_window?"), Qwen2MoeAttention="qwen2_moe"),
     **rows(Family(window="config.sliding_window", output_dropout="residual_dropout"), Starcoder2Attention="starcoder2"),
     **rows(Family(output_dropout="residual_dropout"), SeedOssAttention="seed_oss"),
-    **rows(Family(rotary=RotaryKind(partial=True)), StableLmAttention="stablelm"),
-    **rows(Family(rotary=RotaryKind(partial=True), projections=Projections(o="dense")), PhiAttention="phi"),
+    **rows(
+        Family(rotary=RotaryKind(partial=True), norm=NormKind(kind="layer", per_head=True, apart=True, q="q_layernorm", k="k_layernorm")),
+        StableLmAttention="stablelm",
+    ),
+    **rows(
+        Family(
+            rotary=RotaryKind(partial=True),
+            norm=NormKind(kind="layer", bias=True, q="q_layernorm", k="k_layernorm"),
+            projections=Projections(o="dense"),
+        ),
+        PhiAttention="phi",
+    ),
     **rows(
         Family(window="config.sliding_window", rotary=RotaryKind(partial=True), projections=Projections(fused="qkv_proj")),
         Phi3Attention="phi3",
         Phi4MultimodalAttention="phi4_multimodal",
     ),
-    **rows(Family(rotary=RotaryKind(partial=True), projections=Projections(o="dense", fused="query_key_value", layout="heads")), GPTNeoXAttention="gpt_neox"),
+    **rows(Family(rotary=RotaryKind(partial=True), projections=Projections(o="dense", fused="query_key_value", layout="groups")), GPTNeoXAttention="gpt_neox"),
+    # norms of other kinds and places
+    **rows(Family(norm=NormKind(kind="layer", per_head=True, bias=True)), ChameleonAttention="chameleon"),
+    **rows(Family(z_norm=NormKind(over="flat", rounds_before_weight=True, q="attn_sub_norm", k="attn_sub_norm")), BitNetAttention="bitnet"),
+    **rows(
+        Family(norm=NormKind(rounds_before_weight=True, after_rotation=True, q="query_layernorm", k="key_layernorm")),
+        HunYuanDenseV1Attention="hunyuan_v1_dense",
+        HunYuanMoEV1Attention="hunyuan_v1_moe",
+    ),
+    **rows(
+        Family(norm=NormKind(rounds_before_weight=True, after_rotation=True, q="query_layernorm", k="key_layernorm"), rotary=RotaryKind(precision="float32")),
+        HunYuanVLDenseV1Attention="hunyuan_vl",
+    ),
+    **rows(Family(norm=NormKind(weight="none", after_rotation=True), rotary=RotaryKind(direction="backward")), NanoChatAttention="nanochat"),
+    **rows(
+        Family(
+            norm=NormKind(weight="none", after_rotation=True, q="qk_norm", k="qk_norm"),
+            rotary=RotaryKind(pairing="interleaved", table="complex", precision="float32", where=("use_rope",)),
+            temperature=TemperatureKind("attn_scale", "floor_scale", shift=1, counted=True, where=("attn_temperature_tuning", "!use_rope")),
+            chunk="config.attention_chunk_size",
+        ),
+        Llama4TextAttention="llama4",
+    ),
+    **rows(
+        Family(
+            rotary=RotaryKind(partial=True),
+            norm=NormKind(kind="layer", bias=True, q="q_layernorm", k="k_layernorm"),
+            dropout="attention_dropout.p",
+            projections=Projections(o="dense", fused="query_key_value", layout="groups"),
+        ),
+        PersimmonAttention="persimmon",
+    ),
+    **rows(Family(norm=NormKind(rounds_before_weight=True, flat_if="qk_norm_type=olmo")), Molmo2Attention="molmo2"),
+    # clip and multipliers
+    **rows(Family(clip="config.clip_qkv", rotary=RotaryKind(precision="float32")), OlmoAttention="olmo"),
+    **rows(Family(clip="config.clip_qkv", norm=NormKind(over="flat", rounds_before_weight=True)), OlmoeAttention="olmoe"),
+    **rows(Family(clip="clip_qkv", projections=Projections(fused="Wqkv", o="out_proj")), DbrxAttention="dbrx"),
+    **rows(Family(k_multiplier="key_multiplier"), FalconH1Attention="falcon_h1"),
+    **rows(
+        Family(v_multiplier="v_scale", sinks="sinks", rotary=RotaryKind(partial=True), window="sliding_window"),
+        MiMoV2FlashAttention="mimo_v2_flash",
+    ),
+    # gates
+    **rows(
+        Family(norm=NormKind(), rotary=RotaryKind(where=("is_local_attention",)), gate=GateKind(), window="sliding_window"),
+        AfmoeAttention="afmoe",
+    ),
+    **rows(
+        Family(
+            norm=NormKind(),
+            rotary=RotaryKind(precision="float32", where=("config.rope_parameters[config.layer_types[layer_idx]]",)),
+            gate=GateKind(bias="gate_bias"),
+            temperature=TemperatureKind(given="attention_scaling"),
+            window="sliding_window",
+            calling=Calling(tables="rotating"),
+        ),
+        BeamAttention="beam",
+    ),
+    **rows(Family(gate=GateKind(), calling=Calling(cache_offset="cycle_offset")), HrmTextAttention="hrm_text"),
+    **rows(Family(norm=NormKind(), gate=GateKind(module="g_proj"), window="sliding_window"), Lfm3Attention="lfm3"),
+    **rows(
+        Family(norm=NormKind(weight="one_plus"), gate=GateKind(module="g_proj"), rotary=RotaryKind(partial=True), window="sliding_window"),
+        Step3p7Attention="step3p7",
+    ),
+    **rows(
+        Family(norm=NormKind(), gate=GateKind(module="g_proj", activation="softplus"), rotary=RotaryKind(partial=True), window="sliding_window"),
+        LagunaAttention="laguna",
+    ),
+    **rows(
+        Family(norm=NormKind(weight="one_plus"), rotary=RotaryKind(partial=True), gate=GateKind(module="q_proj", in_query=True)),
+        Qwen3NextAttention="qwen3_next",
+        Qwen3_5Attention="qwen3_5",
+        Qwen3_5MoeAttention="qwen3_5_moe",
+    ),
+    **rows(
+        Family(
+            norm=NormKind(weight="none", q="qk_norm", k="qk_norm"),
+            scale=("scaling", "qk_scale_factor"),
+            rotary=RotaryKind(where=("config.layer_rope_theta[layer_idx]",)),
+            gate=GateKind(),
+            window="sliding_window",
+            calling=Calling(tables="rotating"),
+        ),
+        MuseGlimmerTextAttention="muse_glimmer",
+    ),
+    **rows(
+        Family(
+            norm=NormKind(weight="none", q="qk_norm", k="qk_norm"),
+            scale=("scaling", "qk_scale_factor"),
+            rotary=RotaryKind(where=("config.layer_rope_theta[layer_idx]",)),
+            gate=GateKind(),
+            z_norm=NormKind(weight="none", q="o_norm", k="o_norm"),
+            window="sliding_window",
+            calling=Calling(tables="rotating"),
+        ),
+        MuseSparkTextAttention="muse_spark",
+    ),
+    # sinks of other forms
+    **rows(
+        Family(rotary=RotaryKind(where=("config.layer_rope_theta[layer_idx]",)), window="sliding_window", sinks="sinks", calling=Calling(tables="rotating")),
+        GraniteSWAAttention="granite_swa",
+        GraniteMoeSWAAttention="granitemoe_swa",
+    ),
+    **rows(
+        Family(norm=NormKind(), rotary=RotaryKind(where=("sliding_window",)), window="sliding_window", sinks="sinks", score_precision="float32"),
+        FlintAttention="flint",
+    ),
+    # temperature, other tables
+    **rows(
+        Family(
+            temperature=TemperatureKind("config.rope_parameters.llama_4_scaling_beta", "config.rope_parameters.original_max_position_embeddings"),
+            window="config.sliding_window?",
+        ),
+        Ministral3Attention="ministral3",
+    ),
+    **rows(
+        Family(
+            rotary=RotaryKind(where=("config.rope_parameters[config.layer_types[layer_idx]]",)), window="sliding_window", calling=Calling(tables="rotating")
+        ),
+        CohereCompassAttention="cohere_compass",
+    ),
+    **rows(Family(rotary=RotaryKind(pairing="interleaved", table="repeated"), dropout="dropout"), BltSelfAttention="blt"),
+    **rows(Family(rotary=RotaryKind(precision="float32")), EvollaAttention="evolla"),
+    # keys and values shared between layers
+    **rows(
+        Family(norm=NormKind(), value_norm=NormKind(weight="none", q="v_norm", k="v_norm"), shared=SharedKind(), window="sliding_window"),
+        Gemma3nTextAttention="gemma3n",
+        Gemma4TextAttention="gemma4",
+        Gemma4UnifiedTextAttention="gemma4_unified",
+    ),
+    **rows(
+        Family(norm=NormKind(), value_norm=NormKind(weight="none", q="v_norm", k="v_norm"), window="sliding_window"),
+        DiffusionGemmaEncoderTextAttention="diffusion_gemma",
+    ),
+    # encoders
+    **rows(
+        Family(
+            scale=(),
+            rotary=RotaryKind(precision="float32"),
+            window="sliding_window",
+            output_dropout="out_drop.p?",
+            projections=Projections(fused="Wqkv", o="Wo"),
+        ),
+        ModernBertAttention="modernbert",
+    ),
+    **rows(
+        Family(scale=(), rotary=RotaryKind(precision="float32"), window="sliding_window", output_dropout="out_drop.p?", projections=Projections(o="Wo")),
+        ModernBertDecoderAttention="modernbert_decoder",
+    ),
+    **rows(Family(), EuroBertAttention="eurobert", GteAttention="gte", JinaEmbeddingsV3Attention="jina_embeddings_v3", NomicBertAttention="nomic_bert"),
+    **rows(Family(window="sliding_window"), UltrabertAttention="ultrabert"),
+    **rows(Family(norm=NormKind(kind="layer", over="flat")), EsmcAttention="esmc"),
+    **rows(
+        Family(
+            scale=(),
+            rotary=RotaryKind(precision="float32", where=("position_embedding_type=rotary",)),
+            dropout="dropout",
+            projections=Projections(q="query", k="key", v="value", o=None),
+        ),
+        EsmSelfAttention="esm",
+        EvollaSaProtSelfAttention="evolla",
+    ),
+    **rows(Family(window="sliding_window", window_beside=True, softcap="attn_logit_softcapping"), T5GemmaSelfAttention="t5gemma"),
+    **rows(Family(norm=NormKind(weight="one_plus"), window="sliding_window", window_beside=True), T5Gemma2SelfAttention="t5gemma2"),
+    **rows(
+        Family(norm=NormKind(), value_norm=NormKind(weight="none", q="v_norm", k="v_norm"), window="sliding_window"),
+        EmbeddingGemma2Attention="embedding_gemma2",
+    ),
+    **rows(
+        Family(scale=(), rotary=RotaryKind(pairing="interleaved", table="half"), window="sliding_window", sinks="sinks"),
+        OpenAIPrivacyFilterAttention="openai_privacy_filter",
+    ),
+    # multi-head latent attention
+    **rows(
+        Family(rotary=RotaryKind(end="trailing", interleaved_if="config.rope_interleave"), latent=LatentKind()),
+        AXK1Attention="axk1",
+        DeepseekV3Attention="deepseek_v3",
+        Glm4MoeLiteAttention="glm4_moe_lite",
+        YoutuAttention="youtu",
+    ),
+    **rows(
+        Family(rotary=RotaryKind(pairing="interleaved", table="complex", precision="float32", end="trailing"), latent=LatentKind()),
+        DeepseekV2Attention="deepseek_v2",
+    ),
+    **rows(
+        Family(rotary=RotaryKind(pairing="interleaved", end="trailing"), latent=LatentKind(q_scale="mla_scale_q_lora", kv_scale="mla_scale_kv_lora")),
+        LongcatFlashMLA="longcat_flash",
+    ),
+    **rows(Family(rotary=RotaryKind(end="trailing"), latent=LatentKind()), MiniCPM3Attention="minicpm3"),
+    **rows(
+        Family(rotary=RotaryKind(pairing="interleaved", end="trailing"), latent=LatentKind(), gate=GateKind(module="g_proj")),
+        BailingHybridAttention="bailing_hybrid",
+    ),
+    **rows(
+        Family(
+            rotary=RotaryKind(end="trailing", interleaved_if="config.rope_interleave"),
+            latent=LatentKind(),
+            temperature=TemperatureKind("config.rope_parameters.llama_4_scaling_beta", "config.rope_parameters.original_max_position_embeddings"),
+        ),
+        Mistral4Attention="mistral4",
+    ),
+    # rotation of their own
+    **rows(
+        Family(
+            scale=(),
+            rotary=RotaryKind(pairing="interleaved", table="half", width="rotary_dim"),
+            score_precision="float32",
+            dropout="attn_dropout.p",
+            output_dropout="resid_dropout.p",
+            projections=Projections(o="out_proj"),
+            calling=Calling(tables="own", table_buffer="embed_positions"),
+        ),
+        GPTJAttention="gptj",
+    ),
+    **rows(
+        Family(
+            scale=(),
+            rotary=RotaryKind(pairing="interleaved", table="half", width="rotary_dim"),
+            score_precision="float32",
+            dropout="attn_dropout.p",
+            output_dropout="resid_dropout.p",
+            projections=Projections(fused="qkv_proj", layout="quarters", o="out_proj"),
+            calling=Calling(tables="own", table_buffer="embed_positions"),
+        ),
+        CodeGenAttention="codegen",
+    ),
+    **rows(
+        Family(rotary=RotaryKind(partial=True), window="sliding_window", calling=Calling(tables="own")),
+        RecurrentGemmaAttention="recurrent_gemma",
+    ),
+    # others
+    **rows(
+        Family(
+            scale=(),
+            rotary=RotaryKind(where=("!config.alibi",)),
+            dropout=None,
+            projections=Projections(fused="query_key_value", layout="groups", o="dense"),
+        ),
+        FalconAttention="falcon",
+    ),
+    **rows(
+        Family(
+            scale=(),
+            rotary=RotaryKind(width="rotary_ndims"),
+            dropout="attention_dropout.p",
+            projections=Projections(fused="query_key_value", layout="groups", o="dense"),
+            calling=Calling(returns=("out", "pattern", "dense_bias")),
+        ),
+        GPTNeoXJapaneseAttention="gpt_neox_japanese",
+    ),
 }
 """A `Variant` serves where nothing is to be read from the module."""
 
-OTHERS = ("MiniMaxLightningAttention",)
-"""Classes that are handed rotary tables and make no use of them: a model's other layers, which a bridge leaves alone."""
+OTHERS = ("EsmAttention", "EvollaSaProtAttention", "MiniMaxLightningAttention")
+"""Classes that are handed rotary tables and do not attend by them: other layers of a model, or what lies around its attention. A bridge leaves them alone."""

@@ -13,42 +13,52 @@ OPT_INS: tuple[OptIn, ...] = ("attn_in", "split_qkv_input", "attn_result")
 class Projections:
     """Attribute names of the modules that project to query, key, value and back.
 
+    o: None where the layer around does it: what the module returns is then z, its heads side by side.
     fused: the one module that projects to query, key and value, where q, k and v are not modules of their own; or None.
-    layout: how they lie in it: `blocks` all query heads, all key heads, all value heads; `heads` head by head, each
-        with its query, key and value.
+    layout: how they lie in it: `blocks` all query heads, all key heads, all value heads; `groups` kv head by kv head,
+        each with its queries, its key and its value; `quarters` four parts, each with a quarter of the heads, whose
+        queries come first, then their values, then their keys (CodeGen).
     """
 
     q: str = "q_proj"
     k: str = "k_proj"
     v: str = "v_proj"
-    o: str = "o_proj"
+    o: str | None = "o_proj"
     fused: str | None = None
-    layout: Literal["blocks", "heads"] = "blocks"
+    layout: Literal["blocks", "groups", "quarters"] = "blocks"
 
     @property
     def roles(self) -> dict[str, str]:
         """Role -> attribute name of every module that projects."""
-        return {"q": self.q, "k": self.k, "v": self.v, "o": self.o} if self.fused is None else {"qkv": self.fused, "o": self.o}
+        inwards = {"q": self.q, "k": self.k, "v": self.v} if self.fused is None else {"qkv": self.fused}
+        return inwards if self.o is None else {**inwards, "o": self.o}
 
 
 @dataclass(frozen=True)
 class Norm:
-    """How query and key are normalised between projection and rotation (clause NORM-1).
+    """How values are normalised (clause NORM-1): query and key, and where a family does so the value, a latent, or z.
 
     kind: `rms` divides by the root mean square (arXiv:1910.07467), `layer` subtracts the mean first (arXiv:1607.06450).
-    over: `head` normalises each head's d_head values, `flat` all (head d_head) values of a position at once.
+    over: `head` normalises each head's values, `flat` all (head width) values of a position at once.
     eps: added to the mean square, or to the variance, under the root.
-    weight: `scale` multiplies by w, `one_plus` by 1 + w.
-    per_head: the weight is (head, d_head), a row for each head, instead of one shared row.
+    weight: `scale` multiplies by w, `one_plus` by 1 + w, `none` by nothing.
+    bias: a learned bias is added at the end.
+    per_head: weight and bias are (head, width), a row for each head, instead of one shared row.
+    apart: they lie in a module for each head, in the list `norms`.
     rounds_before_weight: the normalised value is rounded to the model's dtype before the weight multiplies it.
+    after_rotation: query and key are normalised once they are rotated.
+    q, k: attribute names of the modules; one of them where there is but one module.
     """
 
     kind: Literal["rms", "layer"]
     over: Literal["head", "flat"]
     eps: float
-    weight: Literal["scale", "one_plus"] = "scale"
+    weight: Literal["scale", "one_plus", "none"] = "scale"
+    bias: bool = False
     per_head: bool = False
+    apart: bool = False
     rounds_before_weight: bool = False
+    after_rotation: bool = False
     q: str = "q_norm"
     k: str = "k_norm"
 
@@ -58,21 +68,99 @@ class Rotary:
     """How query and key are rotated by position (clause ROT-1; RoFormer, arXiv:2104.09864).
 
     pairing: `half` turns dimensions (i, i + width/2) together, `interleaved` turns (2i, 2i + 1).
-    width: how many leading dimensions of d_head rotate; the rest pass through.
-    table: how the cos and sin tables lie: `full` is two equal halves, `repeated` each frequency twice in a row,
-        `half` each frequency once.
+    width: how many dimensions of d_head rotate; the rest pass through.
+    end: `leading` or `trailing`, the dimensions that rotate.
+    table: how the cos and sin tables lie: `full` is two equal halves, `repeated` each frequency twice in a row, `half`
+        each frequency once, `complex` each once, as cos + i sin in one tensor.
+    direction: `forward` turns (1, 0) towards (0, 1), `backward` the other way.
     precision: `input` rotates in the dtype of query and key, `float32` in at least float32, rounding once at the end.
     """
 
     pairing: Literal["half", "interleaved"]
     width: int
-    table: Literal["full", "repeated", "half"] = "full"
+    table: Literal["full", "repeated", "half", "complex"] = "full"
     precision: Literal["input", "float32"] = "input"
+    end: Literal["leading", "trailing"] = "leading"
+    direction: Literal["forward", "backward"] = "forward"
 
     @property
     def table_width(self) -> int:
         """Width of the cos and sin tables: the axis `rotary_dim`."""
-        return self.width // 2 if self.table == "half" else self.width
+        return self.width // 2 if self.table in ("half", "complex") else self.width
+
+
+@dataclass(frozen=True)
+class Latent:
+    """How query, key and value go through narrow latents (clause LAT-1; DeepSeek-V2, arXiv:2405.04434).
+
+    The key of a head is what comes up from the latent, followed by the rotary part that all heads share.
+
+    kv_rank, q_rank: widths of the latents; q_rank is None where the query is projected straight from hook_in.
+    norm: of the latents; `q` and `k` name its modules.
+    q_scale, kv_scale: factors on the normed latents.
+    q_down, q_up, kv_down, kv_up: attribute names of the projections.
+    """
+
+    kv_rank: int
+    q_rank: int | None
+    norm: Norm
+    q_scale: float = 1.0
+    kv_scale: float = 1.0
+    q_down: str = "q_a_proj"
+    q_up: str = "q_b_proj"
+    kv_down: str = "kv_a_proj_with_mqa"
+    kv_up: str = "kv_b_proj"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What each head's mix of values is multiplied by (clause GATE-1).
+
+    module: attribute name of the projection of hook_in; where `in_query`, of the query projection, whose rows are head
+        by head the query's and then the gate's.
+    activation: `sigmoid` or `softplus`.
+    per: `channel` has a gate for each dimension of a head, `head` one for all of them.
+    bias: name of a parameter (head,) that is added before the activation, or None.
+    """
+
+    module: str
+    activation: Literal["sigmoid", "softplus"] = "sigmoid"
+    per: Literal["channel", "head"] = "channel"
+    in_query: bool = False
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A factor on the query that grows with its position (clause SCORE-4; Llama 4, arXiv:2501.19399).
+
+    1 + beta log(1 + floor((position + shift) / length)); positions are those of `position_ids`, or where `counted`
+    they count on from the cache. Where `given`, the model hands the factor itself down, under this name, or None.
+    """
+
+    beta: float = 0.0
+    length: float = 1.0
+    shift: int = 0
+    counted: bool = False
+    given: str | None = None
+
+
+@dataclass(frozen=True)
+class Calling:
+    """How the model around calls a layer, and what it is given back: what the mathematics does not show.
+
+    tables: `all` layers are handed the rotary tables, or only those that are `rotating`, or each makes its `own` of position ids.
+    table_buffer: name of a buffer of the module that holds, for every position, sin and then cos; or None.
+    returns: what forward returns, in order: `out`, `pattern`, or the name of an attribute of the module.
+    cache_offset: name of the argument that is added to layer_idx where the cache is asked, or None.
+    kv_left: name of the argument, a mapping from layer type, in which the layer leaves its keys and values for later ones; or None.
+    """
+
+    tables: Literal["all", "rotating", "own"] = "all"
+    table_buffer: str | None = None
+    returns: tuple[str, ...] = ("out", "pattern")
+    cache_offset: str | None = None
+    kv_left: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,13 +175,28 @@ class Variant:
         d_head_v: width of one value head.
         scale: factor on query . key before softcap and mask.
         norm: how query and key are normalised, or None.
+        value_norm: how the value is normalised, or None.
+        z_norm: how each head's mix of values is normalised before gate and output projection, or None.
+        value_is_key: the value is the key as it is projected, before norm and rotation; there is no projection of its own.
+        kv_given: name of the argument, a mapping from layer type, in which an earlier layer's keys and values are handed down, cached
+            ones and all; this layer then makes none of its own. Or None.
+        k_multiplier, v_multiplier: factors on the projected key and value.
+        clip: query, key and value are clipped to [-clip, clip], query and key after a norm that comes before rotation.
+        latent: the latents that query, key and value go through, or None.
+        gate: what each head's mix of values is multiplied by, or None.
+        temperature: a factor on the query that grows with its position, or None.
         rotary: how query and key are rotated, or None where the layer does not rotate.
+        score_precision: `float32` keeps scores in at least float32 up to the softmax; what hook_attn_scores is shown has the layer's dtype.
         softcap: cap * tanh(score / cap) before the mask, or None (Gemma 2, arXiv:2408.00118).
         sinks: name of the parameter that holds one extra logit a head, a key that has no value; or None.
-        window: a query at position i sees keys at positions above i - window; None sees all the past.
+        causal: a query sees no later position; false in encoders.
+        window: a query at position i sees keys at positions above i - window (and below i + window, where it sees later
+            ones at all); None sees all.
+        chunk: a query sees keys of its own chunk of this many positions only, or None.
         dropout: probability of dropping a pattern entry in training mode.
         output_dropout: probability of dropping an entry of the output in training mode.
         projections: where the projection modules are found.
+        calling: how the model around calls the layer.
     """
 
     d_model: int
@@ -104,12 +207,26 @@ class Variant:
     scale: float
     norm: Norm | None = None
     rotary: Rotary | None = None
+    value_norm: Norm | None = None
+    z_norm: Norm | None = None
+    value_is_key: bool = False
+    kv_given: str | None = None
+    k_multiplier: float = 1.0
+    v_multiplier: float = 1.0
+    clip: float | None = None
+    latent: Latent | None = None
+    gate: Gate | None = None
+    temperature: Temperature | None = None
+    score_precision: Literal["input", "float32"] = "input"
     softcap: float | None = None
     sinks: str | None = None
+    causal: bool = True
     window: int | None = None
+    chunk: int | None = None
     dropout: float = 0.0
     output_dropout: float = 0.0
     projections: Projections = field(default_factory=Projections)
+    calling: Calling = field(default_factory=Calling)
 
     def __post_init__(self) -> None:
         for name in ("d_model", "heads", "kv_heads", "d_head", "d_head_v"):
@@ -119,8 +236,8 @@ class Variant:
             raise ValueError(f"Variant.heads is {self.heads}; it must be a multiple of kv_heads, which is {self.kv_heads}")
         if self.rotary and (self.rotary.width % 2 or self.rotary.width > self.d_head):
             raise ValueError(f"Rotary.width is {self.rotary.width}; it must be even and at most d_head, which is {self.d_head}")
-        if self.projections.layout == "heads" and self.heads != self.kv_heads:
-            raise ValueError(f"Projections.layout is 'heads' with {self.heads} heads and {self.kv_heads} kv_heads; it must be as many of both")
+        if self.projections.layout == "quarters" and (self.heads != self.kv_heads or self.heads % 4):
+            raise ValueError(f"Projections.layout is 'quarters' with {self.heads} heads and {self.kv_heads} kv_heads; it must be as many of both, by fours")
         if self.window is not None and self.window < 1:
             raise ValueError(f"Variant.window is {self.window}; it must be at least 1, or None for no window")
 
@@ -128,3 +245,38 @@ class Variant:
     def group(self) -> int:
         """How many query heads share one key and value head."""
         return self.heads // self.kv_heads
+
+    @property
+    def splits(self) -> bool:
+        """Whether each head can be given inputs of its own: not where heads share a latent, nor where key or value is another's."""
+        return self.latent is None and not self.kv_given and not self.value_is_key
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Role -> attribute name of every module that projects."""
+        names, latent = self.projections, self.latent
+        gate = {"gate": self.gate.module} if self.gate and not self.gate.in_query else {}
+        if latent is None:
+            absent = "kv" if self.kv_given else "v" if self.value_is_key else ""
+            return {**{role: name for role, name in names.roles.items() if role not in absent}, **gate}
+        query = {"q": names.q} if latent.q_rank is None else {"q_down": latent.q_down, "q_up": latent.q_up}
+        outwards = {} if names.o is None else {"o": names.o}
+        return {**query, "kv_down": latent.kv_down, "kv_up": latent.kv_up, **gate, **outwards}
+
+    @property
+    def norm_roles(self) -> dict[str, str]:
+        """Role -> attribute name of every module that normalises."""
+        names: dict[str, str] = {}
+        if self.latent is not None:
+            names = {"kv_latent_norm": self.latent.norm.k} | ({} if self.latent.q_rank is None else {"q_latent_norm": self.latent.norm.q})
+        if self.norm is not None:
+            names |= {"q_norm": self.norm.q} | ({} if self.kv_given else {"k_norm": self.norm.k})
+        return names | {role: norm.q for role, norm in (("v_norm", self.value_norm), ("z_norm", self.z_norm)) if norm}
+
+    def norm_in(self, role: str) -> Norm:
+        """The norm whose module is in a role of `norm_roles`."""
+        latent = self.latent.norm if self.latent else None
+        found = {"q_norm": self.norm, "k_norm": self.norm, "v_norm": self.value_norm, "z_norm": self.z_norm}.get(role, latent)
+        if found is None:
+            raise KeyError(f"this variant has no norm in the role {role!r}; it has {sorted(self.norm_roles)}")
+        return found

@@ -52,13 +52,14 @@ def attach(
         VerificationError: a layer did not reproduce the module it wraps; the model is left as it was.
     """
     options = {"use_attn_in": use_attn_in, "use_split_qkv_input": use_split_qkv_input, "use_attn_result": use_attn_result}
-    bridges = [build(module, path, model, options, families) for path, module in rotary_attention(model)]
+    found = list(rotary_attention(model, families))
+    names = hook_names([(path, layer_number(path, module)) for path, module in found])
+    bridges = [build(module, path, name, model, options, families) for (path, module), name in zip(found, names, strict=True)]
     if not bridges:
         raise AttachError(
             f"{type(model).__name__} holds no attention layer whose forward takes position_embeddings\n"
             f"  attach() serves rotary attention: pass the language model, or the module that holds its layers"
         )
-    refuse_shared_names(bridges)
     if verify:
         verify_layers(bridges)
     for bridge in bridges:
@@ -84,16 +85,51 @@ def bridge_in_force(module: nn.Module) -> PositionEmbeddingsAttentionBridge | No
     return owner if isinstance(owner, PositionEmbeddingsAttentionBridge) else None
 
 
-def rotary_attention(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every attention module that is given rotary tables, with its path in the model."""
+def rotary_attention(model: nn.Module, families: Mapping[str, Family | Variant]) -> Iterator[tuple[str, nn.Module]]:
+    """Every attention module that is given rotary tables, or that a family is known of, with its path in the model."""
     for path, module in model.named_modules():
         name = type(module).__name__
-        if name.endswith("Attention") and name not in OTHERS and "position_embeddings" in inspect.signature(type(module).forward).parameters:
+        given_tables = name.endswith("Attention") and "position_embeddings" in inspect.signature(type(module).forward).parameters
+        known = any(base.__name__ in families for base in type(module).__mro__)
+        if known or (given_tables and name not in OTHERS):
             yield path, module
 
 
+def layer_number(path: str, module: nn.Module) -> int:
+    """The number of a layer: its own `layer_idx`, or the last number in its path."""
+    own: Any = getattr(module, "layer_idx", None)
+    numbers = [int(part) for part in path.split(".") if part.isdigit()]
+    if own is None and not numbers:
+        raise UnsupportedAttention(f"{path!r} has no layer_idx, so its hooks would have no name; set module.layer_idx to the number of its block")
+    return int(numbers[-1] if own is None else own)
+
+
+def hook_names(layers: Sequence[tuple[str, int]]) -> list[str]:
+    """`blocks.{layer}.attn` of each layer; where two would share a name, what tells their paths apart stands before it: `encoder.blocks.0.attn`.
+
+    Raises:
+        AttachError: the layers of one name cannot be told apart by the part of the model they stand in.
+    """
+    names = [f"blocks.{number}.attn" for _, number in layers]
+    if len(set(names)) == len(names):
+        return names
+    stacks = [tuple(path.split(".")[: last_number(path)]) for path, _ in layers]
+    telling = [at for at in range(max(map(len, stacks))) if len({stack[at : at + 1] for stack in stacks}) > 1]
+    apart = [".".join([*(stack[at] for at in telling if at < len(stack)), name]) for stack, name in zip(stacks, names, strict=True)]
+    twice = sorted({name for name in apart if apart.count(name) > 1})
+    if twice:
+        raise AttachError(f"several attention layers share the names {twice}; attach to each part of the model apart: attach(model.model)")
+    return apart
+
+
+def last_number(path: str) -> int:
+    """Where in a path its last number stands; its end where it has none."""
+    parts = path.split(".")
+    return next((at for at in range(len(parts) - 1, -1, -1) if parts[at].isdigit()), len(parts))
+
+
 def build(
-    module: nn.Module, path: str, model: nn.Module, options: Mapping[str, Any], families: Mapping[str, Family | Variant]
+    module: nn.Module, path: str, name: str, model: nn.Module, options: Mapping[str, Any], families: Mapping[str, Family | Variant]
 ) -> PositionEmbeddingsAttentionBridge:
     """A bridge around one attention module, not yet in force."""
     if bridge_in_force(module) is not None:
@@ -107,10 +143,7 @@ def build(
             f"  attach before dispatching, or load the model on one device without device_map"
         )
     refuse_other_attention(module, path)
-    layer = getattr(module, "layer_idx", None)
-    if layer is None:
-        raise UnsupportedAttention(f"{path!r} has no layer_idx, so its hooks would have no name; set module.layer_idx to the number of its block")
-    bridge = PositionEmbeddingsAttentionBridge(f"blocks.{layer}.attn", getattr(module, "config", None), families=families, **options)
+    bridge = PositionEmbeddingsAttentionBridge(name, getattr(module, "config", None), families=families, **options)
     bridge.set_original_component(module)
     rotary = nearest_rotary(model, path)
     if rotary is not None:
@@ -119,10 +152,12 @@ def build(
 
 
 def refuse_other_attention(module: nn.Module, path: str) -> None:
-    """Refuse a model that attends by another function than transformers' own eager and sdpa: the bridge would compute something else."""
+    """Refuse a model that attends by another function than transformers' own eager, sdpa and flex: the bridge would compute something else."""
     chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    if chosen not in (None, "eager", "sdpa"):
-        raise AttachError(f"{path!r} attends by {chosen!r}, and the bridge stands for 'eager' and 'sdpa'; call model.set_attn_implementation('sdpa') first")
+    if chosen not in (None, "eager", "sdpa", "flex_attention"):
+        raise AttachError(
+            f"{path!r} attends by {chosen!r}, and the bridge stands for 'eager', 'sdpa' and 'flex_attention'; call model.set_attn_implementation('sdpa') first"
+        )
 
 
 def nearest_rotary(model: nn.Module, path: str) -> nn.Module | None:
@@ -134,14 +169,6 @@ def nearest_rotary(model: nn.Module, path: str) -> nn.Module | None:
         if rotary:
             return rotary[0]
     return None
-
-
-def refuse_shared_names(bridges: Sequence[PositionEmbeddingsAttentionBridge]) -> None:
-    """Refuse two layers of one name: their hooks could not be told apart."""
-    names = [bridge.name for bridge in bridges]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise AttachError(f"several attention layers share the names {twice}; attach to each part of the model apart: attach(model.model)")
 
 
 def take_over(bridge: PositionEmbeddingsAttentionBridge) -> None:

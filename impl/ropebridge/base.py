@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ropebridge.checkpointing import Edits
@@ -31,7 +32,7 @@ class AttentionBridge(nn.Module):
     Args:
         name: full name in the model, `blocks.{layer}.attn`; hook points are `{name}.hook_q` and so on.
         config: the model's config, checked against the module; None to take the module as it is.
-        submodules: role (q k v o q_norm k_norm) -> attribute name on the module, as an adapter declares it; a value
+        submodules: role (`Variant.roles`, `Variant.norm_roles`) -> attribute name on the module, as an adapter declares it; a value
             may be any object with a `name`. None takes the names of the module's family (CFG-4).
         optional: the model may have no such component (CFG-1).
         requires_attention_mask: `get_random_inputs` gives an explicit mask (CFG-2).
@@ -93,7 +94,8 @@ class AttentionBridge(nn.Module):
             return
         variant = describe(component, self.families)
         validate_submodules(self.name, self.submodules, component, variant)
-        validate_config(self.name, self.config, variant)
+        if self.config is not getattr(component, "config", None):  # its own speaks of it, perhaps of each layer apart
+            validate_config(self.name, self.config, variant)
         self._roles = role_names(variant, self.submodules)
         validate_opt_ins(self.name, self.opted_in, component, variant, self._roles)
         self._drop_hook_points()
@@ -126,7 +128,7 @@ class AttentionBridge(nn.Module):
         return ungrouped(self.variant, self.opted_in)
 
     def submodule(self, role: str) -> nn.Module:
-        """The wrapped module's submodule in a role: q, k, v, o, q_norm, k_norm."""
+        """The wrapped module's submodule in a role of `Variant.roles` or `Variant.norm_roles`."""
         module = getattr(self.original_component, self._roles[role])
         assert isinstance(module, nn.Module)
         return module
@@ -148,7 +150,12 @@ class AttentionBridge(nn.Module):
 
     @property
     def W_O(self) -> Tensor:
-        """(head, d_head_v, d_model): a view of the output projection's weight."""
+        """(head, d_head_v, d_model): a view of the output projection's weight; the identity where the layer around projects."""
+        if "o" not in self._roles:
+            like = self._input_weight("v")
+            width = self.variant.heads * self.variant.d_head_v
+            identity: Tensor = torch.eye(width, dtype=like.dtype, device=like.device).unflatten(0, (self.variant.heads, -1))
+            return identity
         return self._linear("o", "W_O").weight.T.unflatten(0, (self.variant.heads, -1))  # type: ignore[no-any-return]
 
     @property
@@ -169,20 +176,40 @@ class AttentionBridge(nn.Module):
     @property
     def b_O(self) -> Tensor | None:
         """(d_model,): the output projection's bias, None where it has none."""
-        return self._linear("o", "b_O").bias
+        return self._linear("o", "b_O").bias if "o" in self._roles else None
 
     def _input_weight(self, role: str) -> Tensor:
         """(head, d_model, width): the weight of query, key or value."""
-        if "qkv" in self._roles:
-            return split_heads(self._linear("qkv", f"W_{role.upper()}").weight.T, self.variant)[role].transpose(0, 1)
-        return self._linear(role, f"W_{role.upper()}").weight.unflatten(0, (self.heads_of(role), -1)).transpose(1, 2)  # type: ignore[no-any-return]
+        return self._parts_of_weight(role, f"W_{role.upper()}", "weight")[role].movedim(0, 1)
 
     def _bias(self, role: str) -> Tensor | None:
         """(head, width): the bias of query, key or value."""
-        bias: Tensor | None = self._linear("qkv" if "qkv" in self._roles else role, f"b_{role.upper()}").bias
-        if bias is None:
-            return None
-        return split_heads(bias, self.variant)[role] if "qkv" in self._roles else bias.unflatten(0, (self.heads_of(role), -1))
+        parts = self._parts_of_weight(role, f"b_{role.upper()}", "bias")
+        return parts[role] if parts else None
+
+    def _parts_of_weight(self, role: str, what: str, tensor: str) -> dict[str, Tensor]:
+        """The weight (d_model, rows) or bias (rows,) that holds a role's rows, split as the projection's output is; nothing where it has none."""
+        self._refuse_latent(role, what)
+        held: Tensor | None = getattr(self._linear("qkv" if "qkv" in self._roles else role, what), tensor)
+        return {} if held is None else self.split(role, held.movedim(0, -1))
+
+    def split(self, role: str, rows: Tensor) -> dict[str, Tensor]:
+        """Role -> heads (..., head, width), of what the projection in this role gives, or of the one that all roles share."""
+        if "qkv" in self._roles:
+            return split_heads(rows, self.variant)
+        heads = rows.unflatten(-1, (self.heads_of(role), -1))
+        if role == "q" and self.variant.gate is not None and self.variant.gate.in_query:
+            query, gate = heads.split([self.variant.d_head, self.variant.d_head_v], dim=-1)
+            return {"q": query, "q_gate": gate.contiguous()}
+        return {role: heads}
+
+    def _refuse_latent(self, role: str, what: str) -> None:
+        """Refuse to show as one map of hook_in what goes through a latent that is normed on the way."""
+        if self.variant.latent is not None and (role != "q" or self.variant.latent.q_rank is not None):
+            raise SubmoduleError(
+                f"{self.name!r} has no {what} to show: its heads come up from a latent that is normed (clause LAT-1), and no one matrix gives them\n"
+                f"  read the projections themselves: bridge.submodule(role), with a role of {sorted(self.variant.roles)}"
+            )
 
     def _linear(self, role: str, what: str) -> nn.Linear:
         """The projection in a role, whose weight is asked for.
@@ -203,6 +230,12 @@ class AttentionBridge(nn.Module):
         return self.variant.heads if role == "q" else self.variant.kv_heads
 
 
+def per_head_roles(variant: Variant, chosen: tuple[OptIn, ...]) -> list[str]:
+    """The roles whose weights an opt-in reads head by head."""
+    inputs = [role for role in variant.roles if role in ("q", "k", "v", "qkv")] if set(chosen) - {"attn_result"} else []
+    return [*inputs, *(["o"] if chosen and "o" in variant.roles else [])]
+
+
 def in_full(projection: nn.Linear) -> bool:
     """Whether the weight holds the numbers themselves: packed or rounded to a byte they mean nothing without their scales."""
     weight = projection.weight
@@ -212,9 +245,13 @@ def in_full(projection: nn.Linear) -> bool:
 def split_heads(fused: Tensor, variant: Variant) -> dict[str, Tensor]:
     """What a fused projection gave, (..., rows), as query, key and value, each (..., head, width); nothing is copied."""
     widths = {"q": variant.d_head, "k": variant.d_head, "v": variant.d_head_v}
-    if variant.projections.layout == "heads":
-        parts = fused.unflatten(-1, (variant.heads, -1)).split(list(widths.values()), dim=-1)
-        return dict(zip("qkv", parts, strict=True))
+    if variant.projections.layout == "groups":
+        groups = fused.unflatten(-1, (variant.kv_heads, -1, variant.d_head))
+        q, k, v = groups.split([variant.group, 1, 1], dim=-2)
+        return {"q": q.flatten(-3, -2), "k": k.squeeze(-2), "v": v.squeeze(-2)}
+    if variant.projections.layout == "quarters":
+        parts = fused.unflatten(-1, (4, 3, -1, variant.d_head)).unbind(-3)
+        return {role: parts[place].flatten(-3, -2) for role, place in (("q", 0), ("v", 1), ("k", 2))}
     heads = {"q": variant.heads, "k": variant.kv_heads, "v": variant.kv_heads}
     blocks = fused.split([heads[role] * widths[role] for role in "qkv"], dim=-1)
     return {role: block.unflatten(-1, (heads[role], widths[role])) for role, block in zip("qkv", blocks, strict=True)}
@@ -230,9 +267,7 @@ def opted_in(name: str, use_attn_in: bool, use_split_qkv_input: bool, use_attn_r
 
 def role_names(variant: Variant, declared: Mapping[str, str] | None) -> dict[str, str]:
     """Role -> attribute name: as the family has it, or as the adapter declared it."""
-    p, norm = variant.projections, variant.norm
-    names = p.roles | ({"q_norm": norm.q, "k_norm": norm.k} if norm else {})
-    return {**names, **(declared or {})}
+    return {**variant.roles, **variant.norm_roles, **(declared or {})}
 
 
 def validate_submodules(name: str, declared: Mapping[str, str] | None, component: nn.Module, variant: Variant) -> None:
@@ -265,10 +300,17 @@ def validate_config(name: str, config: Any, variant: Variant) -> None:
 
 
 def validate_opt_ins(name: str, chosen: tuple[OptIn, ...], component: nn.Module, variant: Variant, roles: Mapping[str, str]) -> None:
-    """Refuse per-head stages where no per-head weights can be read."""
-    for role in variant.projections.roles if chosen else ():
+    """Refuse per-head stages where no per-head weights can be read, and split inputs where heads share a latent."""
+    split = [choice for choice in chosen if choice != "attn_result"]
+    if split and not variant.splits:
+        why = "share a latent (clause LAT-1)" if variant.latent else "have a key or value of another's (clause KV-1)"
+        raise UnsupportedAttention(
+            f"{name!r}: use_{split[0]} gives each head an input of its own, and the heads of {type(component).__name__} {why}\n"
+            f"  leave the opt-in off, and edit hook_q, hook_k or hook_v instead"
+        )
+    for role in per_head_roles(variant, chosen):
         attribute, module = roles[role], getattr(component, roles[role])
-        if type(module) is not nn.Linear:
+        if not isinstance(module, nn.Linear) or not in_full(module):
             raise UnsupportedAttention(
                 f"{name!r}: {', '.join(f'use_{c}' for c in chosen)} needs the weight of {attribute!r}, which is a {type(module).__name__}\n"
                 f"  merge or dequantise it into torch.nn.Linear first, or leave the opt-in off"

@@ -52,13 +52,14 @@ class Edits:
         Raises:
             ContractError: a recomputation edited elsewhere than the forward pass that it repeats (FIRE-2).
         """
-        if torch.compiler.is_compiling() or not (isinstance(tables, (tuple, list)) and tables and isinstance(tables[0], Tensor)):
+        table = tables[0] if isinstance(tables, (tuple, list)) and tables else tables
+        if torch.compiler.is_compiling() or not isinstance(table, Tensor):
             return
         now = frozenset(self._now)
         if not recomputing():
-            self._of_pass.setdefault(tables[0], set()).add(now)
+            self._of_pass.setdefault(table, set()).add(now)
             return
-        before = self._of_pass.get(tables[0], {now})
+        before = self._of_pass.get(table, {now})
         if now not in before:
             refuse_other_edits(layer, now, frozenset[str]().union(*before))
 

@@ -59,9 +59,11 @@ def by_rows(block: Callable[[slice], Tensor], query: int) -> Tensor:
 def explicit(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, variant: Variant, sinks: Tensor | None, dropout: float) -> Tensor:
     """z by explicit scores and pattern, a block of rows at a time: for what the fused kernel cannot do."""
 
+    work = torch.promote_types(q.dtype, torch.float32) if variant.score_precision == "float32" else q.dtype
+
     def block(rows: slice) -> Tensor:
         keys = slice(0, seen.key) if dropout else seen.keys_of(rows)  # dropout draws for whole rows, watched or not
-        pattern = softmax(score(q[:, :, rows], k[:, :, keys], seen.block(rows, keys), variant), sinks)
+        pattern = softmax(score(q[:, :, rows].to(work), k[:, :, keys].to(work), seen.block(rows, keys), variant), sinks).to(v.dtype)
         return mix(F.dropout(pattern, dropout), v[:, :, keys])
 
     return by_rows(block, q.shape[2])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from ropebridge_spec import MaskError
 
@@ -14,10 +15,10 @@ from ropebridge_spec import MaskError
 class Visibility:
     """The keys that each query of one call may see.
 
-    mask: (batch or 1, head or 1, query or 1, key), boolean or additive: the whole truth (MASK-1); or None.
+    mask: (batch or 1, head or 1, query or 1, key), boolean, additive or a flex mask: the whole truth (MASK-1); or None.
     padding: (batch or 1, key) booleans, True for a real key (MASK-3); or None.
     query, key: how many; first_query, first_key: the positions of the first of them, which differ when a cache is read.
-    window: how far back a query sees, itself included; or None (MASK-2).
+    causal, window, chunk: how far a query sees by itself (MASK-2), as in `Variant`.
     """
 
     query: int
@@ -25,52 +26,71 @@ class Visibility:
     device: torch.device
     first_query: int = 0
     first_key: int = 0
+    causal: bool = True
     window: int | None = None
-    mask: Tensor | None = None
+    chunk: int | None = None
+    mask: Tensor | BlockMask | None = None
     padding: Tensor | None = None
 
     @property
     def plain_causal(self) -> bool:
         """Whether the lower triangle says it all: what a fused kernel's own causal flag means."""
         short = self.window is None or self.window >= self.key
+        one_chunk = self.chunk is None or self.first_query // self.chunk == (self.first_query + self.query - 1) // self.chunk
         aligned = self.query == self.key and self.first_query == self.first_key
-        return self.mask is None and self.padding is None and short and aligned
+        alone = self.mask is None and self.padding is None
+        return bool(self.causal and alone and short and one_chunk and aligned)
 
     @property
     def whole(self) -> Tensor | None:
         """The mask, where it already lies in memory as a fused kernel takes it."""
-        return self.mask if self.mask is not None and self.mask.dtype == torch.bool else None
+        return self.mask if isinstance(self.mask, Tensor) and self.mask.dtype == torch.bool else None
 
     def keys_of(self, rows: slice) -> slice:
         """The keys that any of these rows may see; never none, so that every block has a shape."""
         if self.mask is not None:
             return slice(0, self.key)
-        offset = self.first_query - self.first_key
-        first = 0 if self.window is None else offset + rows.start - self.window + 1
-        first = min(max(first, 0), self.key - 1)
-        return slice(first, max(min(offset + rows.stop, self.key), first + 1))
+        first, _ = self._span(self.first_query + rows.start)
+        _, stop = self._span(self.first_query + rows.stop - 1)
+        start = min(max(first - self.first_key, 0), self.key - 1)
+        return slice(start, max(min(stop - self.first_key, self.key), start + 1))
+
+    def _span(self, position: int) -> tuple[int, int]:
+        """The first key position that a query sees, and the one after the last."""
+        first, stop = 0, position + 1 if self.causal else self.first_key + self.key
+        if self.window is not None:
+            first, stop = position - self.window + 1, min(stop, position + self.window)
+        if self.chunk is not None:
+            start = position // self.chunk * self.chunk
+            first, stop = max(first, start), min(stop, start + self.chunk)
+        return first, stop
 
     def block(self, rows: slice, keys: slice) -> Tensor | None:
         """The mask of some rows and keys: booleans, or a bias with -inf; None where all of them see all."""
+        if isinstance(self.mask, BlockMask):
+            return block_of(self.mask, rows, keys)
         if self.mask is not None:
             block = self.mask[..., rows if self.mask.shape[2] > 1 else slice(None), keys]
             return block if block.dtype == torch.bool else forbid_lowest(block)
-        return both(self._causal_block(rows, keys), self._padding_block(keys))
+        return both(self._reach_block(rows, keys), self._padding_block(keys))
 
-    def _causal_block(self, rows: slice, keys: slice) -> Tensor | None:
+    def _reach_block(self, rows: slice, keys: slice) -> Tensor | None:
         if self._sees_all(rows, keys):
             return None
-        query = torch.arange(rows.start, rows.stop, device=self.device) + self.first_query
-        key = torch.arange(keys.start, keys.stop, device=self.device) + self.first_key
-        distance = query[:, None] - key[None, :]
-        visible = distance >= 0 if self.window is None else (distance >= 0) & (distance < self.window)
+        query = torch.arange(rows.start, rows.stop, device=self.device)[:, None] + self.first_query
+        key = torch.arange(keys.start, keys.stop, device=self.device)[None] + self.first_key
+        visible = query >= key if self.causal else torch.ones_like(query == key)
+        if self.window is not None:
+            visible &= (query - key).abs() < self.window
+        if self.chunk is not None:
+            visible &= query // self.chunk == key // self.chunk
         return visible[None, None]
 
     def _sees_all(self, rows: slice, keys: slice) -> bool:
-        """Whether the first row sees the last key and the last row the first."""
-        latest = self.first_query + rows.start >= self.first_key + keys.stop - 1
-        reach = self.first_query + rows.stop - 1 - (self.first_key + keys.start)
-        return latest and (self.window is None or reach < self.window)
+        """Whether the last row sees the first key, and the first row the last key."""
+        first, _ = self._span(self.first_query + max(rows.stop - 1, rows.start))
+        _, stop = self._span(self.first_query + rows.start)
+        return bool(first <= self.first_key + keys.start and self.first_key + keys.stop <= stop)
 
     def _padding_block(self, keys: slice) -> Tensor | None:
         return None if self.padding is None else self.padding[:, None, None, keys]
@@ -89,22 +109,47 @@ def forbid_lowest(bias: Tensor) -> Tensor:
     return bias.to(torch.promote_types(bias.dtype, torch.float32)).masked_fill(bias <= lowest, -torch.inf)
 
 
-def read_mask(mask: object, *, batch: int, heads: int, query: int, key: int) -> tuple[Tensor | None, Tensor | None]:
-    """Sort a mask into (four-axis mask, padding), one of them or both None.
+def read_mask(mask: object, *, batch: int, heads: int, query: int, key: int) -> tuple[Tensor | BlockMask | None, Tensor | None]:
+    """Sort a mask into (the whole truth, padding), one of them or both None.
 
     Raises:
         MaskError: a form or a shape that does not fit (MASK-4).
     """
     if mask is None:
         return None, None
-    wanted = f"clause MASK-4 requires None, (batch, key) or (batch, head or 1, query, key)\n  with: {batch=}, {heads=}, {query=}, {key=}"
-    if not isinstance(mask, Tensor):
-        raise MaskError(f"attention_mask is a {type(mask).__name__}; {wanted}\n  for a flex BlockMask: load the model with attn_implementation='sdpa'")
+    wanted = (
+        "clause MASK-4 requires None, (batch, key), (batch, query, key), (batch, head or 1, query, key) or a BlockMask of that shape\n"
+        f"  with: {batch=}, {heads=}, {query=}, {key=}"
+    )
+    if not isinstance(mask, (Tensor, BlockMask)):
+        raise MaskError(f"attention_mask is a {type(mask).__name__}; {wanted}")
+    shape = shape_of(mask)
     whole = ((batch, 1), (heads, 1), (query, 1), (key,))
-    fits = {4: whole, 2: ((batch, 1), (key,))}.get(mask.ndim, ())
-    if len(fits) != mask.ndim or any(size not in sizes for size, sizes in zip(mask.shape, fits, strict=True)):
-        raise MaskError(f"attention_mask has shape {tuple(mask.shape)}; {wanted}")
-    return (None, read_padding(mask)) if mask.ndim == 2 else (read_whole(mask), None)
+    fits = {4: whole, 3: (whole[0], *whole[2:]), 2: ((batch, 1), (key,))}.get(len(shape), ())
+    if len(fits) != len(shape) or any(size not in sizes for size, sizes in zip(shape, fits, strict=True)):
+        raise MaskError(f"attention_mask has shape {shape}; {wanted}")
+    if isinstance(mask, BlockMask):
+        return mask, None
+    return (None, read_padding(mask)) if mask.ndim == 2 else (read_whole(mask if mask.ndim == 4 else mask.unsqueeze(1)), None)
+
+
+def shape_of(mask: Tensor | BlockMask) -> tuple[int, ...]:
+    """Batch, head, query and key, as far as the mask has them."""
+    if isinstance(mask, Tensor):
+        return tuple(mask.shape)
+    batch, heads = mask.shape[:2]
+    return (batch, heads, *mask.seq_lengths)
+
+
+def block_of(mask: BlockMask, rows: slice, keys: slice) -> Tensor:
+    """Booleans (batch or 1, head or 1, rows, keys) of a flex mask, made for these rows and keys alone."""
+
+    def shifted(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return mask.mask_mod(batch, head, query + rows.start, key + keys.start)
+
+    batch, heads = mask.shape[:2]
+    made: Tensor = create_mask(shifted, batch, heads, rows.stop - rows.start, keys.stop - keys.start, device=mask.kv_num_blocks.device)
+    return made
 
 
 def read_whole(mask: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ropebridge.hooks import HookPoint
-from ropebridge_spec import ContractError, RotaryMissing, Variant
+from ropebridge_spec import ContractError, RotaryMissing, Variant, layer_type, position_axes
 
 Tables = tuple[Tensor, Tensor]
 
@@ -36,8 +36,8 @@ class PositionEmbeddingHooksMixin:
         """
         object.__setattr__(self, "rotary_emb", rotary_emb)
 
-    def make_tables(self, hidden_states: Tensor, position_ids: Tensor) -> Tables:
-        """cos and sin for these positions, by the model's own rotary module.
+    def make_tables(self, hidden_states: Tensor, position_ids: Tensor) -> Any:
+        """The tables for these positions, as the model's own rotary module makes them: (cos, sin), or one complex tensor.
 
         Args:
             hidden_states: gives the tables' dtype and device.
@@ -46,6 +46,10 @@ class PositionEmbeddingHooksMixin:
         Raises:
             RotaryMissing: `set_rotary_emb` was not called. Tables are never made up.
         """
+        buffer = self.variant.calling.table_buffer
+        if buffer is not None:
+            sin, cos = getattr(self.original_component, buffer).to(position_ids.device)[position_ids].chunk(2, dim=-1)
+            return cos, sin
         if self.rotary_emb is None:
             raise RotaryMissing(
                 f"{type(self).__name__} {self.name!r} has no rotary module to make cos and sin with\n"
@@ -53,16 +57,12 @@ class PositionEmbeddingHooksMixin:
                 f"  where attach was given a part of a model: give it the part that holds the rotary module too, such as model.model, or go on unproved:\n"
                 f"  bridged = attach(part, verify=False); then, for each bridge in bridged.layers, bridge.set_rotary_emb(model.model.rotary_emb)"
             )
+        axes = position_axes(self.rotary_emb)
+        if axes > 1 and position_ids.ndim == 2:
+            position_ids = position_ids.expand(axes, *position_ids.shape)  # text stands at the same place on every axis
         by_type = "layer_type" in inspect.signature(type(self.rotary_emb).forward).parameters
-        layer_type = (self._layer_type(),) if by_type else ()
-        cos, sin = self.rotary_emb(hidden_states, position_ids, *layer_type)
-        return cos, sin
-
-    def _layer_type(self) -> str:
-        """The layer's type, as its config spells it."""
-        module: Any = self.original_component
-        named = getattr(module, "layer_type", None)
-        return str(named if named is not None else module.config.layer_types[module.layer_idx])
+        kind = layer_type(self.original_component) if by_type else None
+        return self.rotary_emb(hidden_states, position_ids, *(() if kind is None else (kind,)))
 
     def tables(self, given: Any, hidden_states: Tensor, position_ids: Callable[[], Tensor]) -> Tables | None:
         """The tables of this call through their hooks; None in a layer that does not rotate (POS-1, CFG-3).
@@ -72,7 +72,7 @@ class PositionEmbeddingHooksMixin:
         if self.variant.rotary is None:
             return None
         if given is None:
-            if self.requires_position_embeddings:
+            if self.requires_position_embeddings and self.variant.calling.tables != "own":
                 raise ContractError(
                     f"{self.name!r} was given no position_embeddings, and its layer rotates; clause CFG-3 requires (cos, sin)\n"
                     f"  pass position_embeddings=rotary_emb(hidden_states, position_ids), or build the bridge with requires_position_embeddings=False"
@@ -82,7 +82,9 @@ class PositionEmbeddingHooksMixin:
         return self.hook("hook_cos")(cos, shared=True), self.hook("hook_sin")(sin, shared=True)
 
     def _pair(self, given: Any) -> Tables:
-        """What was handed down as position embeddings, a pair of tensors."""
+        """What was handed down as position embeddings, as a pair of tensors; a complex table is cos + i sin."""
+        if isinstance(given, Tensor) and given.is_complex():
+            return given.real, given.imag
         if isinstance(given, (tuple, list)) and len(given) == 2 and all(isinstance(table, Tensor) for table in given):
             return given[0], given[1]
         kinds = f"{len(given)} items" if isinstance(given, (tuple, list)) else type(given).__name__

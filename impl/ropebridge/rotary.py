@@ -17,22 +17,32 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
     floor = torch.float32 if rotary.precision == "float32" else x.dtype
     work = torch.promote_types(floor, torch.promote_types(x.dtype, cos.dtype))
     cos, sin = (lay(table, rotary).to(work).unsqueeze(2) for table in (cos, sin))
-    turning = x[..., : rotary.width].to(work)
+    passing, turning = parts(x, rotary)
+    turning = turning.to(work)
     turned = (turning * cos + quarter_turn(turning, rotary) * sin).to(x.dtype)
-    return turned if rotary.width == x.shape[-1] else torch.cat([turned, x[..., rotary.width :]], dim=-1)
+    if rotary.width == x.shape[-1]:
+        return turned
+    return torch.cat([turned, passing] if rotary.end == "leading" else [passing, turned], dim=-1)
+
+
+def parts(x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+    """The dimensions that pass through, and those that rotate."""
+    passing = x.shape[-1] - rotary.width
+    if rotary.end == "trailing":
+        return x[..., :passing], x[..., passing:]
+    return x[..., rotary.width :], x[..., : rotary.width]
 
 
 def quarter_turn(x: Tensor, rotary: Rotary) -> Tensor:
-    """Each pair (a, b) turned by 90 degrees: (-b, a)."""
-    if rotary.pairing == "half":
-        a, b = x.chunk(2, dim=-1)
-        return torch.cat([-b, a], dim=-1)
-    return torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+    """Each pair (a, b) turned by 90 degrees: (-b, a); backward (b, -a)."""
+    a, b = x.chunk(2, dim=-1) if rotary.pairing == "half" else (x[..., 0::2], x[..., 1::2])
+    turned = (-b, a) if rotary.direction == "forward" else (b, -a)
+    return torch.cat(turned, dim=-1) if rotary.pairing == "half" else torch.stack(turned, dim=-1).flatten(-2)
 
 
 def lay(table: Tensor, rotary: Rotary) -> Tensor:
     """A table with one entry a rotated dimension, in the order in which the pairing reads them."""
-    if rotary.table == "half":
+    if rotary.table in ("half", "complex"):
         return torch.cat([table, table], dim=-1) if rotary.pairing == "half" else table.repeat_interleave(2, dim=-1)
     if (rotary.table == "full") == (rotary.pairing == "half"):
         return table

@@ -28,7 +28,8 @@ class BridgedLayer:
         with ExitStack() as stack:
             for name, fn in hooks:
                 stack.enter_context(self.bridge.hook_points[name].add_hook(fn))
-            return self.bridge(**inputs)  # type: ignore[no-any-return]
+            returned = dict(zip(self.bridge.variant.calling.returns, self.bridge(**inputs), strict=True))
+            return returned["out"], returned["pattern"]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ Face's norms and softmax round to float32 whatever they are given, so the two ar
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import chain
@@ -16,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ropebridge import kernels
-from ropebridge_spec import AttachError, RopebridgeError, VerificationError, bounds
+from ropebridge.norms import affine
+from ropebridge_spec import AttachError, RopebridgeError, Variant, VerificationError, attended, bounds
 
 if TYPE_CHECKING:
     from ropebridge.bridge import PositionEmbeddingsAttentionBridge
@@ -67,17 +70,39 @@ def verify_layer(bridge: PositionEmbeddingsAttentionBridge) -> None:
     twin, module = float64_twin(bridge)
     inputs = twin.get_random_inputs(BATCH, POS, seed=0, left_padding=LEFT_PADDING)
     try:
-        wanted_out, wanted_pattern = type(module).forward(module, **inputs, past_key_values=None)
+        returned = dict(zip(twin.variant.calling.returns, type(module).forward(module, **accepted(module, {**inputs, "past_key_values": None})), strict=True))
     except RopebridgeError:
         raise
     except Exception as error:
         raise VerificationError(f"{bridge.name!r}: {type(module).__name__} failed on random inputs: {error}\n  pass verify=False to go on unproved") from error
     kept, out = record(twin, inputs)
-    pattern_bound, out_bound = float32_bounds(twin, kept)
+    wanted_out, wanted_pattern = returned["out"], returned["pattern"]
+    pattern_bound, out_bound = float32_bounds(twin, kept, given_kv_of(twin, inputs))
     live = kept["hook_attn_scores"].amax(-1) > -torch.inf
-    refuse_mismatch(bridge, "pattern", (kept["hook_pattern"] - wanted_pattern)[live], pattern_bound[live])
+    got_pattern = kept["hook_pattern"]
+    if twin.variant.sinks is not None:  # some modules return the pattern before the sink took its share; z shows that share
+        got_pattern, wanted_pattern, pattern_bound = whole(got_pattern), whole(wanted_pattern), 2 * pattern_bound / row_sum(got_pattern)
+    refuse_mismatch(bridge, "pattern", (got_pattern - wanted_pattern)[live], pattern_bound[live])
     rows = live.all(1)
     refuse_mismatch(bridge, "output", (out - wanted_out)[rows], out_bound[rows])
+
+
+def accepted(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
+    """What a module's forward takes by name; None for what it must be given and is not."""
+    parameters = dict(list(inspect.signature(type(module).forward).parameters.items())[1:])
+    anything = any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    needed = {p.name for p in parameters.values() if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD}
+    return dict.fromkeys(needed) | {name: value for name, value in given.items() if anything or name in parameters}
+
+
+def row_sum(pattern: Tensor) -> Tensor:
+    """What the keys of a row have in all."""
+    return pattern.sum(-1, keepdim=True)
+
+
+def whole(pattern: Tensor) -> Tensor:
+    """A pattern with the share of the sink given back to the keys."""
+    return pattern / row_sum(pattern)
 
 
 def float64_twin(bridge: PositionEmbeddingsAttentionBridge) -> tuple[PositionEmbeddingsAttentionBridge, nn.Module]:
@@ -104,22 +129,68 @@ def record(twin: PositionEmbeddingsAttentionBridge, inputs: dict[str, Any]) -> t
     kept: dict[str, Tensor] = {}
     for name, point in twin.hook_points.items():
         point.add_hook(lambda tensor, hook, name=name: kept.__setitem__(name, tensor))
-    out, _ = twin(**inputs)
-    return kept, out
+    returned = twin(**inputs)
+    return kept, returned[twin.variant.calling.returns.index("out")]
 
 
-def float32_bounds(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def float32_bounds(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor], given_kv: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
     """How far pattern and output may be off where scores, softmax and values round to float32."""
     variant, dtype = twin.variant, "float32"
-    q, k, v = (kept[name].abs().transpose(1, 2) for name in ("hook_rot_q", "hook_rot_k", "hook_v"))
+    names = attended(variant)
+    q = by_head(kept, names[0]).transpose(1, 2)
+    k, v = (by_head(kept, name).transpose(1, 2) for name in names[1:]) if given_kv is None else given_kv
     scores, pattern = kept["hook_attn_scores"], kept["hook_pattern"]
-    magnitude = kernels.grouped_product(q * abs(variant.scale), k.transpose(2, 3))
+    magnitude = kernels.grouped_product(q.abs() * abs(variant.scale) * hottest(variant), k.abs().transpose(2, 3))
     delta = (magnitude * bounds.growth(NORM_ROUNDINGS, dtype)).amax(-1, keepdim=True)
     below = (scores.amax(-1, keepdim=True) - scores).nan_to_num(nan=0.0, posinf=0.0)
     pattern_bound = bounds.softmax(pattern, below, keys=POS + 1, dtype=dtype) + pattern * (2 * delta).expm1()
-    z_bound = bounds.fused(kept["hook_z"].transpose(1, 2), kernels.mix(pattern, v), delta, keys=POS + 1, dtype=dtype)
-    out_bound = z_bound.transpose(1, 2).flatten(-2) @ linear_map(twin.submodule("o"), like=kept["hook_z"].flatten(-2)).abs()
+    z = kernels.mix(pattern, v)
+    z_bound = bounds.fused(z, kernels.mix(pattern, v.abs()), delta, keys=POS + 1, dtype=dtype)
+    z_bound = finished(twin, z.transpose(1, 2), z_bound.transpose(1, 2), kept)
+    out_bound = z_bound.flatten(-2) @ outward(twin, kept).abs()
     return pattern_bound, out_bound + bounds.UNIT[dtype] * kept["hook_out"].abs()
+
+
+def outward(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor]) -> Tensor:
+    """(in, out): what z is multiplied by; the identity where the layer around projects."""
+    z = kept["hook_z"].flatten(-2)
+    return linear_map(twin.submodule("o"), like=z) if twin.variant.projections.o else torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+
+
+def given_kv_of(twin: PositionEmbeddingsAttentionBridge, inputs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """Keys and values that an earlier layer hands down."""
+    if twin.variant.kv_given is None:
+        return None
+    ((keys, values),) = inputs[twin.variant.kv_given].values()
+    return keys, values
+
+
+def by_head(kept: dict[str, Tensor], name: str) -> Tensor:
+    """What a hook point held, head by head: a flat norm shows all heads as one axis."""
+    return kept[name].reshape(kept["hook_v" if "_v" in name else "hook_rot_q" if "_q" in name else "hook_rot_k"].shape)
+
+
+def hottest(variant: Variant) -> float:
+    """The largest factor that the query's temperature takes at the positions of a proof."""
+    temperature = variant.temperature
+    if temperature is not None and temperature.given is not None:
+        return 1.0 + 0.1 * POS
+    return 1.0 if temperature is None else 1 + abs(temperature.beta) * math.log1p((POS + temperature.shift) / temperature.length)
+
+
+def finished(twin: PositionEmbeddingsAttentionBridge, z: Tensor, error: Tensor, kept: dict[str, Tensor]) -> Tensor:
+    """The error of z after its norm, which divides by its size, and after the gate."""
+    norm, gate = twin.variant.z_norm, kept.get("hook_gate")
+    if norm is not None:
+        rows, off = (z.flatten(-2), error.flatten(-2)) if norm.over == "flat" else (z, error)
+        size = (rows.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+        unit = (rows / size).abs()
+        weight, _ = affine(twin.submodule("z_norm"), norm)
+        spread = off / size + unit * (unit * off / size).mean(-1, keepdim=True)
+        error = (spread if weight is None else spread * weight.abs()).reshape(z.shape)
+    if gate is not None:
+        error = error * (gate if gate.ndim == z.ndim else gate.unsqueeze(-1)).abs()
+    return error + bounds.growth(NORM_ROUNDINGS, "float32") * kept["hook_z"].abs()
 
 
 def linear_map(projection: nn.Module, *, like: Tensor) -> Tensor:

@@ -4,18 +4,20 @@ Start with `attention.py`: its text is the order of the hooks.
 """
 
 from ropebridge_reference.attention import STAGES, Output, Past, Stages, attention
+from ropebridge_reference.gate import gate, gated
 from ropebridge_reference.masks import bias_of_mask, causal_bias, padding_bias
 from ropebridge_reference.mix import mix, output, result, sum_of_results
 from ropebridge_reference.norm import normalise
 from ropebridge_reference.pattern import pattern
-from ropebridge_reference.project import project
+from ropebridge_reference.project import clip, latent, multiply, project, with_rotary_part
 from ropebridge_reference.rotary import rotate, turns
-from ropebridge_reference.scores import scores
+from ropebridge_reference.scores import heat, scores, temper
 from ropebridge_reference.split import split_inputs
-from ropebridge_reference.weights import Weights
+from ropebridge_reference.weights import Affine, Weights
 
 __all__ = [
     "STAGES",
+    "Affine",
     "Output",
     "Past",
     "Stages",
@@ -23,7 +25,13 @@ __all__ = [
     "attention",
     "bias_of_mask",
     "causal_bias",
+    "clip",
+    "gate",
+    "gated",
+    "heat",
+    "latent",
     "mix",
+    "multiply",
     "normalise",
     "output",
     "padding_bias",
@@ -34,5 +42,7 @@ __all__ = [
     "scores",
     "split_inputs",
     "sum_of_results",
+    "temper",
     "turns",
+    "with_rotary_part",
 ]

@@ -8,13 +8,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ropebridge_spec import Variant
+
 Bias = Float[Tensor, "#batch #head query key"]
 
 
-def causal_bias(query: Int[Tensor, " query"], key: Int[Tensor, " key"], window: int | None) -> Float[Tensor, "1 1 query key"]:
-    """MASK-2: position i sees positions i - window + 1 to i; without a window, all up to i."""
+def causal_bias(query: Int[Tensor, " query"], key: Int[Tensor, " key"], reach: Variant) -> Float[Tensor, "1 1 query key"]:
+    """MASK-2: position i sees j <= i, unless the layer is not causal, within window and chunk."""
     distance = query[:, None] - key[None, :]
-    visible = (distance >= 0) & (distance < (math.inf if window is None else window))
+    visible = (distance >= 0) | (not reach.causal)
+    if reach.window is not None:
+        visible &= distance.abs() < reach.window
+    if reach.chunk is not None:
+        visible &= query[:, None] // reach.chunk == key[None, :] // reach.chunk
     return forbid(~visible)[None, None]
 
 

@@ -7,14 +7,15 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from ropebridge_reference.weights import Affine
 from ropebridge_spec import Norm
 
 Heads = Float[Tensor, "batch pos head d_head"]
 Normed = Float[Tensor, "batch pos *axes"]
 
 
-def normalise(x: Heads, weight: Float[Tensor, "..."], norm: Norm) -> Normed:
-    """Normalise the last axis in at least float32, multiply by the weight, return to x's dtype.
+def normalise(x: Heads, affine: Affine, norm: Norm) -> Normed:
+    """Normalise the last axis in at least float32, multiply by the weight, add the bias, return to x's dtype.
 
     A flat norm takes all heads of a position as one axis, and shows it flat.
     """
@@ -22,8 +23,13 @@ def normalise(x: Heads, weight: Float[Tensor, "..."], norm: Norm) -> Normed:
     work = torch.promote_types(x.dtype, torch.float32)
     unit = centred(x.to(work), norm) * inverse_size(x.to(work), norm)
     unit = unit.to(x.dtype) if norm.rounds_before_weight else unit
-    factor = weight if norm.weight == "scale" else 1.0 + weight.to(work)
-    return (factor * unit).to(x.dtype)
+    scaled = unit if affine.weight is None else factor(affine.weight.to(work), norm) * unit
+    return (scaled if affine.bias is None else scaled + affine.bias).to(x.dtype)
+
+
+def factor(weight: Float[Tensor, "..."], norm: Norm) -> Float[Tensor, "..."]:
+    """w, or 1 + w."""
+    return weight if norm.weight == "scale" else 1.0 + weight
 
 
 def centred(x: Tensor, norm: Norm) -> Tensor:

@@ -89,7 +89,8 @@ def judge_edit(bench: Bench, q: Question, edit: Callable[[Tensor], Tensor | None
         return result
 
     edited = record(layer, calls(scenario, specimen, layer), watched(specimen, scenario, watch), {q.hook: edit_and_keep})
-    return first_moved(q, clean, edited) or lost(q, edited, shown) or first_divergent(q, clean, edited) or without_effect(q, clean, edited) or passed()
+    early = first_moved(q, clean, edited) or lost(q, edited, shown)
+    return early or bench.once_for_the_same(edited, q, lambda: first_divergent(q, clean, edited) or without_effect(q, clean, edited) or passed())
 
 
 def first_moved(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding | None:

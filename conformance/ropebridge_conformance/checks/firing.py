@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ropebridge_conformance.bench import Bench, hooks_of
 from ropebridge_conformance.questions import Check, Finding, Question, any_hook, axes_clause, clause, failed, passed
-from ropebridge_conformance.scenarios import CORE, OPTED, Scenario, calls
+from ropebridge_conformance.scenarios import CORE, OPTED, Scenario, calls, tables_of
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_spec import HOOK, Variant, axis_sizes, shape_of, ungrouped
@@ -64,10 +64,10 @@ def complaint_about(trace: Trace, name: str, variant: Variant) -> str:
         return f"{name} did not fire, so it has no axes"
     value, given = trace.values[name], trace.call.given
     batch, pos, _ = given["hidden_states"].shape
-    tables = given["position_embeddings"]
+    tables = tables_of(given["position_embeddings"])
     sizes = axis_sizes(variant, batch=batch, pos=pos, key=trace.call.keys, table_batch=tables[0].shape[0] if tables else 1)
     spec = resolve(HOOK[name], variant)
-    like = tables[0] if name in ("hook_cos", "hook_sin") else given["hidden_states"]
+    like = tables[0] if tables and name in ("hook_cos", "hook_sin") else given["hidden_states"]
     for what, got, wanted in (
         ("shape", tuple(value.shape), shape_of(spec, sizes)),
         ("dtype", value.dtype, like.dtype),

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed, vacuous
-from ropebridge_conformance.scenarios import CallInputs, calls
+from ropebridge_conformance.scenarios import CallInputs, Scenario, calls, possible
 from ropebridge_conformance.traces import record
 from ropebridge_conformance.witness import bias_of_call, live_rows
+from ropebridge_spec import Variant
 
 POISON = 16.0
 
@@ -61,7 +62,7 @@ def poisoned_run(bench: Bench, q: Question, watch: Watch) -> Finding | None:
     """A finding if a row that cannot see the poisoned positions moved, or no row did."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
     call = bench.traces(q.specimen, q.situation, watch)[0].call
-    poisoned = poisoned_positions(call)
+    poisoned = poisoned_positions(call, q.specimen.variant)
     names = watched(q.specimen, q.situation, watch)
     clean = record(layer, [fresh(call, {})], names)[0].out
     moved = record(layer, [fresh(call, {"hidden_states": poison(call, poisoned)})], names)[0].out
@@ -77,19 +78,28 @@ def poisoned_run(bench: Bench, q: Question, watch: Watch) -> Finding | None:
     return None
 
 
-def poisoned_positions(call: CallInputs) -> Tensor:
-    """(batch, pos): the last position of each row, and in the last row its first three, which padding forbids."""
+def poisoned_positions(call: CallInputs, variant: Variant) -> Tensor:
+    """(batch, pos): the last position of each row, and in the last row its first three, which padding forbids.
+
+    Where later positions are seen, and padding is all that forbids, the last position of the last row is left out.
+    """
     x = call.given["hidden_states"]
     poisoned = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
     poisoned[:, -1] = True
     poisoned[-1, :3] = True
+    poisoned[-1, -1] = variant.causal or variant.window is not None
     return poisoned
 
 
+def something_is_forbidden(scenario: Scenario, variant: Variant) -> bool:
+    """Whether some row is blind to some key."""
+    return possible(scenario, variant) and bool(variant.causal or variant.window or scenario.left_padding)
+
+
 def poison(call: CallInputs, where: Tensor) -> Tensor:
-    """The hidden states, sixteen times as large at some positions."""
+    """The hidden states, sixteen times as large at some positions, and others: a norm undoes what is only larger."""
     x: Tensor = call.given["hidden_states"]
-    return torch.where(where[..., None], x * POISON, x)
+    return torch.where(where[..., None], x.roll(1, -1) * POISON, x)
 
 
 def fresh(call: CallInputs, changes: Mapping[str, Any]) -> CallInputs:
@@ -100,5 +110,5 @@ def fresh(call: CallInputs, changes: Mapping[str, Any]) -> CallInputs:
 CHECKS = (
     Check("a_row_that_sees_no_key_is_zero", clause("MASK-6"), a_row_that_sees_no_key_is_zero, ("left_padding",)),
     Check("gradients_are_finite_where_a_row_sees_no_key", clause("MASK-6"), gradients_are_finite_where_a_row_sees_no_key, ("left_padding",)),
-    Check("a_forbidden_key_changes_nothing", clause("MASK-7"), a_forbidden_key_changes_nothing, ("left_padding", "no_mask")),
+    Check("a_forbidden_key_changes_nothing", clause("MASK-7"), a_forbidden_key_changes_nothing, ("left_padding", "no_mask"), where=something_is_forbidden),
 )

@@ -75,12 +75,13 @@ def largest(error: Tensor) -> Tensor:
 
 
 CHECKS = (
-    Check("the_output_agrees_with_hugging_face", clause("PAR-1"), the_output_agrees_with_hugging_face, CORE),
+    Check("the_output_agrees_with_hugging_face", clause("PAR-1"), the_output_agrees_with_hugging_face, CORE, about="class"),
     Check(
         "half_precision_is_as_near_the_truth_as_hugging_face",
         clause("PAR-2"),
         half_precision_is_as_near_the_truth_as_hugging_face,
         ("large",),
         dtypes=HALF,
+        about="class",
     ),
 )

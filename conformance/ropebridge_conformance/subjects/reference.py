@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
 
+from ropebridge_conformance.scenarios import CallInputs, tables_of
 from ropebridge_conformance.visibility import bias_of
 from ropebridge_conformance.weights import read_weights
 from ropebridge_reference import STAGES, Past, Stages, attention
-from ropebridge_spec import FAMILIES, Family, HookFunction, OptIn, Variant, describe
+from ropebridge_spec import FAMILIES, Family, HookFunction, OptIn, Variant, describe, shared_key
 
 Show = Callable[[str, Tensor, Sequence[HookFunction]], Tensor]
 
@@ -39,8 +40,9 @@ class ReferenceLayer:
     def run(self, inputs: Mapping[str, Any], hooks: Sequence[tuple[str, HookFunction]] = ()) -> tuple[Tensor, Tensor | None]:
         """One call; a transformers cache in `inputs["past_key_values"]` is read, and extended."""
         x, cache = inputs["hidden_states"], inputs.get("past_key_values")
-        past = self._past(cache)
-        first = 0 if past is None else past.key.shape[1]
+        call = CallInputs(inputs, 0, 0)
+        past = call.given_kv(self.variant) or self._past(cache)
+        first = 0 if past is None else past.key.shape[1] - (x.shape[1] if self.variant.kv_given else 0)
         bias = bias_of(inputs["attention_mask"], first, x.shape[1], self.variant, x.device, self.stages)
 
         def at(name: str, value: Tensor) -> Tensor:
@@ -48,22 +50,25 @@ class ReferenceLayer:
 
         made = attention(
             x,
-            inputs["position_embeddings"],
+            tables_of(inputs["position_embeddings"]),
             bias,
             read_weights(self.module, self.variant),
             self.variant,
+            positions=replace(call, first_query=first).positions(self.variant),
             past=past,
             opted_in=self.opted_in,
             at=at,
             stages=self.stages,
         )
-        if cache is not None:
+        if self.variant.calling.kv_left is not None:
+            inputs[self.variant.calling.kv_left][shared_key(self.module)] = tuple(t.transpose(1, 2) for t in (made.past.key, made.past.value))
+        if cache is not None and not self.variant.kv_given:
             layer: Any = self.module.layer_idx
             cache.update(*(t[:, first:].transpose(1, 2) for t in (made.past.key, made.past.value)), layer)
         return made.out, made.pattern if inputs.get("output_attentions") else None
 
     def _past(self, cache: Any) -> Past | None:
-        layer: Any = self.module.layer_idx
+        layer: Any = getattr(self.module, "layer_idx", 0)
         if cache is None or cache.get_seq_length(layer) == 0:
             return None
         held = cache.layers[layer]
