@@ -6,7 +6,7 @@ Errors therefore do not pile up: bounds stay tight, and the first stage that bre
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -46,6 +46,7 @@ class Context:
     opted_in: tuple[OptIn, ...]
     dtype: str
     stages: Stages = STAGES
+    expected: dict[str, Expectation] = field(default_factory=dict, compare=False)
 
     @cached_property
     def query(self) -> Tensor:
@@ -121,8 +122,10 @@ def context_of(trace: Trace, specimen: Specimen, scenario: Scenario, stages: Sta
 
 
 def expect(hook: str, context: Context) -> Expectation:
-    """What a hook point should hold, from the values one stage up."""
-    return STAGE_ORACLES[hook](hook, context)
+    """What a hook point should hold, from the values one stage up; worked out once for each context."""
+    if hook not in context.expected:
+        context.expected[hook] = STAGE_ORACLES[hook](hook, context)
+    return context.expected[hook]
 
 
 def exactly(value: Tensor) -> Expectation:

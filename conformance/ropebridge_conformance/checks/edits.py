@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.compare import compare
-from ropebridge_conformance.oracle import context_of, expect
+from ropebridge_conformance.oracle import Context, context_of, expect
 from ropebridge_conformance.questions import Check, Finding, Question, any_hook, clause, failed, passed, vacuous
 from ropebridge_conformance.scenarios import OPTED, calls
 from ropebridge_conformance.traces import Trace, record
@@ -90,7 +90,7 @@ def judge_edit(bench: Bench, q: Question, edit: Callable[[Tensor], Tensor | None
 
     edited = record(layer, calls(scenario, specimen, layer), watched(specimen, scenario, watch), {q.hook: edit_and_keep})
     early = first_moved(q, clean, edited) or lost(q, edited, shown)
-    return early or bench.once_for_the_same(edited, q, lambda: first_divergent(q, clean, edited) or without_effect(q, clean, edited) or passed())
+    return early or bench.once_for_the_same(edited, q, lambda: what_followed(q, clean, edited))
 
 
 def first_moved(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding | None:
@@ -114,11 +114,19 @@ def lost(q: Question, edited: list[Trace], shown: list[Tensor]) -> Finding | Non
     return None
 
 
-def first_divergent(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding | None:
-    """The first stage of the edited run that is not what the reference makes of the values before it."""
-    for before, trace in zip(clean, edited, strict=True):
-        context = context_of(trace, q.specimen, q.situation)
-        for name in trace.fired:
+def what_followed(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding:
+    """What became of the stages after the edit."""
+    contexts = [context_of(trace, q.specimen, q.situation) for trace in edited]
+    return first_divergent(q, clean, edited, contexts) or without_effect(q, clean, edited, contexts[0]) or passed()
+
+
+def first_divergent(q: Question, clean: list[Trace], edited: list[Trace], contexts: list[Context]) -> Finding | None:
+    """The first stage of the edited run that is not what the reference makes of the values before it.
+
+    Those before the edit in the first call are bit for bit what they were without it, and other checks judge those.
+    """
+    for before, trace, context in zip(clean, edited, contexts, strict=True):
+        for name in later(trace, q) if trace is edited[0] else trace.fired:
             if name == q.hook:
                 continue
             difference = compare(trace.values[name], expect(name, context))
@@ -129,13 +137,16 @@ def first_divergent(q: Question, clean: list[Trace], edited: list[Trace]) -> Fin
     return None
 
 
-def without_effect(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding | None:
+def later(trace: Trace, q: Question) -> list[str]:
+    """The hook points that fired after the edit."""
+    return trace.fired[trace.fired.index(q.hook or "") + 1 :]
+
+
+def without_effect(q: Question, clean: list[Trace], edited: list[Trace], context: Context) -> Finding | None:
     """Vacuous, if the unedited run's later stages would have passed as well."""
     if q.hook == "hook_out":
         return vacuous("the edit changed nothing") if torch.equal(clean[0].out, edited[0].out) else None  # type: ignore[arg-type]
-    context = context_of(edited[0], q.specimen, q.situation)
-    later = edited[0].fired[edited[0].fired.index(q.hook or "") + 1 :]
-    if all(compare(clean[0].values[name], expect(name, context)).fits for name in later):
+    if all(compare(clean[0].values[name], expect(name, context)).fits for name in later(edited[0], q)):
         return vacuous(f"the stages after {q.hook} would have passed without the edit too")
     return None
 
