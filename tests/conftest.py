@@ -1,7 +1,8 @@
-"""Tiny random models of the eight families that are served, and bridges around their layers."""
+"""Tiny random models of the eight families that are served, bridges around their layers, and a browser."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -97,3 +98,16 @@ def left_padding() -> torch.Tensor:
     mask = torch.ones(2, 12, dtype=torch.long)
     mask[1, :3] = 0
     return mask
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, headless."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    if chromium is None:
+        pytest.skip("there is no Chromium on this machine: apt-get install chromium")
+    with playwright.sync_playwright() as run:
+        running = run.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield running
+        running.close()

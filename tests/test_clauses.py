@@ -6,8 +6,26 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ropebridge_reference import Affine, clip, gate, gated, heat, latent, normalise, temper
-from ropebridge_spec import Gate, Latent, Norm, Rotary, Temperature, Variant, attended, hook_order
+from ropebridge_reference import (
+    Affine,
+    Weights,
+    adapt,
+    clip,
+    exclude,
+    gate,
+    gated,
+    heat,
+    key_bias,
+    latent,
+    normalise,
+    of_the_largest,
+    selection_bias,
+    side_by_side,
+    strength,
+    subtract,
+    temper,
+)
+from ropebridge_spec import Differential, Gate, KeyBias, Latent, Norm, Projections, Rotary, Selector, Source, Temperature, Variant, attended, hook_order
 from ropebridge_spec.variant import Calling
 
 PLAIN = Variant(d_model=4, heads=2, kv_heads=1, d_head=2, d_head_v=2, scale=1.0, norm=Norm("rms", "head", 1e-6), rotary=Rotary("half", 2))
@@ -94,3 +112,98 @@ def test_z_is_normed_before_it_is_gated() -> None:
 
 def test_what_a_layer_returns_is_part_of_its_description() -> None:
     assert Calling().returns == ("out", "pattern")
+
+
+def test_the_latent_as_it_was_may_stand_beside_the_normed_one() -> None:
+    """LAT-1."""
+    x, down = torch.tensor([[[3.0, 4.0]]], dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    assert latent(x, down, None, Affine(), RMS, 2.0, True).flatten().tolist() == pytest.approx([6 / math.sqrt(12.5), 8 / math.sqrt(12.5), 3, 4])
+    beside = replace(PLAIN, kv_heads=2, norm=None, latent=Latent(kv_rank=3, q_rank=5, norm=RMS, q_beside=True))
+    assert beside.latent is not None
+    assert beside.latent.q_width == 10
+
+
+def test_a_query_sees_the_keys_that_were_picked_for_it() -> None:
+    """SEL-1."""
+    picked = torch.tensor([[[[True, False], [False, True]]]])
+    assert selection_bias(picked).tolist() == [[[[0.0, -math.inf], [-math.inf, 0.0]]]]
+    assert names(replace(PLAIN, selector=Selector("indexer", "keys"))) == names(PLAIN)
+
+
+def test_of_a_pair_of_heads_the_second_is_subtracted() -> None:
+    """DIFF-1: two heads of values 1 and 2 side by side, strength e^2 - e^6 + 0.5."""
+    kind, lambdas = Differential(0.5), torch.tensor([[1.0, 1.0], [1.0, 1.0], [2.0, 1.0], [2.0, 2.0]], dtype=torch.float64)
+    much = math.exp(2) - math.exp(6) + 0.5
+    assert strength(lambdas, kind).item() == pytest.approx(much)
+    assert side_by_side(torch.tensor([[[[1.0], [2.0]]]])).tolist() == [[[[1.0, 2.0], [1.0, 2.0]]]]
+    z = torch.tensor([[[[5.0, 7.0], [1.0, 2.0]]]], dtype=torch.float64)
+    assert subtract(z, lambdas, kind).flatten().tolist() == pytest.approx([5 - much, 7 - 2 * much])
+
+
+def test_a_pair_of_heads_has_one_place_in_z() -> None:
+    """DIFF-1."""
+    paired = replace(PLAIN, kv_heads=2, norm=None, differential=Differential(0.2))
+    axes = {hook.name: hook.axes for hook in hook_order(paired, ("attn_result",))}
+    assert axes["hook_pattern"] == "batch head query key"
+    assert axes["hook_z"] == "batch pos pair d_pair"
+    assert axes["hook_result"] == "batch pos pair d_model"
+    assert (paired.z_heads, paired.d_z, paired.z_multiplier) == (1, 4, 0.8)
+    with pytest.raises(ValueError, match=r"Variant\.kv_heads is 1; differential attention has kv heads in pairs"):
+        replace(paired, kv_heads=1)
+
+
+def test_a_key_is_biased_by_its_values() -> None:
+    """SCORE-5: exp(A softplus(v . W)) with A = 2, v . W = 0 and log 3."""
+    variant = replace(PLAIN, key_bias=KeyBias(keep=1))
+    weights = Weights(W_Q=torch.ones(2, 4, 2), W_O=torch.ones(2, 2, 4), W_dt=torch.ones(1, 1, 2), A=torch.tensor([2.0]))
+    v = torch.tensor([[[[0.0, 0.0]], [[math.log(3), 0.0]]]])
+    biases = key_bias(v, weights, variant)
+    assert biases.shape == (1, 2, 1, 2)
+    assert biases[0, 0, 0].tolist() == pytest.approx([4.0, 16.0])
+    assert not variant.splits
+
+
+def test_a_query_sees_so_many_keys_of_the_largest_bias_among_those_it_may_see() -> None:
+    """SCORE-5."""
+    biases, mask = torch.tensor([[[[4.0, 16.0, 9.0]]]]), torch.tensor([[[[0.0, -math.inf, 0.0]]]])
+    assert of_the_largest(biases, mask, 1).flatten().tolist() == [-math.inf, -math.inf, 9.0]
+    assert of_the_largest(biases, mask, 3).flatten().tolist() == [4.0, -math.inf, 9.0]
+
+
+def test_the_part_along_a_querys_own_value_is_taken_from_its_mix() -> None:
+    """MIX-3: z = (1, 2), own value along the first axis, tanh(alpha) = 1/2."""
+    z, v, alpha = torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[[3.0, 0.0]]]]), torch.tensor([math.atanh(0.5)])
+    assert exclude(z, v, alpha).flatten().tolist() == pytest.approx([0.5, 2.0])
+
+
+def test_values_that_are_rotated_have_a_hook_of_their_own() -> None:
+    """ROT-3."""
+    turning = replace(PLAIN, rotary=Rotary("half", 2, values=True))
+    assert names(turning)[names(turning).index("hook_rot_k") + 1] == "hook_rot_v"
+    assert attended(turning)[2] == "hook_rot_v"
+
+
+def test_keys_of_another_sequence_have_positions_of_both() -> None:
+    """KV-2."""
+    axes = {hook.name: hook.axes for hook in hook_order(replace(PLAIN, source=Source("context_hidden_states", "before")))}
+    assert axes["hook_kv_in"] == "batch source d_model"
+    assert axes["hook_q"] == "batch pos head d_head"
+    assert axes["hook_k"] == axes["hook_k_normed"] == axes["hook_rot_k"] == "batch kv_pos kv_head d_head"
+    assert axes["hook_cos"] == "table_batch kv_pos rotary_dim"
+    after = {hook.name: hook.axes for hook in hook_order(replace(PLAIN, source=Source("encoder_hidden_states", "after")))}
+    assert after["hook_cos"] == "table_batch pos rotary_dim"
+
+
+def test_an_adapter_is_added_to_its_projection() -> None:
+    """PROJ-1: 10 and x (1, 2) through down (1, 1) and up 5."""
+    y, x = torch.tensor([[[[10.0]]]]), torch.tensor([[[[1.0, 2.0]]]])
+    assert adapt(y, x, (torch.ones(2, 1), torch.tensor([[[5.0]]]))).item() == 25.0
+    assert not replace(PLAIN, projections=Projections(beside="linear_{}_adapter_list")).splits
+
+
+def test_a_layer_may_give_back_another_width() -> None:
+    """OUT-2."""
+    axes = {hook.name: hook.axes for hook in hook_order(replace(PLAIN, d_out=6), ("attn_result",))}
+    assert axes["hook_out"] == "batch pos d_out"
+    assert axes["hook_result"] == "batch pos head d_out"
+    assert axes["hook_in"] == "batch pos d_model"

@@ -83,7 +83,7 @@ def test_a_change_is_told(known, what):
     [
         ("LlamaAttention", "", ""),
         ("PixelVisionAttention", "", "a vision tower: bidirectional, over patches"),
-        ("NewAttention", "self.indexer = x", "a sparse indexer chooses its keys"),
+        ("NewAttention", "self.experts.map(x)", "experts in place of a query projection"),
         ("NewAttention", "", "not described yet"),
     ],
 )

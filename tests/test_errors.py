@@ -161,7 +161,7 @@ def test_a_direction_that_does_not_exist(llama: Any) -> None:
         pytest.param("blocks.0.attn.hook_result", r"\n  it exists on request: attach\(model, use_attn_result=True\)\n", id="result"),
         pytest.param("blocks.0.attn.hook_attn_in", r"\n  it exists on request: attach\(model, use_attn_in=True\)\n", id="attn_in"),
         pytest.param("blocks.0.attn.hook_k_input", r"\n  it exists on request: attach\(model, use_split_qkv_input=True\)\n", id="split"),
-        pytest.param("blocks.0.attn.hook_kv_in", r"\n  the name is reserved \(batch key d_model: what cross-attention.*\), and no family", id="reserved"),
+        pytest.param("blocks.0.attn.hook_compressed_kv", r"\n  the name is reserved \(batch block d_head: the keys and.*\), and no family", id="reserved"),
         pytest.param("zzz", r"\n  nearest: none\n  all: print\(list\(bridged\.hook_points\)\)$", id="nothing_near"),
     ],
 )
@@ -337,7 +337,7 @@ def test_a_class_that_is_not_known_is_refused_with_what_to_do(build: Any) -> Non
     with pytest.raises(UnsupportedAttention) as caught:
         attach(model)
     message = str(caught.value)
-    assert message.startswith("attention class 'MyAttention' is not in the table of families\n  nearest: PhiAttention, GteAttention, GlmAttention; ")
+    assert message.startswith("attention class 'MyAttention' is not in the table of families\n  nearest: MoshiAttention, PhiAttention, ")
     assert f"all {len(FAMILIES)}: print(sorted(ropebridge.FAMILIES))\n" in message
     assert "{**FAMILIES, 'MyAttention': FAMILIES['LlamaAttention']}" in message
     assert "forward" not in vars(model.model.layers[0].self_attn)

@@ -99,6 +99,19 @@ def test_the_model_writes_what_it_writes_alone(name: str) -> None:
         assert torch.equal(model.generate(**prompt, **run), alone)
 
 
+@pytest.mark.parametrize("name", [recipe.name for recipe in INSTALLED if recipe.inputs == "pair"])
+@torch.no_grad()
+def test_an_encoder_decoder_writes_what_it_writes_alone(name: str) -> None:
+    """Step by step from caches of both sequences; what is read of the encoder is made once (KV-2)."""
+    model = tiny(name)
+    run = {"input_ids": inputs_of(name, model.config)["input_ids"], "max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "decoder_start_token_id": 1}
+    alone = model.generate(**run, output_logits=True, return_dict_in_generate=True)
+    with attach(model, verify=False):
+        again = model.generate(**run, output_logits=True, return_dict_in_generate=True)
+    assert torch.equal(again.sequences, alone.sequences)
+    agree(torch.cat(again.logits), torch.cat(alone.logits))
+
+
 @every_recipe
 @torch.no_grad()
 def test_the_model_gives_what_it_gives_alone_under_left_padding(name: str) -> None:
@@ -107,11 +120,29 @@ def test_the_model_gives_what_it_gives_alone_under_left_padding(name: str) -> No
         model.set_attn_implementation("sdpa")
     run = runner(name, model)
     inputs = inputs_of(name, model.config, pos=13)
-    padding = torch.ones(2, 13, dtype=torch.long)
+    drafted = inputs["noise_embeds"].shape[1] if "noise_embeds" in inputs else 0  # a block that comes after the padded states
+    padding = torch.ones(2, 13 + drafted, dtype=torch.long)
     padding[1, :LEFT_PADDING] = 0
     wanted = final(run(**inputs, attention_mask=padding))
     with attach(model, verify=False):
-        agree(final(run(**inputs, attention_mask=padding)), wanted, padding.bool())
+        agree(final(run(**inputs, attention_mask=padding)), wanted, padding[:, -wanted.shape[1] :].bool())
+
+
+@torch.no_grad()
+def test_a_query_sees_the_keys_of_the_largest_bias_alone() -> None:
+    """SCORE-5: with more keys than the family keeps, prefill and steps are those of the model alone."""
+    model = build_model("doge", keep_window_size=6)
+    randomise(model)
+    inputs = inputs_of("doge", model.config)
+    wanted, later, unkept = final(model(**inputs)), decoded(model, inputs), final(build_and_run("doge", inputs))
+    assert not torch.allclose(wanted, unkept)
+    with attach(model) as bridged:
+        agree(final(bridged.run_with_cache(**inputs)[0]), wanted)
+        agree(decoded(model, inputs), later)
+
+
+def build_and_run(name: str, inputs: dict[str, Any]) -> Any:
+    return tiny(name)(**inputs)
 
 
 def test_every_row_of_the_table_has_a_model() -> None:

@@ -18,11 +18,9 @@ from ropebridge_conformance.questions import Question
 from ropebridge_conformance.results import ResultsError, read_results, write_results
 from ropebridge_conformance.scenarios import SCENARIO, base_inputs
 from ropebridge_conformance.subjects.reference import Factory
-from ropebridge_conformance.trial import try_mutant
 from ropebridge_conformance.verdicts import Outcome, Verdict, read_line
 from ropebridge_conformance.zoo import CASES, specimen
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 VALUES = "a_stage_gives_the_value_of_its_clause"
 
 
@@ -32,29 +30,6 @@ def question(check=VALUES, clause="ROT-1", hook="hook_rot_q", case="llama", scen
 
 def ask(subject=None, known=(), **fields):
     return judge(Bench(subject or Factory()), question(**fields), known)
-
-
-# ---- mutants ----
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_a_mutant_is_killed_at_its_stage(mutant, dtype):
-    trial = try_mutant(mutant, dtype)
-    if not trial.exercised:
-        assert (mutant.name, dtype) == ("promoted", "float32"), "every other fault can show in every dtype"
-        return
-    assert trial.killed
-    assert trial.named, f"killed at {trial.killer.divergent}: {trial.killer.reason}"
-
-
-def test_there_is_a_mutant_for_every_stage_that_computes():
-    computing = {"hook_q", "hook_q_normed", "hook_rot_q", "hook_attn_scores", "hook_pattern", "hook_z", "hook_out"}
-    assert computing <= {mutant.stage for mutant in MUTANTS}
-
-
-def test_mutants_have_names_of_their_own():
-    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
 
 
 # ---- vacuity ----

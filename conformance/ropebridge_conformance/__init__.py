@@ -10,6 +10,7 @@ if find_spec("pytest") is not None:
     from ropebridge_conformance.plugin import (
         pytest_addoption,
         pytest_collection_modifyitems,
+        pytest_configure,
         pytest_generate_tests,
         pytest_sessionfinish,
         pytest_sessionstart,
@@ -19,6 +20,7 @@ if find_spec("pytest") is not None:
     __all__ = [
         "pytest_addoption",
         "pytest_collection_modifyitems",
+        "pytest_configure",
         "pytest_generate_tests",
         "pytest_sessionfinish",
         "pytest_sessionstart",

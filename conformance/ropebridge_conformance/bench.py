@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, Literal, TypeVar
@@ -39,14 +39,24 @@ def load_subject(path: str) -> Subject:
     try:
         factory = getattr(import_module(module), name)
         subject = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SubjectError(f"cannot load subject {path!r}: {type(error).__name__}: {error}\n  --subject takes package.module:Factory") from error
     finally:
         sys.path.remove("")
     missing = [need for need in ("name", "unsupported", "layer") if not hasattr(subject, need)]
     if missing:
         raise SubjectError(f"subject {path!r} lacks {', '.join(missing)}; ropebridge_spec.Subject says what a subject has")
+    refuse_wrong_kinds(path, subject)
     return subject  # type: ignore[no-any-return]
+
+
+def refuse_wrong_kinds(path: str, subject: Any) -> None:
+    """Refuse a subject whose name, gaps or layer are of another kind than the protocol says."""
+    required = {"name": (str, "a string"), "unsupported": (Mapping, "a mapping"), "layer": (Callable, "a method")}
+    for attribute, (kind, words) in required.items():
+        value = getattr(subject, attribute)
+        if not isinstance(value, kind):  # type: ignore[arg-type]
+            raise SubjectError(f"subject {path!r}: {attribute} is {type(value).__name__}, and must be {words}; ropebridge_spec.Subject says what a subject has")
 
 
 def available_devices() -> list[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ropebridge_reference import Affine, gated, mix, normalise, project, rotate
+from ropebridge_reference import Affine, Weights, exclude, gated, key_bias, mix, normalise, project, rotate, strength, subtract
 from ropebridge_reference import gate as activate
-from ropebridge_spec import Gate, Norm, Rotary, bounds
+from ropebridge_spec import Differential, Gate, Norm, Rotary, Variant, bounds
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,28 @@ def projected(x: Sized, W: Tensor, b: Tensor | None, dtype: str) -> Sized:
     return Sized(value, carried + bounds.linear(value, magnitude, terms=W.shape[1], dtype=dtype, product=product))
 
 
-def latent(x: Tensor, W: Tensor, b: Tensor | None, affine: Affine, norm: Norm, scale: float, dtype: str) -> Sized:
-    """LAT-1: down, normed and scaled, with an axis of one head."""
-    return scaled(normed(projected(heads_of(x, 1), W[None], None if b is None else b[None], dtype), affine, norm, dtype), scale, dtype)
+def adapted(y: Sized, x: Sized, adapter: tuple[Tensor, Tensor] | None, dtype: str) -> Sized:
+    """PROJ-1: a projection, and what its adapter adds."""
+    if adapter is None:
+        return y
+    down, up = adapter
+    more = projected(projected(x, down.expand(x.value.shape[2], -1, -1), None, dtype), up, None, dtype)
+    total = y.value.abs() + y.error + more.value.abs() + more.error
+    return Sized(y.value + more.value, y.error + more.error + bounds.rounded(total, times=1, dtype=dtype))
+
+
+def latent(x: Tensor, W: Tensor, b: Tensor | None, affine: Affine, norm: Norm, scale: float, beside: bool, dtype: str) -> Sized:
+    """LAT-1: down, normed and scaled, and as it was beside that where the family brings it up too; with an axis of one head."""
+    down = projected(heads_of(x, 1), W[None], None if b is None else b[None], dtype)
+    risen = scaled(normed(down, affine, norm, dtype), scale, dtype)
+    return joined(risen, down) if beside else risen
+
+
+def rotary_part(x: Sized, weights: Weights, norm: Norm | None, dtype: str) -> Sized:
+    """PROJ-1: the part of a key that all heads share, normed where the family does so."""
+    assert weights.W_KR is not None
+    part = projected(x, weights.W_KR, weights.b_KR, dtype)
+    return part if norm is None else normed(part, weights.k_rotary_norm, norm, dtype)
 
 
 def joined(one: Sized, other: Sized) -> Sized:
@@ -112,6 +132,47 @@ def mixed(p: Tensor, p_error: Tensor, v: Sized, dtype: str) -> Sized:
     value, magnitude = mix(p, v.value), mix(p + p_error, v.value.abs() + v.error)
     carried = mix(p_error, v.value.abs() + v.error) + mix(p, v.error)
     return Sized(value, carried + bounds.linear(value, magnitude, terms=p.shape[-1], dtype=dtype))
+
+
+def key_biased(v: Sized, weights: Weights, variant: Variant, dtype: str) -> Sized:
+    """SCORE-5: (batch, head, 1, key); softplus has slope at most 1, and each step may be rounded."""
+    assert weights.W_dt is not None
+    assert weights.A is not None
+    value, u = key_bias(v.value, weights, variant), bounds.UNIT[dtype]
+    every = replace(weights, A=torch.ones_like(weights.A))
+    soft = key_bias(v.value, every, variant).log()
+    magnitude = torch.einsum("bkhd,ghd->bgk", v.value.abs() + v.error, weights.W_dt.abs()) + (0 if weights.b_dt is None else weights.b_dt.abs()[:, None])
+    carried = torch.einsum("bkhd,ghd->bgk", v.error, weights.W_dt.abs())
+    terms = weights.W_dt.shape[1] * weights.W_dt.shape[2]
+    off = carried + bounds.linear(magnitude, magnitude, terms=terms, dtype=dtype, product=magnitude)
+    inside = weights.A.abs().repeat_interleave(variant.group)[:, None] * (off.repeat_interleave(variant.group, 1) + 2 * u * soft[:, :, 0])
+    return Sized(value, value * (inside.unsqueeze(2).expm1() * (1 + u) + 2 * u))
+
+
+def excluded(x: Sized, v: Sized, alpha: Tensor, dtype: str) -> Sized:
+    """MIX-3: the unit value, the part along it and what is taken of it may each be rounded."""
+    value, group, u = exclude(x.value, v.value, alpha), x.value.shape[2] // v.value.shape[2], bounds.UNIT[dtype]
+    length = v.value.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    unit = (v.value / length).abs().repeat_interleave(group, 2)
+    unit_off = (2 * (v.error / length)).repeat_interleave(group, 2) + bounds.growth(v.value.shape[-1] + 4, dtype) * unit + 2 * u * unit
+    size = x.value.abs() + x.error
+    along = (size * (unit + unit_off)).sum(-1, keepdim=True)
+    along_off = (x.error * unit + size * unit_off).sum(-1, keepdim=True) + (bounds.growth(x.value.shape[-1] + 2, dtype) + 2 * u) * along
+    much = alpha.tanh().abs()[:, None]
+    taken_off = much * (along_off * (unit + unit_off) + along * unit_off) + bounds.rounded(much * along * (unit + unit_off), times=4, dtype=dtype)
+    return Sized(value, x.error + taken_off + bounds.rounded(size + much * along * unit, times=1, dtype=dtype) + bounds.UNDERFLOW[dtype])
+
+
+def subtracted(x: Sized, lambdas: Tensor, kind: Differential, dtype: str) -> Sized:
+    """DIFF-1: the strength may be rounded at each of its steps, and so are product and difference."""
+    value, half = subtract(x.value, lambdas, kind), x.value.shape[2] // 2
+    q1, k1, q2, k2 = lambdas
+    parts = [(q * k).abs().sum().item() for q, k in ((q1, k1), (q2, k2))]
+    terms = [math.exp(float(q @ k)) * (1 + part) for q, k, part in ((q1, k1, parts[0]), (q2, k2, parts[1]))]
+    strong, off = abs(float(strength(lambdas, kind))), 4 * bounds.UNIT[dtype] * (sum(terms) + abs(kind.init))
+    first, second = x.value[:, :, :half].abs() + x.error[:, :, :half], x.value[:, :, half:].abs() + x.error[:, :, half:]
+    carried = x.error[:, :, :half] + strong * x.error[:, :, half:] + off * second
+    return Sized(value, carried + bounds.rounded(first + (strong + off) * second, times=2, dtype=dtype))
 
 
 def finished(x: Sized, g: Sized | None, affine: Affine, norm: Norm | None, dtype: str) -> Sized:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from os import cpu_count
 from pathlib import Path
@@ -15,24 +15,30 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ropebridge_conformance.bench import Bench, SubjectError, available_devices, load_subject
+from ropebridge_conformance.cli_results import add_to, refusing
 from ropebridge_conformance.coverage import BASELINE, changes, read_baseline, write
 from ropebridge_conformance.coverage import coverage as coverage_of
-from ropebridge_conformance.judge import judge, plan, single_threaded
-from ropebridge_conformance.known_failures import KnownFailure, KnownFailuresError, read_known_failures
-from ropebridge_conformance.mutants import MUTANT
-from ropebridge_conformance.names import UnknownFamily, refuse_unknown_families
+from ropebridge_conformance.explanation import explanation
+from ropebridge_conformance.judge import single_threaded
+from ropebridge_conformance.kills import equivalent_table, kill_table
+from ropebridge_conformance.known_failures import KnownFailuresError, read_known_failures
+from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT
+from ropebridge_conformance.names import UnknownFamily
+from ropebridge_conformance.planning import PlanError, Selection
 from ropebridge_conformance.plugin import DEFAULT_SUBJECTS, DTYPES
-from ropebridge_conformance.questions import About, Question
+from ropebridge_conformance.pool import Pool
+from ropebridge_conformance.profiles import PROFILE, ProfileName
 from ropebridge_conformance.recipes import RECIPES
-from ropebridge_conformance.results import ResultsError, header, read_results
+from ropebridge_conformance.results import ResultsError, read_results
+from ropebridge_conformance.running import Begun, Run, begin, carried_out
+from ropebridge_conformance.shards import ShardError, read_shard
 from ropebridge_conformance.tables import dtype_tables, hook_tables, mutant_table, summary
-from ropebridge_conformance.trial import Trial, false_alarms, try_mutant
+from ropebridge_conformance.trial import Trial, correct_runs, false_alarms, survives, try_mutant
 from ropebridge_conformance.verdicts import BAD, Verdict
-from ropebridge_conformance.zoo import chosen_cases, repeats
-from ropebridge_spec import CLAUSE, HOOK, SPEC_VERSION, UnknownHook
+from ropebridge_spec import UnknownHook
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Judge hooks on rotary attention.")
+add_to(app)
 console = Console()
 errors = Console(stderr=True)
 
@@ -42,23 +48,6 @@ Devices = Annotated[list[str] | None, typer.Option("--device", help="only this d
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="processes")]
 CORES = cpu_count() or 1
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What one process does at a time: every question about one layer in one dtype."""
-
-    subject: str
-    case: str
-    dtype: str
-    device: str
-    known: tuple[KnownFailure, ...]
-    about: tuple[About, ...] = ("layer", "class")
-
-    @property
-    def questions(self) -> list[Question]:
-        """The questions of this unit."""
-        return list(plan((self.case,), (self.dtype,), (self.device,), self.about))
 
 
 @app.command()
@@ -71,70 +60,62 @@ def check(
     known_failures: Annotated[Path | None, typer.Option(help="TOML file of failures that are expected")] = None,
     jobs: Jobs = CORES,
     thorough: Annotated[bool, typer.Option("--thorough", help="ask everything of every class, also where another class has the same layer")] = False,
+    profile: Annotated[ProfileName, typer.Option(help="how much is asked, where nothing narrows it")] = "default",
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="only the i-th of n parts of the plan, for many machines; see combine")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="how long a subject may take to be loaded, and to answer one question")] = 120.0,
+    only: Annotated[list[str] | None, typer.Option("--check", help="only this check; may be repeated")] = None,
+    hook: Annotated[list[str] | None, typer.Option("--hook", help="only this hook point; may be repeated")] = None,
+    scenario: Annotated[list[str] | None, typer.Option("--scenario", help="only this way of calling a layer; may be repeated")] = None,
     installed: Annotated[bool, typer.Option("--installed", help="only list attention classes of the installed transformers that are new or changed")] = False,
 ) -> None:
     """Judge subjects on the zoo of tiny random layers. Exit code 1 if any verdict is bad, 2 if the call is."""
     if installed:
         raise typer.Exit(list_changes())
-    paths = subjects or list(DEFAULT_SUBJECTS)
-    try:
-        refuse_unknown_families(family)
-        for path in paths:
-            load_subject(path)
+    narrowed = Selection(*(tuple(names or ()) for names in (family, dtype, device, only, hook, scenario)))
+    chosen = replace(PROFILE[profile], repeated=thorough or PROFILE[profile].repeated)
+    with refusing(PlanError, ShardError, UnknownFamily, KnownFailuresError):
         known = tuple(read_known_failures(known_failures)) if known_failures else ()
-    except (SubjectError, UnknownFamily, KnownFailuresError) as error:
-        errors.print(str(error), markup=False)
-        raise typer.Exit(2) from error
-    devices = device or available_devices()
-    chosen = chosen_cases(family)
-    again = set() if thorough else repeats(chosen)
-    about: dict[str, tuple[About, ...]] = {case.id: ("class",) if case.id in again else ("layer", "class") for case in chosen}
-    absent = [recipe.name for recipe in RECIPES if not recipe.installed]
-    if absent and "all" in (family or ()):
-        console.print(f"not in transformers {transformers.__version__}, so not judged: {', '.join(absent)}")
-    units = [Unit(path, case, d, on, known, kinds) for path in paths for on in devices for case, kinds in about.items() for d in dtype or DTYPES]
-    verdicts = run(units, jobs, results, paths, devices)
-    report(verdicts)
+        run = Run(subjects or list(DEFAULT_SUBJECTS), narrowed, chosen, read_shard(shard) if shard else None, known, jobs, timeout)
+    raise typer.Exit(judge_all(run, results))
+
+
+def judge_all(run: Run, results: Path) -> int:
+    """Carry a run out, and print what came of it: 0 if all is well, 1 if any verdict is bad, 2 if no subject could be loaded."""
+    with Pool(run.jobs, run.timeout) as pool:
+        with refusing(PlanError, ShardError, UnknownFamily):
+            begun = begin(run, pool)
+        say_what_is_absent(run)
+        for verdict in begun.refused:
+            errors.print(verdict.reason, markup=False, soft_wrap=True)
+        verdicts = counted(begun, carried_out(begun, pool, results))
+    if begun.names:
+        report(verdicts)
     console.print(f"results: {results}")
-    raise typer.Exit(1 if any(v.verdict in BAD for v in verdicts) else 0)
+    return 2 if not begun.names else 1 if any(v.verdict in BAD for v in verdicts) else 0
 
 
-def run(units: Sequence[Unit], jobs: int, results: Path, subjects: Sequence[str], devices: Sequence[str]) -> list[Verdict]:
-    """Every verdict; on disk as soon as its unit is done, so that an interrupted run loses nothing."""
-    verdicts: list[Verdict] = []
-    results.parent.mkdir(parents=True, exist_ok=True)
-    total = sum(len(unit.questions) for unit in units)
-    with results.open("w", encoding="utf-8") as file, bar() as progress:
-        task = progress.add_task("judging", total=total)
-        print(header(subjects, devices), file=file, flush=True)
-        for made in judged(units, jobs):
-            verdicts += made
-            print("\n".join(verdict.line() for verdict in made), file=file, flush=True)
-            progress.update(task, advance=len(made), description=f"judging {made[-1].subject}, {made[-1].family}, {made[-1].dtype}")
-    return verdicts
+def say_what_is_absent(run: Run) -> None:
+    """Where every family is asked for, which of them the installed transformers has not."""
+    absent = [recipe.name for recipe in RECIPES if not recipe.installed]
+    if absent and "all" in (run.selection.families or run.profile.families):
+        console.print(f"not in transformers {transformers.__version__}, so not judged: {', '.join(absent)}")
+
+
+def counted(begun: Begun, verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """The verdicts, with a bar that shows how far they are."""
+    made = []
+    with bar() as progress:
+        task = progress.add_task("judging", total=begun.expected)
+        for verdict in verdicts:
+            made.append(verdict)
+            progress.update(task, advance=1, description=f"judging {verdict.subject}, {verdict.family}, {verdict.dtype}")
+    return made
 
 
 def bar() -> Progress:
     """A progress bar with counts and times."""
     columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(*columns, console=errors)
-
-
-def judged(units: Sequence[Unit], jobs: int) -> Iterator[list[Verdict]]:
-    """The verdicts of each unit, as they come."""
-    if jobs == 1:
-        yield from map(judge_unit, units)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(judge_unit, unit) for unit in units]):
-            yield done.result()
-
-
-def judge_unit(unit: Unit) -> list[Verdict]:
-    """Put every question of a unit to a bench of its own."""
-    single_threaded()
-    bench = Bench(load_subject(unit.subject))
-    return [judge(bench, question, unit.known) for question in unit.questions]
 
 
 def report(verdicts: Sequence[Verdict]) -> None:
@@ -174,11 +155,8 @@ def coverage(
 
 def results_of(path: Path) -> tuple[dict[str, object], list[Verdict]]:
     """A results file; a bad one ends the command with exit code 2."""
-    try:
+    with refusing(ResultsError):
         return read_results(path)
-    except ResultsError as error:
-        errors.print(str(error), markup=False)
-        raise typer.Exit(2) from error
 
 
 @app.command()
@@ -195,15 +173,18 @@ def mutants(dtype: Dtypes = None, jobs: Jobs = CORES) -> None:
     chosen = dtype or list(DTYPES)
     with bar() as progress, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         pending = [pool.submit(one_trial, mutant, d) for mutant in MUTANT for d in chosen]
-        alarms = [pool.submit(count_false_alarms, d) for d in chosen]
+        alarms = [pool.submit(count, d) for d in chosen for count in (count_false_alarms, count_outside)]
         task = progress.add_task("trying mutants", total=len(pending) + len(alarms))
         trials = [advance(progress, task, future.result()) for future in pending]
         control = [advance(progress, task, future.result()) for future in alarms]
     shown = [trial for trial in trials if trial.exercised]
     killed, named = sum(t.killed for t in shown), sum(t.named for t in shown)
-    runs, false = (sum(pair[i] for pair in control) for i in (0, 1))
-    console.print(mutant_table(trials))
-    console.print(f"{killed} of {len(shown)} killed, {named} at the right stage; control: {false} false alarms in {runs} verdicts")
+    verdicts, runs = ([sum(pair[i] for pair in pairs) for i in (0, 1)] for pairs in (control[::2], control[1::2]))
+    false = verdicts[1] + runs[1]
+    for table in (mutant_table(trials), equivalent_table(), kill_table(trials)):
+        console.print(table)
+    console.print(f"{len(MUTANT)} mutants: {killed} of {len(shown)} trials killed, {named} at the right stage")
+    console.print(f"control: {false} false alarms in {verdicts[0]} verdicts, and in {runs[0]} correct runs on other inputs")
     raise typer.Exit(0 if killed == named == len(shown) and not false else 1)
 
 
@@ -226,15 +207,16 @@ def count_false_alarms(dtype: str) -> tuple[int, int]:
     return len(verdicts), sum(v.verdict in BAD for v in verdicts)
 
 
+def count_outside(dtype: str) -> tuple[int, int]:
+    """How many correct runs there were, and how many of them had a stage outside its bound; and the equivalent changes that were killed."""
+    single_threaded()
+    runs = list(correct_runs(dtype))
+    killed = [v for equivalent in EQUIVALENTS for v in survives(equivalent, dtype) if v.verdict in BAD]
+    return len(runs), sum(stage is not None for stage in runs) + len(killed)
+
+
 @app.command()
-def explain(hook: Annotated[str, typer.Argument(help="a hook point: hook_rot_q")]) -> None:
-    """Print what a hook point holds: its clauses, formula and axes."""
-    name = hook.rsplit(".", 1)[-1]
-    if name not in HOOK:
-        errors.print(str(UnknownHook(f"there is no hook point {name!r}; there are: {', '.join(HOOK)}")), markup=False)
-        raise typer.Exit(2)
-    spec = HOOK[name]
-    console.print(f"{name}: {spec.meaning}\n  stage {spec.stage}, axes {spec.axes}, exists: {spec.exists}", markup=False, highlight=False)
-    for id in (spec.value_clause, spec.axes_clause):
-        formula = f"\n    {CLAUSE[id].formula}" if CLAUSE[id].formula else ""
-        console.print(f"  ropebridge spec {SPEC_VERSION}, clause {id}: {CLAUSE[id].text}{formula}", markup=False, highlight=False)
+def explain(name: Annotated[str, typer.Argument(help="a hook point, hook_rot_q or blocks.0.attn.hook_rot_q, or the id of a clause")]) -> None:
+    """Print what a hook point holds: its clauses, formula and axes, and when a layer has it."""
+    with refusing(UnknownHook):
+        console.print(explanation(name), highlight=False)

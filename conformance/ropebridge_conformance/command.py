@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-NEEDS = ("typer", "rich", "pytest")
+NEEDS = ("typer", "rich", "jinja2", "pytest")
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,12 +15,14 @@ class Difference:
     """The element furthest outside its bound, or nearest to it.
 
     ratio: error over bound; above 1 breaks the bound; infinite where a bound of 0, an infinity or a NaN is missed.
+    ratios: those of all elements, kept where one breaks its bound.
     """
 
     ratio: float
     error: float
     bound: float
     index: tuple[int, ...]
+    ratios: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def fits(self) -> bool:
@@ -36,7 +38,8 @@ def compare(got: Tensor, expected: Expectation) -> Difference:
     worst = int(ratio.argmax())
     index = unravelled(worst, tuple(ratio.shape))
     error = (got.double() - expected.value).abs()[index]
-    return Difference(float(ratio.flatten()[worst]), float(error), float(expected.bound.expand_as(ratio)[index]), index)
+    furthest = float(ratio.flatten()[worst])
+    return Difference(furthest, float(error), float(expected.bound.expand_as(ratio)[index]), index, ratio if furthest > 1 else None)
 
 
 def unravelled(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:

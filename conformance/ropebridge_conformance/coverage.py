@@ -88,8 +88,7 @@ def cells(family: Family) -> str:
 
 def settings_of(kind: Any) -> str:
     """What of it is not as it is by default, in brackets."""
-    plain = type(kind)()
-    settings = [f"{f.name}={getattr(kind, f.name)}" for f in fields(kind) if getattr(kind, f.name) != getattr(plain, f.name)]
+    settings = [f"{f.name}={getattr(kind, f.name)}" for f in fields(kind) if getattr(kind, f.name) != f.default]
     return f" ({', '.join(settings)})" if settings else ""
 
 

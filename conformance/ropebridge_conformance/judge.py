@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date
 
 import torch
 
+from ropebridge_conformance.answers import NotShown
 from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.checks import CHECK, CHECKS
-from ropebridge_conformance.known_failures import KnownFailure
+from ropebridge_conformance.heat import heat_map
+from ropebridge_conformance.known_failures import KnownFailure, covering
 from ropebridge_conformance.questions import About, Finding, Question, failed
 from ropebridge_conformance.verdicts import Outcome, Verdict
 from ropebridge_conformance.zoo import chosen_cases
+
+LONGEST = 4000
+"""Characters of an exception's text that a verdict keeps."""
 
 
 def plan(
@@ -32,37 +39,57 @@ def judge(bench: Bench, question: Question, known: Sequence[KnownFailure] = ()) 
     """The verdict on one question. An exception of the subject is a failure, and the run goes on."""
     gap = declared_gap(bench.subject.unsupported, question)
     if gap:
-        return verdict(bench, question, Finding(Outcome.UNSUPPORTED, gap))
+        return verdict(bench.subject.name, question, Finding(Outcome.UNSUPPORTED, gap))
     if question.device == "mps" and question.dtype == "float64":
-        return verdict(bench, question, Finding(Outcome.NOT_EXERCISED, "mps has no float64"))
+        return verdict(bench.subject.name, question, Finding(Outcome.NOT_EXERCISED, "mps has no float64"))
     try:
         finding = CHECK[question.check].ask(bench, question)
-    except Exception as error:
-        finding = failed(f"raised {type(error).__name__}: {error}", divergent=question.hook)
-    return verdict(bench, question, expected_to_fail(finding, question, known))
+    except NotShown as error:
+        finding = not_shown(bench.subject.unsupported, error)
+    except (Exception, SystemExit) as error:
+        finding = failed(raised(error), divergent=question.hook)
+    return verdict(bench.subject.name, question, expected_to_fail(finding, question, known))
+
+
+def not_shown(unsupported: Mapping[str, str], error: NotShown) -> Finding:
+    """A question that cannot be put without a hook point the subject declares not to have is not its fault; otherwise it is."""
+    if error.hook in unsupported:
+        return Finding(Outcome.NOT_EXERCISED, f"needs the value of {error.hook}, which is unsupported: {unsupported[error.hook]}")
+    return failed(str(error), divergent=error.hook)
+
+
+def raised(error: BaseException) -> str:
+    """What an exception says, however long; one that cannot say it is named."""
+    try:
+        said = str(error)
+    except Exception as again:
+        said = f"(its text could not be had: {type(again).__name__})"
+    return f"raised {type(error).__name__}: {said}"[:LONGEST]
 
 
 def declared_gap(unsupported: Mapping[str, str], question: Question) -> str:
     """Why the subject says it does not have this; nothing if it says no such thing."""
-    wanted = (question.clause, question.hook, *question.situation.opted_in)
+    wanted = (question.clause, question.check, question.hook, *question.situation.opted_in)
     return next((reason for name, reason in unsupported.items() if name in wanted), "")
 
 
 def expected_to_fail(finding: Finding, question: Question, known: Sequence[KnownFailure]) -> Finding:
-    """A failure that was foretold is known; a foretold failure that did not come is a failure of the foretelling."""
-    entry = next((k for k in known if k.covers(question)), None)
+    """A failure that was foretold is known, until the foretelling expires; where it is strict, one that did not come is a failure."""
+    entry = covering(known, question)
     if entry is None or finding.outcome not in (Outcome.FAIL, Outcome.PASS):
         return finding
     if finding.outcome == Outcome.PASS:
-        return failed(f"passes, and is listed as a known failure ({entry.reason}); take it off the list")
-    return Finding(Outcome.KNOWN_FAILURE, f"{entry.reason} {entry.link}".strip(), finding.difference, finding.divergent)
+        return failed(f"passes, and is listed as a known failure ({entry.reason}); take it off the list") if entry.strict else finding
+    if entry.expired(date.today()):
+        return replace(finding, reason=f"{finding.reason} (a known failure until {entry.expiry}: {entry.reason}; mend it, or renew its expiry)")
+    return Finding(Outcome.KNOWN_FAILURE, entry.says, finding.difference, finding.divergent)
 
 
-def verdict(bench: Bench, question: Question, finding: Finding) -> Verdict:
-    """The line of results for a finding."""
+def verdict(subject: str, question: Question, finding: Finding) -> Verdict:
+    """The line of results for a finding about a subject, by its name."""
     difference = finding.difference
     return Verdict(
-        subject=bench.subject.name,
+        subject=subject,
         clause=question.clause,
         check=question.check,
         hook=question.hook,
@@ -75,6 +102,8 @@ def verdict(bench: Bench, question: Question, finding: Finding) -> Verdict:
         bound=difference.bound if difference else None,
         divergent=finding.divergent,
         reason=finding.reason,
+        worst=None if difference is None or difference.fits else difference.index,
+        heat=None if difference is None or difference.ratios is None else heat_map(difference.ratios, finding.divergent),
     )
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from datetime import date, datetime
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 from ropebridge_conformance.questions import Question
+from ropebridge_spec import CLAUSE
+
+Kind = Literal["bug", "not-yet", "never"]
+KINDS: tuple[str, ...] = get_args(Kind)
+MATCHED = ("clause", "check", "hook", "family", "case", "scenario", "dtype")
+"""The fields that say which questions an entry covers."""
 
 
 class KnownFailuresError(Exception):
@@ -15,44 +24,110 @@ class KnownFailuresError(Exception):
 
 @dataclass(frozen=True)
 class KnownFailure:
-    """One foretold failure. An empty field covers everything; clause and reason are required.
+    """One foretold failure. Clause and reason are required; a field of which nothing is said covers everything.
 
-    In the file, a table of the array `failure`:
+    In the file, a table of the array `failure`; what says which questions are covered may be one name or a list of them:
 
         [[failure]]
         clause = "PAT-1"
         hook = "hook_pattern"
+        dtype = ["bfloat16", "float16"]
+        kind = "bug"
         reason = "pattern is taken after dropout"
         link = "https://example.org/issues/1"
+        expiry = 2027-03-31
+        strict = true
+
+    kind: `bug` is wrong and to be mended, `not-yet` is not built, `never` is another choice, made on purpose.
+    link: where it is followed up.
+    expiry: the last day on which the failure is excused; after it a failure is a failure again. None never ends.
+    strict: whether a foretold failure that does not come is a failure of the foretelling. Where an entry covers more questions
+        than fail, it cannot be.
     """
 
-    clause: str
+    clause: tuple[str, ...]
     reason: str
+    kind: Kind = "bug"
     link: str = ""
-    check: str = ""
-    hook: str = ""
-    family: str = ""
-    scenario: str = ""
-    dtype: str = ""
+    expiry: date | None = None
+    strict: bool = True
+    check: tuple[str, ...] = ()
+    hook: tuple[str, ...] = ()
+    family: tuple[str, ...] = ()
+    case: tuple[str, ...] = ()
+    scenario: tuple[str, ...] = ()
+    dtype: tuple[str, ...] = ()
 
     def covers(self, question: Question) -> bool:
         """Whether a question is one of those foretold to fail."""
-        names = ("clause", "check", "hook", "family", "scenario", "dtype")
-        return all(getattr(self, name) in ("", getattr(question, name)) for name in names)
+        return all(not getattr(self, name) or getattr(question, name) in getattr(self, name) for name in MATCHED)
+
+    def expired(self, today: date) -> bool:
+        """Whether its last day is past."""
+        return self.expiry is not None and today > self.expiry
+
+    @property
+    def says(self) -> str:
+        """What a verdict says of it."""
+        return f"{self.reason} {self.link}".strip()
+
+
+def covering(known: Sequence[KnownFailure], question: Question) -> KnownFailure | None:
+    """The first entry that covers a question."""
+    return next((entry for entry in known if entry.covers(question)), None)
 
 
 def read_known_failures(path: Path) -> list[KnownFailure]:
     """The entries of a file.
 
     Raises:
-        KnownFailuresError: it is not TOML, or an entry has unknown fields or lacks clause or reason.
+        KnownFailuresError: it is not TOML, or an entry has unknown fields, lacks clause or reason, names a clause that there is
+            not, or has a field of another kind.
     """
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8")).get("failure", [])
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise KnownFailuresError(f"cannot read known failures from {path}: {error}") from error
+    entries = document.get("failure", [])
+    if set(document) - {"failure"} or not isinstance(entries, list):
+        raise KnownFailuresError(f"{path} has {sorted(document)}; it needs tables [[failure]], and nothing else")
+    return [entry_of(entry, f"{path}, failure {number}") for number, entry in enumerate(entries, 1)]
+
+
+def entry_of(entry: Any, where: str) -> KnownFailure:
+    """One entry; `where` begins what an error says."""
     allowed = {field.name for field in fields(KnownFailure)}
-    for number, entry in enumerate(entries, 1):
-        if not {"clause", "reason"} <= set(entry) <= allowed:
-            raise KnownFailuresError(f"{path}, failure {number} has {sorted(entry)}; it needs clause and reason, and may have {sorted(allowed)}")
-    return [KnownFailure(**entry) for entry in entries]
+    required = {field.name for field in fields(KnownFailure) if field.default is MISSING}
+    if not isinstance(entry, dict) or not required <= set(entry) <= allowed:
+        shown = sorted(entry) if isinstance(entry, dict) else repr(entry)
+        raise KnownFailuresError(f"{where} has {shown}; it needs clause and reason, and may have {sorted(allowed)}")
+    read = {**entry, **{name: names_of(name, entry[name], where) for name in MATCHED if name in entry}}
+    for name, complaint in complaints(read).items():
+        raise KnownFailuresError(f"{where}: {name} is {entry[name]!r}; {complaint}")
+    return KnownFailure(**read)
+
+
+def names_of(field: str, value: Any, where: str) -> tuple[str, ...]:
+    """One name, or a list of them."""
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise KnownFailuresError(f"{where}: {field} is {value!r}; it must be a name, or a list of names")
+    return tuple(names)
+
+
+def complaints(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Field -> what is required of it, for fields that are not so."""
+    right: dict[str, tuple[bool, str]] = {
+        "clause": (set(entry["clause"]) <= set(CLAUSE), "SPEC.md lists the clauses there are"),
+        "reason": (isinstance(entry["reason"], str) and bool(entry["reason"]), "it must be a sentence"),
+        "kind": (entry.get("kind", "bug") in KINDS, f"it must be one of {', '.join(KINDS)}"),
+        "link": (isinstance(entry.get("link", ""), str), "it must be a string"),
+        "expiry": (is_day(entry.get("expiry")), "it must be a date, without quotes: expiry = 2027-03-31"),
+        "strict": (isinstance(entry.get("strict", True), bool), "it must be true or false"),
+    }
+    return {name: words for name, (holds, words) in right.items() if not holds}
+
+
+def is_day(value: Any) -> bool:
+    """Whether it is a date, or nothing."""
+    return value is None or (isinstance(value, date) and not isinstance(value, datetime))

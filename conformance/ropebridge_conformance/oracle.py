@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance import carried
+from ropebridge_conformance.answers import Values
 from ropebridge_conformance.carried import Sized, clipped, exact, heads_of, joined, scaled
-from ropebridge_conformance.scenarios import Scenario, tables_of
+from ropebridge_conformance.scenarios import Scenario
 from ropebridge_conformance.traces import Trace
-from ropebridge_conformance.visibility import bias_of
+from ropebridge_conformance.visibility import selected_bias
 from ropebridge_conformance.weights import read_weights
 from ropebridge_conformance.zoo import Specimen
-from ropebridge_reference import STAGES, Past, Stages, Weights, project
+from ropebridge_reference import STAGES, Past, Stages, Weights, of_the_largest, project, side_by_side
 from ropebridge_reference.attention import a_key_for_every_head
+from ropebridge_reference.attention import joined as joined_states
 from ropebridge_spec import OptIn, Variant, attended, bounds
 
 
@@ -45,6 +47,7 @@ class Context:
     positions: Tensor
     opted_in: tuple[OptIn, ...]
     dtype: str
+    value_added: Tensor | None = None
     stages: Stages = STAGES
     expected: dict[str, Expectation] = field(default_factory=dict, compare=False)
 
@@ -69,6 +72,17 @@ class Context:
         own = self.heads(attended(self.variant)[2])
         return own if self.past is None else self.stages.recall(self.past.value, own)
 
+    @cached_property
+    def score_bias(self) -> Tensor:
+        """What is added to the scores: what the mask says, and where keys are biased by their values that too (SCORE-5)."""
+        kind = self.variant.key_bias
+        return self.bias if kind is None else of_the_largest(self.stages.key_bias(self.all_values, self.weights, self.variant), self.bias, kind.keep)
+
+    @cached_property
+    def paired_values(self) -> Tensor:
+        """What heads mix: all values, side by side where heads come in pairs (DIFF-1)."""
+        return self.all_values if self.variant.differential is None else side_by_side(self.all_values)
+
     def heads(self, hook: str) -> Tensor:
         """What a hook point held, head by head: a flat norm shows all heads as one axis."""
         role = hook.removeprefix("hook_").removeprefix("rot_")[0]
@@ -76,7 +90,7 @@ class Context:
 
     def turned(self, role: str) -> Tensor:
         """What rotation is given."""
-        late = self.variant.norm is None or self.variant.norm.after_rotation
+        late = role == "v" or self.variant.norm is None or self.variant.norm.after_rotation
         return self.heads(f"hook_{role}" if late else f"hook_{role}_normed")
 
     def clips(self, hook: str) -> float | None:
@@ -92,14 +106,22 @@ class Context:
             if opt_in in self.opted_in:
                 return self.values[name]
         source = "hook_q_latent" if role == "q" else "hook_kv_latent"
-        source = source if source in self.values else "hook_in"
-        return heads_of(self.values[source], self.variant.heads if role == "q" else self.variant.kv_heads).value
+        x = self.values[source if source in self.values else "hook_in"]
+        x = x if role == "q" or self.variant.source is None else joined_states(x, self.values["hook_kv_in"], self.variant)
+        return heads_of(x, self.variant.heads if role == "q" else self.variant.kv_heads).value
+
+
+def fitting(tables: tuple[Tensor, Tensor], pos: int) -> tuple[Tensor, Tensor]:
+    """The last rows of the tables, or so many that nothing turns the positions beyond them (KV-2)."""
+    cos, sin = (table[..., -pos:, :] for table in tables)
+    beyond = (0, 0, 0, pos - cos.shape[-2])
+    return torch.nn.functional.pad(cos, beyond, value=1.0), torch.nn.functional.pad(sin, beyond)
 
 
 def context_of(trace: Trace, specimen: Specimen, scenario: Scenario, stages: Stages = STAGES) -> Context:
     """The context of one recorded call; a mutant's stages make it a foil."""
     given, call = trace.call.given, trace.call
-    tables = tables_of(given["position_embeddings"])
+    tables = call.tables(specimen.variant)
     variant = specimen.variant
     weights = read_weights(specimen.module, variant, torch.float64)
     if "attn_in" in scenario.opted_in:
@@ -110,13 +132,14 @@ def context_of(trace: Trace, specimen: Specimen, scenario: Scenario, stages: Sta
     return Context(
         variant=variant,
         weights=weights,
-        values={name: value.double() for name, value in trace.values.items()},
-        given={"hook_in": x, "hook_cos": tables and tables[0], "hook_sin": tables and tables[1]},
-        bias=bias_of(given["attention_mask"], call.first_query, x.shape[1], specimen.variant, x.device, stages),
+        values=Values({name: value.double() for name, value in trace.values.items()}),
+        given={"hook_in": x, "hook_kv_in": call.source(variant), "hook_cos": tables and tables[0], "hook_sin": tables and tables[1]},
+        bias=selected_bias(given["attention_mask"], x, call.first_query, specimen.variant, stages, call.source_length(specimen.variant)),
         past=past,
         positions=call.positions(variant),
         opted_in=scenario.opted_in,
         dtype=str(specimen.dtype).removeprefix("torch."),
+        value_added=call.value_added(specimen.variant),
         stages=stages,
     )
 
@@ -156,8 +179,9 @@ def brought_down(hook: str, c: Context) -> Expectation:
     role, scale = ("Q", latent.q_scale) if hook == "hook_q_latent" else ("KV", latent.kv_scale)
     affine = c.weights.q_latent_norm if role == "Q" else c.weights.kv_latent_norm
     x, W, b = c.values["hook_in"], getattr(c.weights, f"W_D{role}"), getattr(c.weights, f"b_D{role}")
-    bound = carried.latent(x, W, b, affine, latent.norm, scale, c.dtype).error.squeeze(2)
-    return Expectation(c.stages.latent(x, W, b, affine, latent.norm, scale), bound)
+    beside = latent.q_beside and role == "Q"
+    bound = carried.latent(x, W, b, affine, latent.norm, scale, beside, c.dtype).error.squeeze(2)
+    return Expectation(c.stages.latent(x, W, b, affine, latent.norm, scale, beside), bound)
 
 
 def projected(hook: str, c: Context) -> Expectation:
@@ -167,16 +191,24 @@ def projected(hook: str, c: Context) -> Expectation:
         return exactly(c.values["hook_k"])
     x, W, b = c.input_of(role), getattr(c.weights, f"W_{role.upper()}"), getattr(c.weights, f"b_{role.upper()}")
     factor = {"k": c.variant.k_multiplier, "v": c.variant.v_multiplier}.get(role, 1.0)
-    bound = carried.projected(exact(x), W, b, c.dtype)
+    adapter = c.weights.adapters.get(role.upper())
+    bound = carried.adapted(carried.projected(exact(x), W, b, c.dtype), exact(x), adapter, c.dtype)
     if c.opted_in and c.variant.splits:
         bound = Sized(bound.value, bound.error + moved_after_projection(x, c.values["hook_in"], W, b, c.dtype))
-    value = c.stages.project(x, W, b)
+    value = c.stages.adapt(c.stages.project(x, W, b), x, adapter)
     if role == "k" and c.weights.W_KR is not None:
-        rotary_part = heads_of(c.values["hook_in"], c.variant.kv_heads)
-        value = c.stages.with_rotary_part(value, rotary_part.value, c.weights)
-        bound = joined(bound, carried.projected(rotary_part, c.weights.W_KR, c.weights.b_KR, c.dtype))
+        rotary_part, norm = heads_of(c.values["hook_in"], c.variant.kv_heads), c.variant.rotary_part_norm
+        value = c.stages.with_rotary_part(value, rotary_part.value, c.weights, norm)
+        bound = joined(bound, carried.rotary_part(rotary_part, c.weights, norm, c.dtype))
     value = c.stages.clip(c.stages.multiply(value, factor), c.clips(hook))
-    return Expectation(value, clipped(scaled(bound, factor, c.dtype), c.clips(hook)).error)
+    bound = clipped(scaled(bound, factor, c.dtype), c.clips(hook))
+    return Expectation(value, bound.error) if role != "v" or c.value_added is None else with_added(bound, value, c.value_added, c.dtype)
+
+
+def with_added(bound: Sized, value: Tensor, added: Tensor, dtype: str) -> Expectation:
+    """PROJ-1: a value, and what the model hands down to be added to it."""
+    added = added.repeat_interleave(value.shape[2] // added.shape[2], dim=2)
+    return Expectation(value + added, bound.error + bounds.rounded(value.abs() + bound.error + added.abs(), times=1, dtype=dtype))
 
 
 def moved_after_projection(x: Tensor, hook_in: Tensor, W: Tensor, b: Tensor | None, dtype: str) -> Tensor:
@@ -201,14 +233,14 @@ def rotated(hook: str, c: Context) -> Expectation:
     x = c.turned(hook[-1])
     if c.variant.rotary is None:
         return exactly(x)
-    rotary, cos, sin = c.variant.rotary, c.values["hook_cos"], c.values["hook_sin"]
+    rotary, (cos, sin) = c.variant.rotary, fitting((c.values["hook_cos"], c.values["hook_sin"]), x.shape[1])
     value = c.stages.rotate(x, c.stages.turns(cos, sin, rotary), rotary)
     return Expectation(value, carried.rotated(exact(x), c.stages.turns(cos, sin, rotary), rotary, c.dtype).error)
 
 
 def scored(hook: str, c: Context) -> Expectation:
     """SCORE-1, SCORE-4. Forbidden entries are -inf to the bit."""
-    value = c.stages.scores(c.query, c.keys, c.bias, c.variant)
+    value = c.stages.scores(c.query, c.keys, c.score_bias, c.variant)
     return Expectation(value, score_bound(c, value))
 
 
@@ -220,6 +252,9 @@ def score_bound(c: Context, value: Tensor) -> Tensor:
     bound: Tensor = bounds.scores(finite, magnitude, terms=c.variant.d_head, softcap=c.variant.softcap, dtype=c.dtype)
     if c.variant.temperature is not None:
         bound = bound + bounds.rounded(magnitude, times=2, dtype=c.dtype)
+    if c.variant.key_bias is not None:
+        own = carried.key_biased(exact(c.all_values), c.weights, c.variant, c.dtype)
+        bound = bound + own.error + bounds.rounded(own.value, times=2, dtype=c.dtype)
     return bound.masked_fill(value == -torch.inf, 0.0)
 
 
@@ -248,7 +283,7 @@ def gate_projected(hook: str, c: Context) -> Expectation:
 def gate_logits(c: Context) -> tuple[Tensor, Sized]:
     """The gate before its activation, and the bound on it."""
     assert c.weights.W_G is not None
-    x = heads_of(c.values["hook_in"], c.variant.heads)
+    x = heads_of(c.values["hook_q_latent" if c.variant.gate_rises else "hook_in"], c.variant.heads)
     return c.stages.project(x.value, c.weights.W_G, c.weights.b_G), carried.projected(x, c.weights.W_G, c.weights.b_G, c.dtype)
 
 
@@ -267,39 +302,45 @@ def mixed(hook: str, c: Context) -> Expectation:
     if "hook_pattern" not in c.values:
         return mixed_unseen(c)
     pattern = c.values["hook_pattern"]
-    bound = carried.mixed(pattern, torch.zeros_like(pattern), exact(c.all_values), c.dtype)
-    return finished(c, c.stages.mix(pattern, c.all_values), bound)
+    bound = carried.mixed(pattern, torch.zeros_like(pattern), exact(c.paired_values), c.dtype)
+    return finished(c, c.stages.mix(pattern, c.paired_values), bound)
 
 
 def mixed_unseen(c: Context) -> Expectation:
     """z end to end over score, softmax and mix, with the score error carried through the softmax."""
-    scores = c.stages.scores(c.query, c.keys, c.bias, c.variant)
+    scores = c.stages.scores(c.query, c.keys, c.score_bias, c.variant)
     pattern = c.stages.pattern(scores, c.weights.sinks)
-    value = c.stages.mix(pattern, c.all_values)
+    value = c.stages.mix(pattern, c.paired_values)
     delta = score_bound(c, scores).amax(-1).transpose(1, 2).unsqueeze(-1)
-    magnitude = c.stages.mix(pattern, c.all_values.abs())
+    magnitude = c.stages.mix(pattern, c.paired_values.abs())
     return finished(c, value, Sized(value, bounds.fused(value, magnitude, delta, keys=scores.shape[-1], dtype=c.dtype)))
 
 
 def finished(c: Context, value: Tensor, bound: Sized) -> Expectation:
     """The mix of values, normed and gated where the family does so, by the gate that its hook held."""
-    g = c.values.get("hook_gate")
+    g, kind, lambdas = c.values.get("hook_gate"), c.variant.differential, c.weights.lambdas
+    if kind is not None and lambdas is not None:
+        value, bound = c.stages.subtract(value, lambdas, kind), carried.subtracted(bound, lambdas, kind, c.dtype)
+    if c.weights.alpha is not None:
+        own = c.all_values[:, -value.shape[1] :]
+        value, bound = c.stages.exclude(value, own, c.weights.alpha), carried.excluded(bound, exact(own), c.weights.alpha, c.dtype)
     done = carried.finished(bound, None if g is None else exact(g), c.weights.z_norm, c.variant.z_norm, c.dtype)
-    return Expectation(c.stages.gated(value, g, c.weights.z_norm, c.variant.z_norm), done.error)
+    value = c.stages.gated(value, g, c.weights.z_norm, c.variant.z_norm)
+    return Expectation(c.stages.multiply(value, c.variant.z_multiplier), scaled(done, c.variant.z_multiplier, c.dtype).error)
 
 
 def resulted(hook: str, c: Context) -> Expectation:
     """RES-1."""
     z, W = c.values["hook_z"], c.weights.W_O
     value = c.stages.result(z, W)
-    return Expectation(value, bounds.linear(value, c.stages.result(z.abs(), W.abs()), terms=c.variant.d_head_v, dtype=c.dtype))
+    return Expectation(value, bounds.linear(value, c.stages.result(z.abs(), W.abs()), terms=c.variant.d_z, dtype=c.dtype))
 
 
 def put_out(hook: str, c: Context) -> Expectation:
     """OUT-1; where results were made, their sum, whose terms may each have been rounded."""
     z, W, b = c.values["hook_z"], c.weights.W_O, c.weights.b_O
     magnitude = c.stages.output(z.abs(), W.abs(), None if b is None else b.abs())
-    terms = c.variant.heads * c.variant.d_head_v
+    terms = c.variant.z_heads * c.variant.d_z
     if "hook_result" in c.values:
         results = c.values["hook_result"]
         value = c.stages.sum_of_results(results, b)
@@ -313,6 +354,7 @@ def put_out(hook: str, c: Context) -> Expectation:
 
 STAGE_ORACLES: Mapping[str, Callable[[str, Context], Expectation]] = {
     "hook_in": given_exactly,
+    "hook_kv_in": given_exactly,
     "hook_attn_in": copied_exactly,
     "hook_q_input": copied_exactly,
     "hook_k_input": copied_exactly,
@@ -329,6 +371,7 @@ STAGE_ORACLES: Mapping[str, Callable[[str, Context], Expectation]] = {
     "hook_sin": given_exactly,
     "hook_rot_q": rotated,
     "hook_rot_k": rotated,
+    "hook_rot_v": rotated,
     "hook_attn_scores": scored,
     "hook_pattern": patterned,
     "hook_q_gate": gate_projected,

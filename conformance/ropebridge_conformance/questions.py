@@ -13,7 +13,7 @@ from ropebridge_conformance.compare import Difference
 from ropebridge_conformance.scenarios import SCENARIO, Scenario, possible
 from ropebridge_conformance.verdicts import Outcome
 from ropebridge_conformance.zoo import CASE, Specimen, specimen
-from ropebridge_spec import HookSpec, Variant
+from ropebridge_spec import HOOKS, HookSpec, Variant
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class Check:
     hooks: which hook points it is asked of; None where it is about the layer as a whole.
     dtypes: the dtypes it is asked in.
     where: whether it can be asked of a layer, called so.
+    also: clauses that it decides besides, in layers that bring them into play.
     about: the `layer` that a description and weights say, whatever class they are of; or the `class`, whose own forward is a witness.
     """
 
@@ -100,6 +101,13 @@ class Check:
     dtypes: Sequence[str] = ("float32", "bfloat16", "float16", "float64")
     where: Callable[[Scenario, Variant], bool] = possible
     about: About = "layer"
+    also: Sequence[str] = ()
+
+    @property
+    def clauses(self) -> frozenset[str]:
+        """Every clause it decides."""
+        points: Sequence[HookSpec | None] = [hook for hook in HOOKS if self.hooks(hook)] if self.hooks else [None]
+        return frozenset([*map(self.clause, points), *self.also])
 
     def questions(self, case: str, dtype: str, device: str) -> Iterator[Question]:
         """Every question this check has about one layer in one dtype on one device."""

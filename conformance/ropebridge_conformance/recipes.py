@@ -65,6 +65,23 @@ LINEAR_FULL = ["linear_attention", "full_attention"]
 WARM = {**YARN, "original_max_position_embeddings": 4, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3}
 """A query that grows warmer every four positions."""
 LATENT = {"head_dim": 8, "num_key_value_heads": 6, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 14}
+SELECTING = {**LATENT, "index_topk": 4, "index_n_heads": 2, "index_head_dim": 20}
+"""A selector that picks four keys."""
+PART = {
+    "hidden_size": 60,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 20,
+    "max_position_embeddings": 64,
+}
+"""The sizes of one part of a model, whose config has configs in it."""
+DIFFUSION = {**PART, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24, "num_global_key_value_heads": 1}
+VISION = {"hidden_size": 24, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 12}
+CROSSING = {"cross_num_attention_heads": 6, "cross_num_key_value_heads": 6, "cross_head_dim": 10, "cross_hidden_size": 60}
+SPOKEN = {"vocab_size": 50, "num_channels": 3, "pad_token_id": 47, "eos_token_id": 48, "bos_token_id": 49}
+DIA = {"delay_pattern": [0, 1, 2], "encoder_config": {**PART, "vocab_size": 99}, "decoder_config": {**PART, **CROSSING, **SPOKEN}}
 SINKS_BY_LAYER = {
     "attention_multiplier": 0.3,
     "num_hidden_layers": 3,
@@ -144,9 +161,13 @@ class Recipe:
     name: the family. package: its package in transformers, where that has another name.
     layers: one of each kind of attention layer that the model has.
     config: what the config sets beside `SIZES`; `...` leaves out what stands there.
-    inputs: what a forward is given: token ids, token ids of several codebooks, embeddings, or a pair of texts for encoder and decoder.
+    inputs: what a forward is given: token ids, token ids of several codebooks, embeddings, a pair of texts for encoder and decoder, a text and
+        codebooks for them, a text and which of its tokens see images, or a block to draft
+        after the states of another model.
     decodes: its forward takes a cache and goes on from it.
     extra: other tensors that every forward is given, by their shapes.
+    codebooks: how many tokens stand at one position.
+    part: path of the part of the model whose layers are meant, where several stacks number theirs.
     """
 
     name: str
@@ -155,9 +176,11 @@ class Recipe:
     package: str = ""
     layers: tuple[int, ...] = (0,)
     config: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Literal["ids", "codebooks", "embeds", "pair"] = "ids"
+    inputs: Literal["ids", "codebooks", "embeds", "pair", "speech", "seeing", "draft"] = "ids"
     decodes: bool = True
     extra: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    codebooks: int = 3
+    part: str = ""
 
     @property
     def installed(self) -> bool:
@@ -512,7 +535,7 @@ RECIPES: tuple[Recipe, ...] = (
     ),
     Recipe("minimax", "MiniMaxConfig", "MiniMaxForCausalLM", config={"layer_types": ["full_attention", "linear_attention"], "block_size": 4}),
     Recipe("lfm2_moe", "Lfm2MoeConfig", "Lfm2MoeForCausalLM", layers=(1,), config={"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
-    Recipe("starcoder2", "Starcoder2Config", "Starcoder2ForCausalLM"),
+    Recipe("starcoder2", "Starcoder2Config", "Starcoder2ForCausalLM", config={"residual_dropout": 0.1}),
     Recipe("seed_oss", "SeedOssConfig", "SeedOssForCausalLM", config={"attention_out_bias": True}),
     Recipe("stablelm", "StableLmConfig", "StableLmForCausalLM", config={"head_dim": 10, "use_qkv_bias": True, "rope_parameters": HALF_ROTARY}),
     Recipe("phi", "PhiConfig", "PhiForCausalLM", config={"head_dim": 10, "rope_parameters": HALF_ROTARY}),
@@ -781,6 +804,189 @@ RECIPES: tuple[Recipe, ...] = (
         decodes=False,
     ),
     Recipe("openai_privacy_filter", "OpenAIPrivacyFilterConfig", "OpenAIPrivacyFilterModel", decodes=False),
+    Recipe(
+        "diffusion_gemma_decoder",
+        "DiffusionGemmaConfig",
+        "DiffusionGemmaModel",
+        package="diffusion_gemma",
+        part="decoder",
+        layers=(0, 1),
+        decodes=False,
+        extra={"decoder_input_ids": (2, 4)},
+        config={
+            "text_config": {**DIFFUSION, "vocab_size": 99, "sliding_window": WINDOW, "layer_types": LOCAL_GLOBAL, "global_head_dim": 28},
+            "vision_config": {**VISION, "num_hidden_layers": 0},
+            "image_token_id": 98,
+            "boi_token_id": 97,
+            "eoi_token_id": 96,
+            "canvas_length": 4,
+        },
+    ),
+    # heads subtracted from each other
+    Recipe("diffllama", "DiffLlamaConfig", "DiffLlamaForCausalLM", config={"num_attention_heads": 12, "num_key_value_heads": 4}),
+    # keys biased by their values
+    Recipe("doge", "DogeConfig", "DogeForCausalLM", config={"keep_window_size": 64, "num_experts": 16, "sliding_window": None}),
+    # less of its own value
+    Recipe(
+        "neomme",
+        "NeoMMEConfig",
+        "NeoMMEModel",
+        layers=(0, 1),
+        decodes=False,
+        config={"head_dim": 32, "layer_types": LOCAL_GLOBAL, "embedding_rank": 16, "embedding_dim": 16},
+    ),
+    # adapters beside shared projections
+    Recipe(
+        "zamba2",
+        "Zamba2Config",
+        "Zamba2ForCausalLM",
+        layers=(1,),
+        config={
+            "num_hidden_layers": 2,
+            "layers_block_type": ["hybrid", "hybrid"],
+            "use_mem_rope": True,
+            "use_shared_attention_adapter": True,
+            "adapter_rank": 8,
+            "num_key_value_heads": 6,
+            "num_mem_blocks": 1,
+            "n_mamba_heads": 4,
+            "mamba_d_state": 16,
+            "mamba_ngroups": 1,
+            "chunk_size": 8,
+            "head_dim": ...,
+        },
+    ),
+    # values rotated too
+    Recipe(
+        "roformer",
+        "RoFormerConfig",
+        "RoFormerForCausalLM",
+        config={"head_dim": 10, "is_decoder": True, "rotary_value": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    ),
+    # keys of another sequence too
+    Recipe(
+        "muse_glimmer_assistant",
+        "MuseGlimmerAssistantConfig",
+        "MuseGlimmerAssistantModel",
+        layers=(0, 1),
+        inputs="draft",
+        decodes=False,
+        config={"layer_types": LOCAL_GLOBAL, "target_layer_ids": [0, 1], "mask_token_id": 5, "block_size": 4},
+    ),
+    Recipe(
+        "t5gemma2_decoder",
+        "T5Gemma2Config",
+        "T5Gemma2ForConditionalGeneration",
+        package="t5gemma2",
+        part="model.decoder",
+        layers=(0, 1),
+        inputs="pair",
+        decodes=False,
+        config={
+            "encoder": {
+                "text_config": T5GEMMA,
+                "vision_config": {**VISION, "image_size": 28, "patch_size": 14},
+                "mm_tokens_per_image": 4,
+                "boi_token_index": 96,
+                "eoi_token_index": 97,
+                "image_token_index": 98,
+            },
+            "decoder": T5GEMMA,
+            "image_token_index": 98,
+            "eoi_token_index": 97,
+        },
+    ),
+    # wrapped projections, layers beside cross-attention
+    Recipe("moshi", "MoshiConfig", "MoshiForCausalLM", config={"ffn_dim": 24, "num_codebooks": 2, "head_dim": 20}),
+    Recipe(
+        "kyutai_speech_to_text",
+        "KyutaiSpeechToTextConfig",
+        "KyutaiSpeechToTextModel",
+        inputs="codebooks",
+        config={"codebook_vocab_size": 50, "ffn_dim": 24, "num_codebooks": 2, "audio_pad_token_id": 98, "head_dim": 20},
+    ),
+    Recipe("dia", "DiaConfig", "DiaModel", inputs="speech", part="decoder", decodes=False, config=DIA),
+    Recipe(
+        "idefics",
+        "IdeficsConfig",
+        "IdeficsForVisionText2Text",
+        inputs="seeing",
+        extra={"pixel_values": (2, 1, 3, 8, 8)},
+        decodes=False,
+        config={
+            "head_dim": 10,
+            "qk_layer_norms": True,
+            "vision_config": {
+                "embed_dim": 24,
+                "image_size": 8,
+                "intermediate_size": 24,
+                "patch_size": 4,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+            },
+        },
+    ),
+    # keys that a selector picks
+    Recipe("deepseek_v32", "DeepseekV32Config", "DeepseekV32ForCausalLM", config=SELECTING),
+    Recipe("glm_moe_dsa", "GlmMoeDsaConfig", "GlmMoeDsaForCausalLM", config={**SELECTING, "indexer_types": ["full", "shared"]}, layers=(0, 1)),
+    Recipe("hy_v4", "HYV4Config", "HYV4ForCausalLM", config={**SELECTING, "indexer_types": ["full", "shared"], "hc_mult": 2}, layers=(0, 1)),
+    Recipe("axk2", "AXK2Config", "AXK2ForCausalLM", config={**SELECTING, "gated_norm_rank": 4}),
+    Recipe(
+        "dots3_note",
+        "Dots3NoteTextConfig",
+        "Dots3NoteForCausalLM",
+        config={
+            **{name: value for name, value in SELECTING.items() if name != "head_dim"},
+            "head_dim": 20,
+            "layer_types": ["sliding_attention", "indexed_attention"],
+            "mlp_layer_types": ["dense", "sparse"],
+            "shared_experts_intermediate_size": 24,
+            "swa_num_attention_heads": 3,
+            "swa_num_key_value_heads": 3,
+            "swa_q_lora_rank": 20,
+            "swa_kv_lora_rank": 12,
+            "swa_head_dim": 20,
+            "swa_qk_nope_head_dim": 12,
+            "swa_v_head_dim": 10,
+        },
+        layers=(0, 1),
+    ),
+    Recipe(
+        "minimax_m3",
+        "MiniMaxM3VLTextConfig",
+        "MiniMaxM3VLForCausalLM",
+        package="minimax_m3_vl",
+        config={
+            "layer_types": ["full_attention", "minimax_m3_sparse"],
+            "mlp_layer_types": ["dense", "sparse"],
+            "dense_intermediate_size": 24,
+            "index_n_heads": 2,
+            "index_head_dim": 20,
+            "index_block_size": 2,
+            "index_topk_blocks": 2,
+            "index_local_blocks": 1,
+            "rope_parameters": HALF_ROTARY,
+        },
+        layers=(0, 1),
+    ),
+    Recipe(
+        "qwen4_exp",
+        "Qwen4ExpTextConfig",
+        "Qwen4ExpForCausalLM",
+        config={
+            "layer_types": ["linear_attention", "indexed_attention"],
+            "rope_parameters": {**HALF_ROTARY, "mrope_section": [2, 1, 1]},
+            "hc_count": 2,
+            "hc_lowrank": 8,
+            "indexer_n_heads": 2,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 20,
+            "indexer_budget": 4,
+            "indexer_compress_ratio": 2,
+            "ple_layer_ids": [],
+        },
+        layers=(1,),
+    ),
     # multi-head latent attention
     Recipe("axk1", "AXK1Config", "AXK1ForCausalLM", config=LATENT),
     Recipe("deepseek_v3", "DeepseekV3Config", "DeepseekV3ForCausalLM", config=LATENT),
@@ -833,8 +1039,15 @@ def inputs_of(name: str, config: Any, batch: int = 2, pos: int = 12) -> dict[str
     recipe = RECIPE[name]
     if recipe.inputs == "embeds":
         return {"inputs_embeds": torch.randn(batch, pos, config.hidden_size, generator=draw)}
-    shape = (batch, pos, config.num_codebooks) if recipe.inputs == "codebooks" else (batch, pos)
+    if recipe.inputs == "draft":
+        states = torch.randn(batch, pos, config.hidden_size * len(config.target_layer_ids), generator=draw)
+        return {"noise_embeds": torch.randn(batch, config.block_size, config.hidden_size, generator=draw), "context_hidden_states": states}
+    shape = (batch, pos, recipe.codebooks) if recipe.inputs == "codebooks" else (batch, pos)
     ids = torch.randint(3, 40, shape, generator=draw)
+    if recipe.inputs == "seeing":
+        return {"input_ids": ids, "image_attention_mask": torch.ones(batch, pos, 1, dtype=torch.long)}
+    if recipe.inputs == "speech":
+        return {"input_ids": ids, "decoder_input_ids": torch.randint(3, 40, (*shape, recipe.codebooks), generator=draw)}
     return {"input_ids": ids, "decoder_input_ids": ids.flip(0)} if recipe.inputs == "pair" else {"input_ids": ids}
 
 

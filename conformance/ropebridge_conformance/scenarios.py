@@ -12,32 +12,39 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from ropebridge_conformance.selection import numbers
+from ropebridge_conformance.visibility import bias_of
+from ropebridge_conformance.weights import adapted_layer
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_reference import Past
-from ropebridge_spec import OptIn, Variant, layer_type, position_axes, shared_key
+from ropebridge_spec import OptIn, Source, Variant, layer_type, position_axes, shared_key
 
 BATCH, POS = 2, 13
-"""Longer than the zoo's window, and odd; two rows, so that masks can differ in the batch."""
+SOURCE = 5
+"""Longer than the zoo's window, and odd; two rows, so that masks can differ in the batch. Another sequence has SOURCE positions."""
 
 
 @dataclass(frozen=True)
 class Scenario:
     """A way to call a layer.
 
-    mask: the form in which visibility is handed down.
+    mask: the form in which visibility is handed down: `free` is an additive mask by head, of keys by lot, later ones too, with a
+        number of its own for each; `padding` one of two axes.
     left_padding: positions the last of the batch is padded by.
     steps: how many of the last positions come one by one, with a cache.
     opted_in: hook points made on request.
+    first: the position that the rotary tables begin at.
     """
 
     id: str
     says: str
-    mask: Literal["additive", "boolean", "none"] = "additive"
+    mask: Literal["additive", "boolean", "none", "free", "padding"] = "additive"
     left_padding: int = 0
     steps: int = 0
     opted_in: tuple[OptIn, ...] = ()
     batch: int = BATCH
     pos: int = POS
+    first: int = 0
 
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -49,6 +56,10 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("attn_in", "one input a query head", opted_in=("attn_in",)),
     Scenario("result", "results by head, in a layer whose inputs cannot be split", opted_in=("attn_result",)),
     Scenario("large", "sixteen rows of forty positions, for statistics of the error", batch=16, pos=40),
+    Scenario("free", "a mask by head that allows keys by lot, and adds a number to each", mask="free"),
+    Scenario("padding", "the last of the batch is padded by three positions; two-axis mask", mask="padding", left_padding=3),
+    Scenario("far", "positions up to 131071", first=131072 - POS),
+    Scenario("long", "two thousand positions and no mask, for what is allocated", mask="none", batch=1, pos=2048),
 )
 SCENARIO: Mapping[str, Scenario] = {scenario.id: scenario for scenario in SCENARIOS}
 CORE = ("prefill", "left_padding", "no_mask", "decode")
@@ -61,6 +72,11 @@ def possible(scenario: Scenario, variant: Variant) -> bool:
     if scenario.id == "result":
         return not variant.splits
     return (variant.causal or not scenario.steps) and (variant.splits or not split)
+
+
+def tables_go_on(variant: Variant) -> bool:
+    """Whether tables are made for any position: not where they are rows of a buffer or of an embedding."""
+    return variant.calling.table_buffer is None and variant.calling.tables_in == "position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -78,14 +94,43 @@ class CallInputs:
         (pair,) = self.given[variant.kv_given].values()
         return Past(*(heads.transpose(1, 2) for heads in pair))
 
+    def value_added(self, variant: Variant) -> Tensor | None:
+        """(batch, pos, kv_head, d_head_v) float64: what the model hands down to be added to the value (PROJ-1)."""
+        given: Tensor | None = self.given[variant.value_added] if variant.value_added else None
+        return None if given is None else given.double().unflatten(-1, (variant.kv_heads, -1))
+
+    def source(self, variant: Variant) -> Tensor | None:
+        """(batch, source, d_model): the states of another sequence (KV-2)."""
+        return None if variant.source is None else self.given[variant.source.argument]
+
+    def source_length(self, variant: Variant) -> int:
+        """How many positions another sequence has (KV-2)."""
+        return 0 if variant.source is None else SOURCE
+
+    def tables(self, variant: Variant) -> tuple[Tensor, Tensor] | None:
+        """cos and sin of this call's positions: the last, where the layer is handed those of earlier ones too (POS-1)."""
+        pair, pos = tables_of(self.given["position_embeddings"]), self.given["hidden_states"].shape[1]
+        if variant.calling.tables_of == "positions":
+            return pair
+        return pair and (pair[0][..., -pos:, :], pair[1][..., -pos:, :])
+
     def positions(self, variant: Variant) -> Tensor:
         """(1 or batch, pos): the positions that a temperature reads, or the temperatures where they are given (SCORE-4)."""
-        x, ids = self.given["hidden_states"], self.given.get("position_ids")
+        x = self.given["hidden_states"]
         if variant.temperature is not None and variant.temperature.given is not None:
             factor = self.given[variant.temperature.given]
             return torch.ones(1, x.shape[1], device=x.device) if factor is None else factor[:, 0, :, 0]
-        counted = torch.arange(self.first_query, self.first_query + x.shape[1], device=x.device)[None]
-        return ids if isinstance(ids, Tensor) and variant.temperature and not variant.temperature.counted else counted
+        return self.ids() if variant.temperature and not variant.temperature.counted else self.counted()
+
+    def ids(self) -> Tensor:
+        """(1 or batch, pos): the positions the call is told of, or those that go on where the cache ends."""
+        ids = self.given.get("position_ids")
+        return ids if isinstance(ids, Tensor) else self.counted()
+
+    def counted(self) -> Tensor:
+        """(1, pos): the positions that go on where the cache ends."""
+        x = self.given["hidden_states"]
+        return torch.arange(self.first_query, self.first_query + x.shape[1], device=x.device)[None]
 
 
 def calls(scenario: Scenario, specimen: Specimen, layer: Any, seed: int = 0) -> list[CallInputs]:
@@ -97,7 +142,19 @@ def calls(scenario: Scenario, specimen: Specimen, layer: Any, seed: int = 0) -> 
     cache = {"past_key_values": DynamicCache()} if scenario.steps else {}
     first = scenario.pos - scenario.steps
     spans = [(0, first), *((i, i + 1) for i in range(first, scenario.pos))]
-    return [CallInputs({**cut(base, start, stop), **cache, **shared(specimen, base, stop)}, start, stop) for start, stop in spans]
+    layer = {specimen.variant.calling.layer: adapted_layer(specimen.module)[0]} if specimen.variant.calling.layer else {}
+    made = [{**cut(base, specimen.variant, *span), **cache, **layer, **shared(specimen, base, span[1])} for span in spans]
+    other = 0 if specimen.variant.source is None else SOURCE
+    return [CallInputs(handed(specimen, given, first), first, stop + other) for given, (first, stop) in zip(made, spans, strict=True)]
+
+
+def handed(specimen: Specimen, given: dict[str, Any], first: int) -> dict[str, Any]:
+    """The inputs of a call, with an earlier layer's picks where the layer is handed them (SEL-1)."""
+    selector, x = specimen.variant.selector, given["hidden_states"]
+    if selector is None or selector.given is None:
+        return given
+    visible = bias_of(given["attention_mask"], first, x.shape[1], specimen.variant, x.device) > -torch.inf
+    return {**given, selector.given: numbers(selector, visible.expand(x.shape[0], -1, -1, -1), first)}
 
 
 def shared(specimen: Specimen, base: Mapping[str, Any], stop: int) -> dict[str, Any]:
@@ -120,10 +177,38 @@ def base_inputs(scenario: Scenario, specimen: Specimen, layer: Any, seed: int) -
     padded = torch.zeros(scenario.batch, dtype=torch.long)
     padded[-1] = scenario.left_padding
     ids = (torch.arange(scenario.pos) - padded[:, None]).clamp(min=0).to(specimen.device)
-    if scenario.left_padding:
-        inputs["position_embeddings"] = tables(specimen, inputs["hidden_states"], ids)
+    if scenario.left_padding or scenario.first or specimen.variant.source:
+        inputs["position_embeddings"] = tables(specimen, inputs["hidden_states"], with_source(ids, specimen.variant) + scenario.first)
     made = {**placed(specimen.variant, ids), "attention_mask": mask_of(scenario, specimen, padded), "shared_kv": random_kv(scenario, specimen, seed)}
-    return {**inputs, **made}
+    handed_down = specimen.variant.selector and specimen.variant.selector.given
+    calling = specimen.variant.calling
+    dropped = {handed_down, calling.layer, calling.tables_in, calling.mask_in} - {"position_embeddings", "attention_mask"}
+    extra = {**added(scenario, specimen, seed), **other_sequence(scenario, specimen, seed)}
+    return {**{name: value for name, value in inputs.items() if name not in dropped}, **made, **extra}
+
+
+def with_source(ids: Tensor, variant: Variant) -> Tensor:
+    """Position ids after those of another sequence that comes before and is rotated too (KV-2)."""
+    if variant.source is None or variant.source.place == "after":
+        return ids
+    return torch.cat([torch.arange(SOURCE, device=ids.device).expand(ids.shape[0], -1), ids + SOURCE], dim=1)
+
+
+def other_sequence(scenario: Scenario, specimen: Specimen, seed: int) -> dict[str, Tensor]:
+    """States of another sequence that keys and values are made of too (KV-2)."""
+    source, draw = specimen.variant.source, torch.Generator().manual_seed(seed + 2)
+    if source is None:
+        return {}
+    return {source.argument: torch.randn(scenario.batch, SOURCE, specimen.variant.d_model, generator=draw).to(specimen.device, specimen.dtype)}
+
+
+def added(scenario: Scenario, specimen: Specimen, seed: int) -> dict[str, Tensor]:
+    """What a model might hand down to be added to the value (PROJ-1)."""
+    variant, draw = specimen.variant, torch.Generator().manual_seed(seed + 1)
+    if variant.value_added is None:
+        return {}
+    shape = (scenario.batch, scenario.pos, variant.kv_heads * variant.d_head_v)
+    return {variant.value_added: torch.randn(shape, generator=draw).to(specimen.device, specimen.dtype)}
 
 
 def random_kv(scenario: Scenario, specimen: Specimen, seed: int) -> tuple[Tensor, Tensor]:
@@ -136,7 +221,7 @@ def random_kv(scenario: Scenario, specimen: Specimen, seed: int) -> tuple[Tensor
 
 def placed(variant: Variant, ids: Tensor) -> dict[str, Tensor]:
     """What a layer that needs them is told of its positions: the positions, or its temperatures (SCORE-4)."""
-    if variant.calling.tables == "own":
+    if variant.calling.tables == "own" or variant.selector is not None:
         return {"position_ids": ids}
     if variant.temperature is None or variant.temperature.counted:
         return {}
@@ -152,9 +237,12 @@ def get_random_inputs(specimen: Specimen, batch: int, pos: int) -> dict[str, Any
 
 
 def tables_of(given: Any) -> tuple[Tensor, Tensor] | None:
-    """cos and sin of what a layer is given; of a complex table real and imaginary part (POS-1)."""
-    if isinstance(given, Tensor):
+    """cos and sin of what a layer is given; of a complex table real and imaginary part, of a real one its second half and its first (POS-1)."""
+    if isinstance(given, Tensor) and given.is_complex():
         return given.real, given.imag
+    if isinstance(given, Tensor):
+        sin, cos = given.squeeze(1).chunk(2, dim=-1)
+        return cos, sin
     return None if given is None else (given[0], given[1])
 
 
@@ -174,6 +262,10 @@ def mask_of(scenario: Scenario, specimen: Specimen, padded: Tensor) -> Tensor | 
     """(batch, 1, query, key): what may be seen, in the scenario's form."""
     if scenario.mask == "none":
         return None
+    if scenario.mask == "padding":
+        return with_other_keys((torch.arange(scenario.pos) >= padded[:, None]).to(specimen.device), specimen.variant)
+    if scenario.mask == "free":
+        return free_mask(scenario, specimen)
     at, variant = torch.arange(scenario.pos), specimen.variant
     distance, reach, chunk = at[:, None] - at[None, :], variant.window or scenario.pos, at // (variant.chunk or scenario.pos)
     earlier = distance >= 0 if variant.causal else torch.ones_like(distance, dtype=torch.bool)
@@ -182,22 +274,69 @@ def mask_of(scenario: Scenario, specimen: Specimen, padded: Tensor) -> Tensor | 
     if not variant.causal:  # or no row would be blind: padding would see what is real
         visible = visible & (at[None, :, None] >= padded[:, None, None])
     visible = visible[:, None].to(specimen.device)
+    visible = visible if variant.source is None else beside_source(visible, variant.source)
     if scenario.mask == "boolean":
         return visible
     return torch.zeros((), dtype=specimen.dtype, device=visible.device).masked_fill(~visible, torch.finfo(specimen.dtype).min)
+
+
+def free_mask(scenario: Scenario, specimen: Specimen) -> Tensor:
+    """(batch, head, query, key): every other key by lot, and each query's own; a number between -1 and 1 where a key may be seen."""
+    keys = scenario.pos + (SOURCE if specimen.variant.source else 0)
+    draw, shape = torch.Generator().manual_seed(3), (scenario.batch, specimen.variant.heads, scenario.pos, keys)
+    visible = (torch.rand(shape, generator=draw) < 0.5) | torch.eye(scenario.pos, keys, dtype=torch.bool)
+    numbers = (2 * torch.rand(shape, generator=draw) - 1).to(specimen.device, specimen.dtype)
+    return numbers.masked_fill(~visible.to(specimen.device), torch.finfo(specimen.dtype).min)
 
 
 EARLIER = ("shared_kv", "shared_kv_states")
 """What stands for an earlier layer, and is no input along the positions."""
 
 
-def cut(base: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
-    """The inputs of the positions from start to stop, which see keys up to stop."""
-    mask, table = base["attention_mask"], base["position_embeddings"]
-    along = {name: 1 if name == "position_ids" else 2 for name in base if name not in ("hidden_states", "position_embeddings", "attention_mask", *EARLIER)}
+def with_other_keys(real: Tensor, variant: Variant) -> Tensor:
+    """(batch, key): which keys are real; those of another sequence are."""
+    if variant.source is None:
+        return real
+    other = torch.ones(real.shape[0], SOURCE, dtype=torch.bool, device=real.device)
+    return torch.cat([other, real] if variant.source.place == "before" else [real, other], dim=-1)
+
+
+def beside_source(visible: Tensor, source: Source) -> Tensor:
+    """What may be seen of both sequences: of the other all, but for the first position in the last of the batch; by padding nothing."""
+    other = visible.any(-1, keepdim=True).repeat(1, 1, 1, SOURCE)
+    other[-1, ..., 0] = False
+    return torch.cat([other, visible] if source.place == "before" else [visible, other], dim=-1)
+
+
+def own_keys(visible: Tensor, variant: Variant) -> Tensor:
+    """Of what may be seen (..., key) the part that stands for the layer's own positions."""
+    if variant.source is None:
+        return visible
+    return visible[..., SOURCE:] if variant.source.place == "before" else visible[..., :-SOURCE]
+
+
+def tables_given(table: Any, variant: Variant, span: slice) -> dict[str, Any]:
+    """The tables of some positions, under the name that the judge knows them by and that of the layer's own argument."""
+    part = table[..., span, :].clone() if isinstance(table, Tensor) else table and tuple(t[..., span, :].clone() for t in table)
+    return {"position_embeddings": part, variant.calling.tables_in: part}
+
+
+def cut(base: Mapping[str, Any], variant: Variant, start: int, stop: int) -> dict[str, Any]:
+    """The inputs of the positions from start to stop, which see keys up to stop; another sequence is given whole."""
+    mask, table, source = base["attention_mask"], base["position_embeddings"], variant.source
+    first, other = 0 if variant.calling.tables_of == "keys" else start, SOURCE if source else 0
+    whole = {source.argument: base[source.argument].clone()} if source else {}
+    others = [name for name in base if name not in ("hidden_states", "position_embeddings", "attention_mask", *EARLIER, *whole)]
+    along = {name: 1 if name in ("position_ids", variant.value_added) else 2 for name in others}
     return {
         "hidden_states": base["hidden_states"][:, start:stop].clone(),
-        "position_embeddings": table[:, start:stop].clone() if isinstance(table, Tensor) else table and tuple(t[:, start:stop].clone() for t in table),
+        **tables_given(table, variant, slice(first, stop + other)),
         **{name: base[name].narrow(axis, start, stop - start).clone() for name, axis in along.items()},
-        "attention_mask": None if mask is None else mask[:, :, start:stop, :stop].clone(),
+        **whole,
+        **masks_given(None if mask is None else (mask[:, :, start:stop] if mask.ndim == 4 else mask)[..., : stop + other].clone(), variant),
     }
+
+
+def masks_given(mask: Tensor | None, variant: Variant) -> dict[str, Tensor | None]:
+    """The mask, under the name that the judge knows it by and that of the layer's own argument."""
+    return {"attention_mask": mask, variant.calling.mask_in: mask}

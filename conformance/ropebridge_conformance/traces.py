@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropebridge_conformance.answers import Values, answered, shown
 from ropebridge_conformance.scenarios import CallInputs
 from ropebridge_reference import Past
 
@@ -20,7 +21,7 @@ class Trace:
     """One call: `values` is what each hook point held when the layer went on, after any edit."""
 
     call: CallInputs
-    values: dict[str, Tensor] = field(default_factory=dict)
+    values: Values = field(default_factory=Values)
     fired: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
     out: Tensor | None = None
@@ -34,7 +35,7 @@ def record(layer: Any, calls: Sequence[CallInputs], watch: Collection[str], edit
     for call in calls:
         trace = Trace(call, past=past_of(traces))
         hooks = [hook for name in watch for hook in hooks_at(name, trace, (edits or {}).get(name))]
-        trace.out, trace.weights = layer.run({**call.given, **extra}, hooks)
+        trace.out, trace.weights = answered(layer.run({**call.given, **extra}, hooks))
         traces.append(trace)
     return traces
 
@@ -45,10 +46,10 @@ def hooks_at(name: str, trace: Trace, edit: Edit | None) -> list[tuple[str, Call
     def look(tensor: Tensor, hook: Any) -> None:
         trace.fired.append(name)
         trace.names[name] = str(getattr(hook, "name", ""))
-        trace.values[name] = tensor.detach().clone()
+        trace.values[name] = shown(name, tensor).detach().clone()
 
     def change(tensor: Tensor, hook: Any) -> Tensor | None:
-        return edit(tensor) if edit is not None else None
+        return edit(shown(name, tensor)) if edit is not None else None
 
     return [(name, change), (name, look)] if edit is not None else [(name, look)]
 
@@ -58,7 +59,10 @@ def past_of(traces: Sequence[Trace]) -> Past | None:
     kept = [trace for trace in traces if {"hook_rot_k", "hook_v"} <= trace.values.keys()]
     if not kept:
         return None
-    return Past(torch.cat([left(t, "hook_rot_k", "hook_k_normed") for t in kept], 1), torch.cat([left(t, "hook_v", "hook_v_normed") for t in kept], 1))
+    return Past(
+        torch.cat([left(t, "hook_rot_k", "hook_k_normed") for t in kept], 1),
+        torch.cat([left(t, "hook_v", "hook_rot_v" if "hook_rot_v" in t.fired else "hook_v_normed") for t in kept], 1),
+    )
 
 
 def left(trace: Trace, usual: str, normed: str) -> Tensor:

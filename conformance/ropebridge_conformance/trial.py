@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
-from ropebridge_conformance.bench import Bench
+import torch
+
+from ropebridge_conformance.bench import Bench, watched
+from ropebridge_conformance.checks import CHECK
+from ropebridge_conformance.compare import compare
 from ropebridge_conformance.judge import judge, plan
-from ropebridge_conformance.mutants import MUTANT, Mutant
+from ropebridge_conformance.mutants import ARMS, MUTANT, Equivalent, Mutant
+from ropebridge_conformance.oracle import context_of, expect
 from ropebridge_conformance.questions import Question
+from ropebridge_conformance.scenarios import CORE as CORE_SCENARIOS
+from ropebridge_conformance.scenarios import SCENARIO, Scenario, calls, possible
 from ropebridge_conformance.subjects.reference import Factory
+from ropebridge_conformance.traces import record
 from ropebridge_conformance.verdicts import BAD, Verdict
-from ropebridge_conformance.zoo import COVER
+from ropebridge_conformance.zoo import CORE as CORE_CASES
+from ropebridge_conformance.zoo import COVER, Specimen, specimen
 
-ARMS = (
-    "hooks_fire_once_in_contract_order",
-    "a_hook_has_the_axes_of_the_contract",
-    "a_stage_gives_the_value_of_its_clause",
-    "a_replacement_is_what_the_rest_of_the_layer_sees",
-)
-"""The checks that name a stage, in the order in which they are asked."""
+SEEDS = range(1, 12)
+"""Of the inputs of correct runs: with the core layers and scenarios these are more than five hundred a dtype."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Trial:
 
 
 def try_mutant(mutant: Mutant, dtype: str, device: str = "cpu") -> Trial:
-    """Put a mutant through the arms on the first layer that can show its fault; the first failure kills it.
+    """Put a mutant through its arms on the first layer that can show its fault; the first failure kills it.
 
     Where one layer does not kill it, the next is tried: a mutant survives only if every layer lets it pass.
     """
@@ -69,9 +74,9 @@ def try_mutant(mutant: Mutant, dtype: str, device: str = "cpu") -> Trial:
 def by_case(mutant: Mutant, dtype: str, device: str) -> Iterator[list[Question]]:
     """The arms' questions on every layer that can show the fault, a layer at a time, scenarios that can show it only."""
     for case in COVER:
-        asked = [q for q in plan([case.id], (dtype,), (device,)) if q.check in ARMS and mutant.applies(q.specimen, q.situation)]
+        asked = [q for arm in mutant.arms for q in CHECK[arm].questions(case.id, dtype, device) if mutant.applies(q.specimen, q.situation)]
         if asked:
-            yield [q for arm in ARMS for q in asked if q.check == arm]
+            yield asked
 
 
 def false_alarms(dtypes: Sequence[str], device: str = "cpu") -> Iterator[Verdict]:
@@ -80,3 +85,29 @@ def false_alarms(dtypes: Sequence[str], device: str = "cpu") -> Iterator[Verdict
     for question in plan(dtypes=dtypes, devices=(device,)):
         if question.check in ARMS:
             yield judge(bench, question)
+
+
+def correct_runs(dtype: str, device: str = "cpu") -> Iterator[str | None]:
+    """Runs of the unmutated reference on inputs of many seeds, each judged at every hook: the first stage outside its bound, which there must not be."""
+    for case, id, seed in product(CORE_CASES, CORE_SCENARIOS, SEEDS):
+        layer, scenario = specimen(case.id, getattr(torch, dtype), device), SCENARIO[id]
+        if possible(scenario, layer.variant):
+            yield first_outside(layer, scenario, seed)
+
+
+def first_outside(own: Specimen, scenario: Scenario, seed: int) -> str | None:
+    """The first stage of the reference that is outside its bound, in any call of a scenario."""
+    layer = Factory().layer(own.module, rotary=own.rotary, opted_in=scenario.opted_in)
+    for trace in record(layer, calls(scenario, own, layer, seed), watched(own, scenario, "all")):
+        context = context_of(trace, own, scenario)
+        found = next((name for name in trace.fired if not compare(trace.values[name], expect(name, context)).fits), None)
+        if found is not None:
+            return found
+    return None
+
+
+def survives(equivalent: Equivalent, dtype: str, device: str = "cpu") -> Iterator[Verdict]:
+    """The verdicts on a change that is no fault, on the first layer that can show it: none may be bad."""
+    bench = Bench(equivalent.mutant.subject())
+    for question in next(by_case(equivalent.mutant, dtype, device)):
+        yield judge(bench, question)

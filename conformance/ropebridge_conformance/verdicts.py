@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from importlib import metadata
 from typing import Any
 
 import torch
 import transformers
 
+from ropebridge_conformance.heat import HeatMap
 from ropebridge_spec import SPEC_VERSION, spec_hash
 
 
@@ -43,6 +45,7 @@ class Verdict:
     """One line of results.
 
     error, bound: of the worst element, where numbers were compared. divergent: the first stage outside its bound.
+    worst, heat: where a bound is broken, the index of the worst element, and a coarse map of error over bound; absent from other lines.
     """
 
     subject: str
@@ -59,10 +62,13 @@ class Verdict:
     divergent: str | None = None
     seed: int = 0
     reason: str = ""
+    worst: tuple[int, ...] | None = None
+    heat: HeatMap | None = None
 
     def line(self) -> str:
         """The verdict as one JSON line; infinities and NaN, which JSON has not, as text."""
         fields = {key: str(value) if value in (float("inf"), float("-inf")) or value != value else value for key, value in asdict(self).items()}
+        fields = {key: value for key, value in fields.items() if value is not None or key not in ("worst", "heat")}
         return json.dumps(fields)
 
 
@@ -70,7 +76,16 @@ def read_line(line: str) -> Verdict:
     """A verdict from its JSON line."""
     fields = json.loads(line)
     numbers = {key: None if fields[key] is None else float(fields[key]) for key in ("error", "bound")}
-    return Verdict(**{**fields, **numbers, "verdict": Outcome(fields["verdict"])})
+    return Verdict(**{**fields, **numbers, "verdict": Outcome(fields["verdict"]), **located(fields)})
+
+
+def located(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the error is, if the line says it."""
+    worst, heat = fields.get("worst"), fields.get("heat")
+    return {
+        "worst": None if worst is None else tuple(worst),
+        "heat": None if heat is None else HeatMap(**{**heat, "axes": tuple(heat["axes"]), "sizes": tuple(heat["sizes"])}),
+    }
 
 
 def provenance(subjects: Sequence[str], devices: Sequence[str]) -> dict[str, Any]:
@@ -78,6 +93,7 @@ def provenance(subjects: Sequence[str], devices: Sequence[str]) -> dict[str, Any
     return {
         "ropebridge_spec": SPEC_VERSION,
         "spec_hash": spec_hash(),
+        "ropebridge": metadata.version("ropebridge"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -21,13 +22,18 @@ Named = dict[str, Tensor | None]
 def read_weights(module: nn.Module, variant: Variant, dtype: torch.dtype | None = None) -> Weights:
     """The weights head by head, in the module's dtype or another."""
     source: Any = module if dtype is None else Cast(module, dtype)
-    o, b_o = (None, None) if variant.projections.o is None else linear_of(getattr(source, variant.projections.o))
+    o, b_o = (None, None) if variant.projections.o is None else linear_of(source, variant.projections.o, variant.projections.within)
     norms: dict[str, Any] = {role: read_affine(getattr(source, name), variant.norm_in(role)) for role, name in variant.norm_roles.items()}
     heads: dict[str, Any] = read_heads(source, variant) if variant.latent is None else read_latents(source, variant, variant.latent)
+    bias: dict[str, Any] = read_key_bias(source, variant)
     gate: dict[str, Any] = {} if variant.gate is None or variant.gate.in_query else read_gate(source, variant.gate, variant)
     return Weights(
-        W_O=rearrange(identity(source, variant) if o is None else o, "d_model (head d_head) -> head d_head d_model", head=variant.heads),
+        W_O=rearrange(identity(source, variant) if o is None else o, "d_model (head d_head) -> head d_head d_model", head=variant.z_heads),
         b_O=b_o,
+        lambdas=read_lambdas(source, variant),
+        **bias,
+        adapters=read_adapters(source, variant),
+        alpha=attrgetter(variant.exclusive)(source) if variant.exclusive else None,
         sinks=getattr(source, variant.sinks) if variant.sinks else None,
         **heads,
         **norms,
@@ -51,9 +57,11 @@ class Cast:
         return (Cast(part, self.dtype) for part in self.module.children())
 
 
-def linear_of(module: Any) -> Linear:
-    """Weight and bias of a projection."""
-    return module.weight, module.bias
+def linear_of(module: Any, name: str, within: str | None = None) -> Linear:
+    """Weight and bias of a projection, or of the linear map within it."""
+    projection = attrgetter(name)(module)
+    projection = projection if within is None else getattr(projection, within)
+    return projection.weight, projection.bias
 
 
 def identity(module: Any, variant: Variant) -> Tensor:
@@ -65,14 +73,18 @@ def identity(module: Any, variant: Variant) -> Tensor:
 def read_heads(module: Any, variant: Variant) -> Named:
     """W and b of query, key and value, and of a gate between the query's rows."""
     q, *others = read_projections(module, variant)
-    gate: Named = {}
-    if variant.gate is not None and variant.gate.in_query:
-        q, gate_rows = by_turns(q, variant.heads, [variant.d_head, variant.d_head_v])
-        gate = by_head("G", gate_rows, variant.heads)
-    found = gate | by_head("Q", q, variant.heads)
+    found = query_and_gate(q, variant)
     for role, linear in zip("KV", others, strict=False):
         found |= by_head(role, linear, variant.kv_heads)
     return found
+
+
+def query_and_gate(q: Linear, variant: Variant) -> Named:
+    """W and b of the query, and of a gate between its rows."""
+    if variant.gate is None or not variant.gate.in_query:
+        return by_head("Q", q, variant.heads)
+    q, gate = by_turns(q, variant.heads, [variant.d_head, variant.d_head_v])
+    return by_head("G", gate, variant.heads) | by_head("Q", q, variant.heads)
 
 
 def by_head(role: str, linear: Linear, heads: int) -> Named:
@@ -96,8 +108,8 @@ def read_projections(module: Any, variant: Variant) -> list[Linear]:
     """Query, key and value as far as there are projections for them, of a fused projection each its own rows."""
     names = variant.projections
     if names.fused is None:
-        return [linear_of(getattr(module, variant.roles[role])) for role in "qkv" if role in variant.roles]
-    weight, bias = linear_of(getattr(module, names.fused))
+        return [linear_of(module, variant.roles[role], names.within) for role in "qkv" if role in variant.roles]
+    weight, bias = linear_of(module, names.fused)
     weights = own_rows(weight, variant)
     biases = [None] * 3 if bias is None else own_rows(bias, variant)
     return list(zip(weights, biases, strict=True))
@@ -118,12 +130,12 @@ def own_rows(fused: Tensor, variant: Variant) -> list[Tensor]:
 def read_latents(module: Any, variant: Variant, latent: Latent) -> Named:
     """The projections of multi-head latent attention, down and up."""
     q, q_down = (variant.projections.q, None) if latent.q_rank is None else (latent.q_up, latent.q_down)
-    down = linear_of(getattr(module, latent.kv_down))
+    down = linear_of(module, latent.kv_down)
     shared = down_to("KR", down, slice(latent.kv_rank, None))
     return {
-        **({} if q_down is None else down_to("DQ", linear_of(getattr(module, q_down)), slice(None))),
+        **({} if q_down is None else down_to("DQ", linear_of(module, q_down), slice(None))),
         **down_to("DKV", down, slice(None, latent.kv_rank)),
-        **by_head("Q", linear_of(getattr(module, q)), variant.heads),
+        **query_and_gate(linear_of(module, q), variant),
         **up_to_keys_and_values(getattr(module, latent.kv_up), variant),
         **{name: None if rows is None else repeat(rows, "... -> head ...", head=variant.heads) for name, rows in shared.items()},
     }
@@ -143,11 +155,45 @@ def up_to_keys_and_values(up: Any, variant: Variant) -> Named:
 
 def read_gate(module: Any, gate: Gate, variant: Variant) -> Named:
     """W_G and b_G of a gate that has a projection of its own."""
-    found = by_head("G", linear_of(getattr(module, gate.module)), variant.heads)
+    found = by_head("G", linear_of(module, gate.module), variant.heads)
     if gate.bias is not None:
         beside = repeat(getattr(module, gate.bias), "head -> head width", width=variant.d_head_v if gate.per == "channel" else 1)
         found["b_G"] = beside if found["b_G"] is None else found["b_G"] + beside
     return found
+
+
+def adapted_layer(module: Any) -> tuple[int, int]:
+    """Which layer a module that layers share can be called for, and the number of that layer's adapters."""
+    lists = getattr(module, "linear_q_adapter_list", [nn.Sequential()])
+    return next((layer, number) for layer, number in module.layer_dic.items() if isinstance(lists[number], nn.Sequential))
+
+
+def read_adapters(module: Any, variant: Variant) -> dict[str, tuple[Tensor, Tensor]]:
+    """The maps down and up beside each projection, of the layer that calls are for."""
+    beside = variant.projections.beside
+    if beside is None:
+        return {}
+    _, number = adapted_layer(module.module if isinstance(module, Cast) else module)
+    found = {}
+    for role, heads in (("q", variant.heads), ("k", variant.kv_heads), ("v", variant.kv_heads)):
+        down, up = (part.weight for part in list(list(getattr(module, beside.format(role)))[number]))
+        found[role.upper()] = (down.T, rearrange(up, "(head width) adapter -> head adapter width", head=heads))
+    return found
+
+
+def read_lambdas(module: Any, variant: Variant) -> Tensor | None:
+    """q1, k1, q2 and k2 of differential attention."""
+    kind = variant.differential
+    return None if kind is None else torch.stack([getattr(module, name) for name in (kind.q1, kind.k1, kind.q2, kind.k2)])
+
+
+def read_key_bias(module: Any, variant: Variant) -> Named:
+    """W_dt, b_dt and A of a key's bias."""
+    if variant.key_bias is None:
+        return {}
+    weight, bias = linear_of(module, variant.key_bias.projection)
+    rows = rearrange(weight, "kv_head (from_kv_head d_head) -> kv_head from_kv_head d_head", from_kv_head=variant.kv_heads)
+    return {"W_dt": rows, "b_dt": bias, "A": getattr(module, variant.key_bias.factor)}
 
 
 def read_affine(module: Any, norm: Norm) -> Affine:

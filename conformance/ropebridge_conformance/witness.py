@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ropebridge_conformance.endtoend import EndToEnd, end_to_end
-from ropebridge_conformance.scenarios import CallInputs, tables_of
-from ropebridge_conformance.visibility import bias_of
+from ropebridge_conformance.scenarios import CallInputs
+from ropebridge_conformance.visibility import selected_bias
 from ropebridge_conformance.weights import read_weights
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_reference import Past, attention
+from ropebridge_reference.attention import joined
 
 
 @torch.no_grad()
@@ -28,10 +29,12 @@ def hugging_face(specimen: Specimen, calls: Sequence[CallInputs]) -> tuple[Tenso
     outs, weights = [], []
     module: Any = specimen.module
     for call in calls:
-        given = {**call.given, "attention_mask": additive(specimen, call), cache_name(module): cache}
+        given = {**call.given, cache_name(module): cache}
+        del given["attention_mask"]
+        given[specimen.variant.calling.mask_in] = additive(specimen, call)
         returned = dict(zip(specimen.variant.calling.returns, type(module).forward(module, **accepted(module, given)), strict=True))
         outs.append(returned["out"])
-        weights.append(returned["pattern"])
+        weights.append(returned["pattern"] if "pattern" in returned else torch.cat([returned["pattern_own"], returned["pattern_source"]], -1))
     return torch.cat(outs, 1), weights
 
 
@@ -56,26 +59,39 @@ def additive(specimen: Specimen, call: CallInputs) -> Tensor:
 
 def bias_of_call(specimen: Specimen, call: CallInputs) -> Tensor:
     """The call's visibility as the reference reads it."""
-    x = call.given["hidden_states"]
-    return bias_of(call.given["attention_mask"], call.first_query, x.shape[1], specimen.variant, x.device)
+    return selected_bias(
+        call.given["attention_mask"], call.given["hidden_states"], call.first_query, specimen.variant, source=call.source_length(specimen.variant)
+    )
 
 
 def truth(specimen: Specimen, call: CallInputs) -> Tensor:
     """The output in float64, from the same rounded weights, inputs and tables."""
     weights = read_weights(specimen.module, specimen.variant, torch.float64)
-    given = tables_of(call.given["position_embeddings"])
+    given = call.tables(specimen.variant)
     tables = None if given is None else (given[0].double(), given[1].double())
     x, given_kv = call.given["hidden_states"].double(), call.given_kv(specimen.variant)
     past = given_kv and Past(given_kv.key.double(), given_kv.value.double())
-    return attention(x, tables, bias_of_call(specimen, call), weights, specimen.variant, positions=call.positions(specimen.variant), past=past).out
+    variant, source = specimen.variant, call.source(specimen.variant)
+    return attention(
+        x,
+        tables,
+        bias_of_call(specimen, call),
+        weights,
+        variant,
+        positions=call.positions(variant),
+        past=past,
+        value_added=call.value_added(variant),
+        source=None if source is None else source.double(),
+    ).out
 
 
 def carried_bounds(specimen: Specimen, call: CallInputs, dtype: str) -> EndToEnd:
     """The exact pattern and output of a call that needs no cache, with the error that `dtype` may carry through the layer."""
-    weights = read_weights(specimen.module, specimen.variant, torch.float64)
-    tables, positions = tables_of(call.given["position_embeddings"]), call.positions(specimen.variant)
-    given_kv, bias = call.given_kv(specimen.variant), bias_of_call(specimen, call)
-    return end_to_end(call.given["hidden_states"].double(), tables, positions, given_kv, bias, weights, specimen.variant, dtype)
+    weights, variant = read_weights(specimen.module, specimen.variant, torch.float64), specimen.variant
+    source, x = call.source(variant), call.given["hidden_states"].double()
+    x_kv = x if source is None else joined(x, source.double(), variant)
+    given = (call.tables(variant), call.positions(variant), call.given_kv(variant), call.value_added(variant), bias_of_call(specimen, call))
+    return end_to_end(x, x_kv, *given, weights, variant, dtype)
 
 
 def live_rows(specimen: Specimen, call: CallInputs) -> Tensor:

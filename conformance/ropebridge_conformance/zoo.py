@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropebridge_conformance.recipes import INSTALLED, build_model
+from ropebridge_conformance.recipes import INSTALLED, RECIPE, build_model
+from ropebridge_conformance.selection import pin
 from ropebridge_spec import FAMILIES, Variant, describe
+from ropebridge_spec.paths import holds
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,10 @@ CASE: Mapping[str, Case] = {case.id: case for case in CASES}
 FEATURED = (
     *("llama4_0", "llama4_1", "nanochat_0", "chameleon_0", "bitnet_0", "olmo_0", "olmoe_0", "falcon_h1_0", "mimo_v2_flash_0", "afmoe_1", "beam_1"),
     *("laguna_0", "qwen3_next_1", "muse_spark_0", "granite_swa_1", "flint_0", "mistral4_0", "hunyuan_vl_0", "persimmon_0", "starcoder2_0", "phi3_0"),
+    *("deepseek_v32_0", "axk2_0", "dots3_note_1", "minimax_m3_1", "qwen4_exp_1", "diffllama_0", "doge_0", "neomme_0", "zamba2_1", "roformer_0", "moshi_0"),
+    *("muse_glimmer_assistant_0", "t5gemma2_decoder_0"),
     *("modernbert_0", "gte_0", "esm_0", "t5gemma_0", "embedding_gemma2_0", "openai_privacy_filter_0", "deepseek_v2_0", "longcat_flash_0", "bailing_hybrid_1"),
+    *("gemma3n_2", "gemma4_1", "diffllama_0", "doge_0", "deepseek_v32_0", "axk2_0", "dots3_note_0"),
 )
 COVER: tuple[Case, ...] = (*CORE, *(CASE[name] for name in FEATURED if name in CASE))
 """A layer for every feature of the contract, where the installed transformers has one."""
@@ -96,10 +101,12 @@ def specimen(case_id: str, dtype: torch.dtype, device: str) -> Specimen:
     """
     case = CASE[case_id]
     model = tiny_model(case)
-    module = attention_layer(model, case.layer).to(device=device, dtype=dtype).eval()
+    part = model.get_submodule(RECIPE[case.family].part)
+    module = attention_layer(part, case.layer).to(device=device, dtype=dtype).eval()
     variant = describe(module)
+    pin(module, variant.selector)
     buffer = variant.calling.table_buffer
-    rotary = rotary_module(model) if buffer is None else Sinusoids(getattr(module, buffer))
+    rotary = rotary_module(part) if buffer is None else Sinusoids(getattr(module, buffer))
     return Specimen(module, rotary.to(device), variant, dtype, torch.device(device))
 
 
@@ -126,18 +133,38 @@ def tiny_model(case: Case) -> Any:
 def attention_layer(model: nn.Module, layer: int) -> nn.Module:
     """The rotary attention of a model's block."""
     layers: dict[str, nn.Module] = dict(model.named_modules())
-    return next(module for path, module in layers.items() if type(module).__name__ in FAMILIES and number_of(path, module) == layer)
+    return next(module for path, module in layers.items() if served(module) and number_of(path, module) == layer)
+
+
+def served(module: nn.Module) -> bool:
+    """Whether a module is attention that the table of families serves."""
+    family = FAMILIES.get(type(module).__name__)
+    return family is not None and (isinstance(family, Variant) or family.only is None or holds(module, family.only))
 
 
 def number_of(path: str, module: Any) -> int:
     """The number of a layer: its own, or the last in its path."""
     own = getattr(module, "layer_idx", None)
-    return int(own if own is not None else [part for part in path.split(".") if part.isdigit()][-1])
+    return int(own if own is not None and own >= 0 else [part for part in path.split(".") if part.isdigit()][-1])
 
 
 def rotary_module(model: nn.Module) -> nn.Module:
     """The module that makes a model's rotary tables."""
-    return next(m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding"))
+    kinds = ("RotaryEmbedding", "SinusoidalPositionalEmbedding")
+    found = next(m for m in model.modules() if type(m).__name__.endswith(kinds))
+    return Rows(found) if isinstance(found, nn.Embedding) else found
+
+
+class Rows(nn.Module):
+    """Tables that are rows of an embedding: for every position sin and then cos."""
+
+    def __init__(self, rows: nn.Embedding) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        """(batch or 1, 1, pos, width): sin and cos, as a layer is handed them."""
+        return self.rows.weight[position_ids].unsqueeze(1).to(x.dtype)
 
 
 def randomise(model: nn.Module, seed: int = 0) -> None:

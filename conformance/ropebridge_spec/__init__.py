@@ -20,7 +20,7 @@ from ropebridge_spec.errors import (
     VerificationError,
 )
 from ropebridge_spec.families import describe, layer_type, position_axes, shared_key
-from ropebridge_spec.family import Family, GateKind, LatentKind, NormKind, RotaryKind, SharedKind, TemperatureKind
+from ropebridge_spec.family import Family, GateKind, LatentKind, NormKind, RotaryKind, SelectorKind, SharedKind, TemperatureKind
 from ropebridge_spec.hooks import (
     HOOK,
     HOOKS,
@@ -35,7 +35,22 @@ from ropebridge_spec.hooks import (
 )
 from ropebridge_spec.subject import HookFunction, Layer, Subject
 from ropebridge_spec.table import FAMILIES, OTHERS
-from ropebridge_spec.variant import OPT_INS, Calling, Gate, Latent, Norm, OptIn, Projections, Rotary, Temperature, Variant
+from ropebridge_spec.variant import (
+    OPT_INS,
+    Calling,
+    Differential,
+    Gate,
+    KeyBias,
+    Latent,
+    Norm,
+    OptIn,
+    Projections,
+    Rotary,
+    Selector,
+    Source,
+    Temperature,
+    Variant,
+)
 
 __all__ = [
     "CLAUSE",
@@ -51,12 +66,14 @@ __all__ = [
     "Calling",
     "Clause",
     "ContractError",
+    "Differential",
     "Family",
     "Gate",
     "GateKind",
     "HookFunction",
     "HookNeverFired",
     "HookSpec",
+    "KeyBias",
     "Latent",
     "LatentKind",
     "Layer",
@@ -70,7 +87,10 @@ __all__ = [
     "Rotary",
     "RotaryKind",
     "RotaryMissing",
+    "Selector",
+    "SelectorKind",
     "SharedKind",
+    "Source",
     "Subject",
     "SubmoduleError",
     "Temperature",

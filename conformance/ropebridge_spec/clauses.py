@@ -34,15 +34,17 @@ CLAUSES: tuple[Clause, ...] = (
     Clause(
         "LAT-1",
         "In multi-head latent attention hook_q_latent and hook_kv_latent hold what the up-projections are given: hook_in projected down, normed, and "
-        "scaled where the family scales. Every head shares them, so inputs are not split.",
-        "c_Q = s_Q norm(x W_DQ + b_DQ),  c_KV = s_KV norm(x W_DKV + b_DKV)",
+        "scaled where the family scales; hook_q_latent, where the family brings that up too, the latent as it was before beside it. Every head shares them, "
+        "so inputs are not split.",
+        "c_Q = s_Q norm(x W_DQ + b_DQ), or [that, x W_DQ + b_DQ],  c_KV = s_KV norm(x W_DKV + b_DKV)",
     ),
     Clause("LAT-2", "hook_q_latent has axes batch pos q_rank, hook_kv_latent batch pos kv_rank."),
     Clause(
         "PROJ-1",
         "hook_q, hook_k and hook_v hold the projections, before any norm, of hook_in or of its latents; the key and the value times the family's "
-        "multipliers. With latents a head's key is its part that comes up from the latent, followed by the rotary part that all heads share.",
-        "q = x W_Q + b_Q,  k = m_K (x W_K + b_K),  v = m_V (x W_V + b_V);  with latents q = c_Q W_Q, k = [c_KV W_K, x W_KR + b_KR], v = c_KV W_V",
+        "multipliers. With latents a head's key is its part that comes up from the latent, followed by the rotary part that all heads share, normed where the family norms it. Where the model hands down what is added to the value, hook_v "
+        "holds the sum; where a layer has adapters beside its projections, each holds the sum of both.",
+        "q = x W_Q + b_Q,  k = m_K (x W_K + b_K),  v = m_V (x W_V + b_V);  with latents q = c_Q W_Q, k = [c_KV W_K, norm(x W_KR + b_KR)], v = c_KV W_V",
     ),
     Clause(
         "CLIP-1",
@@ -67,7 +69,8 @@ CLAUSES: tuple[Clause, ...] = (
     ),
     Clause(
         "POS-1",
-        "hook_cos and hook_sin hold the tables the layer is given, in the layout and dtype its rotary module makes them; of a complex table real and imaginary part.",
+        "hook_cos and hook_sin hold the tables the layer is given, in the layout and dtype its rotary module makes them; of a complex table real and imaginary part; "
+        "of tables for all keys those of this call's positions.",
     ),
     Clause("POS-2", "hook_cos and hook_sin have axes batch pos rotary_dim; batch may be 1. A table without a batch axis is accepted and given one."),
     Clause(
@@ -76,9 +79,10 @@ CLAUSES: tuple[Clause, ...] = (
         "of its position, in place; the other dimensions pass through. In a layer that does not rotate they hold query and key unchanged.",
         "(a, b) -> (a cos - b sin, b cos + a sin);  backward: -sin in place of sin;  pairs: half (i, i + width/2), interleaved (2i, 2i + 1)",
     ),
+    Clause("ROT-3", "In a family that rotates values as it does keys, hook_rot_v holds the rotated value, which is then what is cached and mixed."),
     Clause(
         "ROT-2",
-        "hook_rot_q has axes batch pos head d_head, hook_rot_k batch pos kv_head d_head; pos counts the positions of this call, not cached ones.",
+        "hook_rot_q has axes batch pos head d_head, hook_rot_k batch pos kv_head d_head, hook_rot_v batch pos kv_head d_head_v; pos counts the positions of this call, not cached ones.",
     ),
     Clause(
         "SCORE-1",
@@ -91,6 +95,12 @@ CLAUSES: tuple[Clause, ...] = (
         "In a family whose query has a temperature, it is a factor of the scale. Positions are the call's position ids, or those that count on from the cache.",
         "t(i) = 1 + beta log(1 + floor((i + shift) / length));  s = scale t(i) (q . k)",
     ),
+    Clause(
+        "SCORE-5",
+        "In a family that biases keys by their values, the bias of key j is added for all queries, made of what the hooks left of the values of all kv "
+        "heads. Of the keys that the mask allows a query sees those of the largest bias, as many as the family keeps.",
+        "s = s + exp(A softplus(W_dt v_j + b_dt)), for the kv head of the query head",
+    ),
     Clause("SCORE-3", "An edit that leaves NaN or +inf in the scores is refused."),
     Clause(
         "PAT-1",
@@ -101,8 +111,9 @@ CLAUSES: tuple[Clause, ...] = (
     Clause("PAT-3", "The attention weights a layer returns, when asked for them, are hook_pattern."),
     Clause(
         "GATE-1",
-        "hook_gate holds what each head's mix of values is multiplied by. Where the gate lies in the query projection, hook_q_gate holds its rows before the activation.",
-        "g = sigmoid(x W_G + b_G), or softplus;  g = sigmoid(hook_q_gate)",
+        "hook_gate holds what each head's mix of values is multiplied by. Where the gate lies in the query projection, hook_q_gate holds its rows before the activation; "
+        "with latents they come up from the query's.",
+        "g = sigmoid(x W_G + b_G), or softplus;  g = sigmoid(hook_q_gate), hook_q_gate = x W_G, or with latents c_Q W_G",
     ),
     Clause("GATE-2", "hook_q_gate has axes batch pos head d_head_v; so has hook_gate, or batch pos head where the family has one gate a head."),
     Clause(
@@ -110,16 +121,36 @@ CLAUSES: tuple[Clause, ...] = (
         "hook_z holds what the output projection is given: each head's mix of values, normed and then gated where the family does so.",
         "z = g norm(p v)",
     ),
+    Clause(
+        "MIX-3",
+        "In exclusive self-attention the part of each head's mix that lies along the query's own value is taken from it, as much as the family's parameter "
+        "says, before norm and gate.",
+        "z = z - tanh(alpha_h) (z . u) u,  u = v / max(|v|, 1e-12) at the query's position",
+    ),
     Clause("MIX-2", "hook_z has axes batch pos head d_head_v."),
+    Clause(
+        "DIFF-1",
+        "In differential attention heads h and h + heads / 2 are a pair, and mix the same values: those of kv heads j and j + kv_heads / 2 side by side, j being "
+        "the kv head of h. hook_pattern holds the patterns of all heads; hook_z holds of each pair the difference, normed, with axes batch pos pair d_pair, "
+        "d_pair being twice d_head_v, and hook_result has axes batch pos pair d_model.",
+        "z = (1 - init) norm(p_h [v_j, v_j'] - lambda p_h' [v_j, v_j']),  lambda = exp(q1 . k1) - exp(q2 . k2) + init",
+    ),
     Clause("RES-1", "With attn_result opted in, hook_result holds what each head adds to the output, without the bias.", "r_h = z_h W_O[h]"),
     Clause("RES-2", "hook_result has axes batch pos head d_model."),
     Clause("OUT-1", "hook_out holds what the layer returns.", "out = sum_h z_h W_O[h] + b_O"),
-    Clause("OUT-2", "hook_out has axes batch pos d_model."),
+    Clause("OUT-2", "hook_out has axes batch pos d_model; d_out in place of d_model, there and at hook_result, where a layer gives back another width."),
     Clause(
         "KV-1",
         "A layer to which an earlier layer's keys and values are given has no hook for its own key and value: it reads what the earlier layer left, after "
         "that layer's hooks. Where the family's value is its key, hook_v holds what hook_k left.",
         "v = k",
+    ),
+    Clause(
+        "KV-2",
+        "A layer that is handed another sequence makes keys and values of it too, before its own or after them: hook_kv_in holds its states, with axes batch "
+        "source d_model, and hook_k, hook_v, their norms' hooks and hook_rot_k hold both, with axes batch kv_pos ..., in the order of the keys. A sequence "
+        "that comes after is not rotated; once its keys are cached, hook_kv_in does not fire.",
+        "k = [s, x] W_K + b_K, or [x, s] W_K + b_K",
     ),
     # masks
     Clause(
@@ -141,6 +172,13 @@ CLAUSES: tuple[Clause, ...] = (
     ),
     Clause("MASK-6", "A row that sees no key has pattern and z of exactly 0 and finite gradients."),
     Clause("MASK-7", "A key that a query may not see changes nothing in that query's row, whatever finite numbers its key and value hold."),
+    Clause(
+        "SEL-1",
+        "In a family whose layers select keys, a query sees those that the layer's own selector picks for it, or that an earlier layer's picked and handed "
+        "down, of those that the mask allows. The selector is given what the hooks left of hook_in, hook_q_latent and the tables, and the mask; what goes "
+        "on inside it is its own.",
+        "s = -inf where the key is not picked for the query",
+    ),
     # firing
     Clause("FIRE-1", "A layer has exactly the hook points its variant has, and they fire in contract order."),
     Clause(
@@ -166,8 +204,24 @@ CLAUSES: tuple[Clause, ...] = (
         "In bfloat16 and float16 the output's root-mean-square error to the float64 truth is at most 1.05 times, and its largest error at most twice, "
         "that of the wrapped module in the same dtype.",
     ),
-    Clause("BACK-1", "After detach the model is what it was: the same objects, the same keys, no hook left, and the same output to the bit."),
+    Clause(
+        "BACK-1",
+        "A layer leaves the module it is built around as it is. After detach the model is what it was: the same objects, the same keys, no hook left, and the same output to the bit.",
+    ),
     Clause("TYPE-1", "Every hook's tensor has the dtype and device of the hidden states; hook_cos and hook_sin have those of the tables given."),
+    Clause(
+        "TYPE-2",
+        "A layer runs on the meta device, with the shapes and dtypes of the contract. Every tensor it makes lies on the device of its hidden states, and it "
+        "reads no number off a tensor, but for what SCORE-3 and MASK-3 ask.",
+    ),
+    Clause(
+        "MEM-1", "Where nobody watches hook_attn_scores or hook_pattern, and no mask of that size is handed down, no tensor of size query times key is made."
+    ),
+    Clause(
+        "ISO-1",
+        "Layers never see each other: hooks and edits of one change nothing in another, in whatever order or thread they run. A hook that raises ends its "
+        "call, and leaves nothing behind.",
+    ),
     Clause("CACHE-1", "A step that reads a cache gives at every hook what the same positions give without one."),
     Clause("DROP-1", "Dropout applies in training mode only, to the pattern after hook_pattern."),
     Clause("DROP-2", "Where the family drops out its output, it does so in training mode only, after hook_out."),

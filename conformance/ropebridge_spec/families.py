@@ -6,21 +6,23 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from ropebridge_spec.errors import UnsupportedAttention
-from ropebridge_spec.family import Family, GateKind, LatentKind, NormKind, RotaryKind, TemperatureKind
+from ropebridge_spec.family import Family, GateKind, LatentKind, NormKind, RotaryKind, SelectorKind, TemperatureKind
 from ropebridge_spec.paths import any_holds, holds, read_path
 from ropebridge_spec.recognise import known_as
 from ropebridge_spec.table import FAMILIES
-from ropebridge_spec.variant import Gate, Latent, Norm, Rotary, Temperature, Variant
+from ropebridge_spec.variant import Differential, Gate, KeyBias, Latent, Norm, Projections, Rotary, Selector, Temperature, Variant
 
 LATENT_NAMES = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 """The projections of multi-head latent attention, whose names are the same everywhere."""
 
 FEATURES = (
-    *("q_norm", "k_norm", "qk_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm", "v_norm", "attn_sub_norm", "o_norm"),
-    *("sinks", "gate_proj", "g_proj", "gate_bias", "q_gate_proj", "key_multiplier", "v_scale", "clip_qkv", "lambda_q1", "indexer"),
+    *("q_norm", "k_norm", "qk_norm", "q_layernorm", "k_layernorm", "q_layer_norm", "k_layer_norm", "query_layernorm", "key_layernorm"),
+    *("v_norm", "attn_sub_norm", "o_norm", "sinks", "gate_proj", "g_proj", "gate_bias", "q_gate_proj", "key_multiplier", "v_scale", "clip_qkv"),
+    *("lambda_init", "rotary_value", "keep_window_size", "exclusive_self_attention", "output_projection", "indexer"),
     *LATENT_NAMES,
 )
 """Attributes that change what attention computes: a family that does not know one it finds must not be used."""
@@ -52,8 +54,10 @@ def read(module: Any, family: Family | Variant) -> Variant:
     if isinstance(family, Variant):
         return family
     refuse_unknown_features(module, family)
+    refuse_other_attention(module, family)
     widths = read_latent_widths(module) if family.latent else read_widths(module, family)
-    causal = bool(getattr(module, "is_causal", True))
+    found = read_path(module, family.causal)
+    causal = True if found is None else bool(found)
     shared = family.shared
     return Variant(
         **widths,
@@ -68,6 +72,12 @@ def read(module: Any, family: Family | Variant) -> Variant:
         clip=read_path(module, family.clip),
         latent=read_latent(module, family.latent),
         gate=read_gate(module, family.gate, widths["heads"]),
+        source=family.source_states,
+        value_added=family.value_added,
+        exclusive=family.exclusive,
+        differential=read_differential(module, family.differential),
+        key_bias=None if family.key_bias is None else KeyBias(int(read_path(module, family.key_bias))),
+        selector=read_selector(module, family.selector),
         temperature=read_temperature(module, family.temperature),
         rotary=read_rotary(module, family.rotary, widths["d_head"]),
         score_precision=family.score_precision,
@@ -78,7 +88,8 @@ def read(module: Any, family: Family | Variant) -> Variant:
         chunk=read_path(module, family.chunk),
         dropout=float(read_path(module, family.dropout) or 0.0),
         output_dropout=float(read_path(module, family.output_dropout) or 0.0),
-        projections=family.projections,
+        d_out=read_d_out(module, family, widths["d_model"]),
+        projections=read_projections(module, family),
         calling=replace(family.calling, kv_left=shared.through) if shared and holds(module, shared.leaves) else family.calling,
     )
 
@@ -89,18 +100,35 @@ def read_widths(module: Any, family: Family) -> dict[str, int]:
     if names.fused is not None:
         d_model, (heads, kv_heads) = features(module, names.fused, "in_features"), counts(module)
         return {"d_model": d_model, "heads": heads, "kv_heads": kv_heads, "d_head": d_head, "d_head_v": d_head}
-    q, d_model = features(module, names.q, "out_features"), features(module, names.q, "in_features")
+    width = partial(features, module, within=names.within)
+    q, d_model = width(names.q, "out_features"), width(names.q, "in_features")
     heads = q // (2 * d_head if family.gate and family.gate.in_query else d_head)
     if family.shared is not None and holds(module, family.shared.takes):
         return {"d_model": d_model, "heads": heads, "kv_heads": heads // int(module.num_key_value_groups), "d_head": d_head, "d_head_v": d_head}
-    k = features(module, names.k, "out_features")
-    v = k if getattr(module, names.v, module) is None else features(module, names.v, "out_features")
+    k = width(names.k, "out_features")
+    v = k if getattr(module, names.v, module) is None else width(names.v, "out_features")
     return {"d_model": d_model, "heads": heads, "kv_heads": k // d_head, "d_head": d_head, "d_head_v": v // (k // d_head)}
 
 
-def features(module: Any, name: str, side: str) -> int:
-    """The width of a projection: `in_features` or `out_features`."""
-    kind, projection = type(module).__name__, getattr(module, name, None)
+def read_d_out(module: Any, family: Family, d_model: int) -> int | None:
+    """The width of what a layer gives back, where it is not that of what it is given."""
+    if family.projections.o is None:
+        return None
+    width = features(module, family.projections.o, "out_features", family.projections.within)
+    return None if width == d_model else width
+
+
+def read_projections(module: Any, family: Family) -> Projections:
+    """Where a family's projections are found, with adapters beside them where this module has those."""
+    names = family.projections
+    there = names.beside is not None and hasattr(module, names.beside.format("q"))
+    return names if there else replace(names, beside=None)
+
+
+def features(module: Any, name: str, side: str, within: str | None = None) -> int:
+    """The width of a projection, or of the linear map within it: `in_features` or `out_features`."""
+    kind, projection = type(module).__name__, read_path(module, f"{name}?")
+    projection = projection if within is None else getattr(projection, within, None)
     if projection is None:
         raise UnsupportedAttention(
             f"{kind} has no {name!r}, which its family has; its widths cannot be read\n"
@@ -165,8 +193,17 @@ def refuse_unknown_features(module: Any, family: Family) -> None:
         )
 
 
+def refuse_other_attention(module: Any, family: Family) -> None:
+    """Refuse a module of a known class that attends to something else."""
+    if family.only is not None and not holds(module, family.only):
+        raise UnsupportedAttention(
+            f"this {type(module).__name__} is cross-attention, and does not rotate: only those with {family.only} are served\n"
+            f"  attach(model) leaves it alone; to see inside it, hook the module itself"
+        )
+
+
 def words(data: Any) -> Iterator[str]:
-    """Every name that a family speaks of; of a path its last."""
+    """Every name that a family speaks of; of a path all."""
     if is_dataclass(data):
         for item in fields(data):
             yield from words(getattr(data, item.name))
@@ -175,7 +212,7 @@ def words(data: Any) -> Iterator[str]:
         for item in data:
             yield from words(item)
     elif isinstance(data, str):
-        yield data.removesuffix("?").rpartition(".")[2]
+        yield from data.removesuffix("?").split(".")
 
 
 def read_factor(module: Any, path: str | None) -> float:
@@ -222,17 +259,40 @@ def read_latent(module: Any, kind: LatentKind | None) -> Latent | None:
     norm = read_norm(module, kind.norm)
     assert norm is not None
     direct = getattr(module, "q_a_proj", None) is None
-    q_scale, kv_scale = read_factor(module, kind.q_scale), read_factor(module, kind.kv_scale)
-    return Latent(int(module.kv_lora_rank), None if direct else int(module.q_lora_rank), norm, q_scale, kv_scale)
+    return Latent(
+        kv_rank=int(module.kv_lora_rank),
+        q_rank=None if direct else int(module.q_lora_rank),
+        norm=norm,
+        rotary_norm=read_norm(module, kind.rotary_norm),
+        q_scale=read_factor(module, kind.q_scale),
+        kv_scale=read_factor(module, kind.kv_scale),
+        q_beside=kind.q_beside,
+        q_up=kind.q_up,
+    )
 
 
 def read_gate(module: Any, kind: GateKind | None, heads: int) -> Gate | None:
     """The gate of a module, or None where it has none; its width says what it is for."""
-    projection = getattr(module, kind.module, None) if kind else None
+    projection = read_path(module, f"{kind.module}?") if kind else None
     if kind is None or projection is None:
         return None
     by_head = not kind.in_query and projection.out_features == heads
     return Gate(kind.module, kind.activation, "head" if by_head else "channel", kind.in_query, kind.bias)
+
+
+def read_differential(module: Any, path: str | None) -> Differential | None:
+    """How a module's heads are subtracted from each other, or None where they are not."""
+    return None if path is None else Differential(float(read_path(module, path)))
+
+
+def read_selector(module: Any, kind: SelectorKind | None) -> Selector | None:
+    """What picks a layer's keys, or None where nothing does."""
+    if kind is None:
+        return None
+    own = getattr(module, kind.module, None) is not None
+    if not own and kind.through is None:
+        return None
+    return Selector(kind.module, kind.picks, int(read_path(module, kind.block) or 1), None if own else kind.through)
 
 
 def read_temperature(module: Any, kind: TemperatureKind | None) -> Temperature | None:
@@ -250,7 +310,8 @@ def read_rotary(module: Any, kind: RotaryKind, d_head: int) -> Rotary | None:
     width = int(read_path(module, kind.width) or getattr(module, "qk_rope_head_dim", d_head))
     pairs = (int(width * partial_factor(module)) + 1) // 2 if kind.partial else width // 2
     pairing = "interleaved" if kind.interleaved_if and holds(module, kind.interleaved_if) else kind.pairing
-    return Rotary(pairing, 2 * pairs, kind.table, kind.precision, kind.end, kind.direction)
+    values = kind.values is not None and holds(module, kind.values)
+    return Rotary(pairing, 2 * pairs, kind.table, kind.precision, kind.end, kind.direction, values)
 
 
 def partial_factor(module: Any) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ropebridge_spec.variant import Calling, Projections
+from ropebridge_spec.variant import Calling, Projections, Source
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class RotaryKind:
     partial: the class rotates the leading `partial_rotary_factor` of a head, as its config says, and not always all of it.
     width: path of how many dimensions rotate, where the module says it itself; or None.
     interleaved_if: path of the switch that makes the pairing interleaved, or None.
+    values: path of the switch by which values are rotated too, or None.
     where: a layer rotates if any of these conditions holds on its module (`ropebridge_spec.paths`). Empty: every layer rotates.
     """
 
@@ -46,6 +47,7 @@ class RotaryKind:
     partial: bool = False
     width: str | None = None
     interleaved_if: str | None = None
+    values: str | None = None
     where: tuple[str, ...] = ()
 
 
@@ -64,8 +66,21 @@ class LatentKind:
     """Multi-head latent attention: its norm, and the paths of its factors. Ranks and widths are read from the module."""
 
     norm: NormKind = NormKind(rounds_before_weight=True, q="q_a_layernorm", k="kv_a_layernorm")
+    rotary_norm: NormKind | None = None
     q_scale: str | None = None
     kv_scale: str | None = None
+    q_beside: bool = False
+    q_up: str = "q_b_proj"
+
+
+@dataclass(frozen=True)
+class SelectorKind:
+    """What picks a family's keys: the module that does, what it gives, the path of its block's size, and the argument in which picks are handed on."""
+
+    picks: Literal["keys", "mask", "blocks"] = "keys"
+    module: str = "indexer"
+    block: str | None = None
+    through: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,10 +111,17 @@ class Family:
     `window`, `chunk`, `softcap`, `sinks`, `clip`, `k_multiplier`, `v_multiplier`, `dropout` and `output_dropout` are paths of attributes on
     the module (`ropebridge_spec.paths`). `scale` is the paths whose product is the scale; none stand for 1 / sqrt(d_head).
     `window_beside`: the window counts the keys on each side, not the query's own, where the layer is not causal.
+    `differential`: path of the number that the strength of a subtraction begins with, where heads come in pairs.
+    `key_bias`: path of how many keys a query sees at most, where their values bias them.
+    `source_states`, `value_added` and `exclusive` are those of `Variant`.
+    `causal` is the path of what says so; a layer is causal where it leads nowhere.
+    `only`: a condition of which modules of the class attend by rotation; the others are cross-attention, and left alone.
     A value that the class sets but does not pass on (Gemma 3's softcap) has no path here. `source` is the transformers file that the mathematics was read from.
     """
 
     source: str = ""
+    causal: str = "is_causal?"
+    only: str | None = None
     scale: tuple[str, ...] = ("scaling",)
     norm: NormKind | None = None
     value_norm: NormKind | None = None
@@ -108,6 +130,12 @@ class Family:
     latent: LatentKind | None = None
     gate: GateKind | None = None
     shared: SharedKind | None = None
+    source_states: Source | None = None
+    value_added: str | None = None
+    exclusive: str | None = None
+    differential: str | None = None
+    key_bias: str | None = None
+    selector: SelectorKind | None = None
     temperature: TemperatureKind | None = None
     k_multiplier: str | None = None
     v_multiplier: str | None = None

@@ -9,7 +9,7 @@ from typing import Literal
 from ropebridge_spec.variant import OptIn, Variant
 
 Stage = Literal["input", "split input", "project", "norm", "position", "rotate", "score", "normalise", "gate", "mix", "result", "output"]
-Own = Literal["always", "makes_kv", "q_latent", "latent", "normed", "k_normed", "v_normed", "rotates", "gated", "q_gated"]
+Own = Literal["always", "makes_kv", "q_latent", "latent", "normed", "k_normed", "v_normed", "rotates", "rotates_v", "sourced", "gated", "q_gated"]
 Exists = Own | OptIn
 
 
@@ -36,6 +36,7 @@ class HookSpec:
 
 HOOKS: tuple[HookSpec, ...] = (
     HookSpec("hook_in", "input", "batch pos d_model", "always", "IN-1", "IN-2", "what the layer is given: hidden_states"),
+    HookSpec("hook_kv_in", "input", "batch source d_model", "sourced", "KV-2", "KV-2", "the other sequence that key and value are made of too"),
     HookSpec("hook_attn_in", "split input", "batch pos head d_model", "attn_in", "SPLIT-1", "SPLIT-2", "hook_in, a copy a query head"),
     HookSpec("hook_q_input", "split input", "batch pos head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a query head"),
     HookSpec("hook_k_input", "split input", "batch pos kv_head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a key head"),
@@ -52,6 +53,7 @@ HOOKS: tuple[HookSpec, ...] = (
     HookSpec("hook_sin", "position", "table_batch pos rotary_dim", "rotates", "POS-1", "POS-2", "the sin table the layer is given"),
     HookSpec("hook_rot_q", "rotate", "batch pos head d_head", "always", "ROT-1", "ROT-2", "rotate(q, cos, sin)"),
     HookSpec("hook_rot_k", "rotate", "batch pos kv_head d_head", "makes_kv", "ROT-1", "ROT-2", "rotate(k, cos, sin)"),
+    HookSpec("hook_rot_v", "rotate", "batch pos kv_head d_head_v", "rotates_v", "ROT-3", "ROT-2", "rotate(v, cos, sin)"),
     HookSpec("hook_attn_scores", "score", "batch head query key", "always", "SCORE-1", "SCORE-2", "what softmax is given: scaled, capped, masked"),
     HookSpec("hook_pattern", "normalise", "batch head query key", "always", "PAT-1", "PAT-2", "what softmax gave, a sink's share gone"),
     HookSpec("hook_q_gate", "gate", "batch pos head d_head_v", "q_gated", "GATE-1", "GATE-2", "the gate's rows of the query projection"),
@@ -64,8 +66,7 @@ HOOKS: tuple[HookSpec, ...] = (
 HOOK: Mapping[str, HookSpec] = {hook.name: hook for hook in HOOKS}
 
 RESERVED: Mapping[str, str] = {
-    "hook_pattern_minus": "batch head query key: the pattern that differential attention subtracts",
-    "hook_kv_in": "batch key d_model: what cross-attention takes keys and values from",
+    "hook_compressed_kv": "batch block d_head: the keys and values that a learned compressor makes of blocks of positions",
 }
 """Names kept for families this version does not serve, so that nobody gives them another meaning."""
 
@@ -81,6 +82,8 @@ def exists(hook: HookSpec, variant: Variant, opted_in: Collection[OptIn] = ()) -
         "k_normed": variant.norm and not variant.kv_given,
         "v_normed": variant.value_norm and not variant.kv_given,
         "rotates": variant.rotary,
+        "sourced": variant.source,
+        "rotates_v": variant.rotary and variant.rotary.values,
         "gated": variant.gate,
         "q_gated": variant.gate and variant.gate.in_query,
     }
@@ -102,17 +105,31 @@ def attended(variant: Variant) -> tuple[str, str, str]:
     """The hook points that hold the query, key and value which scores and mix are made of, and the cache keeps."""
     late = variant.norm is not None and variant.norm.after_rotation
     query, key = ("hook_q_normed", "hook_k_normed") if late else ("hook_rot_q", "hook_rot_k")
+    if variant.rotary is not None and variant.rotary.values:
+        return query, key, "hook_rot_v"
     return query, key, "hook_v" if variant.value_norm is None else "hook_v_normed"
 
 
 def resolve(hook: HookSpec, variant: Variant) -> HookSpec:
     """The hook point with the axes this variant gives it: a flat norm shows (head d_head) as one axis, a gate a head has no d_head_v."""
+    if variant.source is not None and on_keys(hook, variant):
+        return resolve(replace(hook, axes=hook.axes.replace("pos", "kv_pos")), replace(variant, source=None))
     if hook.exists in ("normed", "k_normed") and variant.norm is not None and variant.norm.over == "flat":
         *leading, head, d_head = hook.axes.split()
         return replace(hook, axes=f"{' '.join(leading)} ({head} {d_head})")
+    if variant.differential is not None and hook.stage in ("mix", "result"):
+        return replace(hook, axes=hook.axes.replace("d_head_v", "d_pair").replace("head", "pair"))
+    if variant.d_out is not None and hook.stage in ("result", "output"):
+        return replace(hook, axes=hook.axes.replace("d_model", "d_out"))
     if hook.name == "hook_gate" and variant.gate is not None and variant.gate.per == "head":
         return replace(hook, axes="batch pos head")
     return hook
+
+
+def on_keys(hook: HookSpec, variant: Variant) -> bool:
+    """Whether a hook point has the positions of another sequence too: key, value, and tables that are of both (KV-2)."""
+    tables = hook.name in ("hook_cos", "hook_sin") and variant.source is not None and variant.source.place == "before"
+    return tables or hook.name in ("hook_k", "hook_v", "hook_k_normed", "hook_v_normed", "hook_rot_k")
 
 
 def axis_names(axes: str) -> tuple[str, ...]:
@@ -139,11 +156,13 @@ def shape_of(hook: HookSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(axis_size(axis, sizes) for axis in axis_names(hook.axes))
 
 
-def axis_sizes(variant: Variant, *, batch: int, pos: int, key: int, table_batch: int = 1) -> dict[str, int]:
-    """The length of every named axis in one call of a layer; `key` counts cached keys too."""
+def axis_sizes(variant: Variant, *, batch: int, pos: int, key: int, table_batch: int = 1, source: int = 0) -> dict[str, int]:
+    """The length of every named axis in one call of a layer; `key` counts cached keys and those of another sequence too."""
     return {
         "batch": batch,
         "pos": pos,
+        "source": source,
+        "kv_pos": pos + source,
         "query": pos,
         "key": key,
         "table_batch": table_batch,
@@ -151,8 +170,11 @@ def axis_sizes(variant: Variant, *, batch: int, pos: int, key: int, table_batch:
         "kv_head": variant.kv_heads,
         "d_head": variant.d_head,
         "d_head_v": variant.d_head_v,
+        "pair": variant.heads // 2,
+        "d_pair": 2 * variant.d_head_v,
         "d_model": variant.d_model,
-        "q_rank": (variant.latent.q_rank or 0) if variant.latent else 0,
+        "d_out": variant.d_out or variant.d_model,
+        "q_rank": variant.latent.q_width if variant.latent else 0,
         "kv_rank": variant.latent.kv_rank if variant.latent else 0,
         "rotary_dim": variant.rotary.table_width if variant.rotary else 0,
     }

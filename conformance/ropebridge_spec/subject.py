@@ -12,20 +12,24 @@ from ropebridge_spec.variant import OptIn
 
 HookFunction = Callable[..., Any]
 """`fn(tensor, hook=...)`: returns None to look, or a tensor to replace (clause FIRE-4)."""
+Hooks = Sequence[tuple[str, HookFunction]]
 
 
 @runtime_checkable
 class Layer(Protocol):
     """One attention layer of a subject, built around a Hugging Face attention module."""
 
-    def run(self, inputs: Mapping[str, Any], hooks: Sequence[tuple[str, HookFunction]] = ()) -> tuple[Any, Any]:
-        """One forward call.
+    def run(self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()) -> tuple[Any, Any]:
+        """One forward call, and nothing left of its hooks for the next.
 
         Args:
             inputs: `hidden_states` (batch, pos, d_model); `position_embeddings` (cos, sin), None where the layer takes no
                 tables; `attention_mask` with four axes or two, or None (MASK-1 to MASK-3); and at decode
                 `past_key_values`, a transformers cache that the call extends.
             hooks: pairs of a hook point's short name (`hook_rot_q`) and a function; several may share a name.
+            backward_hooks: pairs of a hook point's short name and a function of the gradient there, which it may replace
+                (GRAD-1); they are called in the backward pass that follows. Given only by the checks about them: a subject
+                that has none declares those checks `unsupported`, and `run` need not take the argument.
 
         Returns:
             the output (batch, pos, d_model), and the attention weights if `inputs["output_attentions"]` is true.
@@ -38,7 +42,7 @@ class Subject(Protocol):
 
     Attributes:
         name: what reports call it.
-        unsupported: hook name or clause id -> why it is not had. A declared gap is reported, not hidden.
+        unsupported: hook name, clause id or check -> why it is not had. A declared gap is reported, not hidden.
     """
 
     @property

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ropebridge_spec.family import Family, GateKind, LatentKind, NormKind, RotaryKind, SharedKind, TemperatureKind
-from ropebridge_spec.variant import Calling, Projections, Variant
+from ropebridge_spec.family import Family, GateKind, LatentKind, NormKind, RotaryKind, SelectorKind, SharedKind, TemperatureKind
+from ropebridge_spec.variant import Calling, Projections, Source, Variant
 
 
 def rows(family: Family, **packages: str) -> dict[str, Family]:
@@ -282,6 +282,87 @@ FAMILIES: Mapping[str, Family | Variant] = {
         Family(norm=NormKind(), value_norm=NormKind(weight="none", q="v_norm", k="v_norm"), window="sliding_window"),
         DiffusionGemmaEncoderTextAttention="diffusion_gemma",
     ),
+    **rows(
+        Family(
+            norm=NormKind(),
+            value_norm=NormKind(weight="none", q="v_norm", k="v_norm"),
+            # no window of its own: the encoder's cache holds what may be seen, and the mask says the rest
+            calling=Calling(extends_cache=False),
+        ),
+        DiffusionGemmaDecoderTextAttention="diffusion_gemma",
+    ),
+    # heads subtracted from each other
+    **rows(
+        Family(differential="lambda_init", z_norm=NormKind(weight="none", q="groupnorm", k="groupnorm"), rotary=RotaryKind()),
+        DiffLlamaAttention="diffllama",
+    ),
+    # keys biased by their values
+    **rows(Family(norm=NormKind(rounds_before_weight=True), key_bias="keep_window_size"), DogeAttention="doge"),
+    # less of its own value
+    **rows(
+        Family(
+            norm=NormKind(weight="none"),
+            rotary=RotaryKind(partial=True),
+            exclusive="exclusive_self_attention.alpha",
+            value_added="value_embeds",
+            gate=GateKind(module="output_projection.gate_proj"),
+            window="sliding_window",
+            projections=Projections(o="output_projection.o_proj"),
+        ),
+        NeoMMEAttention="neomme",
+    ),
+    # adapters beside shared projections
+    **rows(
+        Family(
+            rotary=RotaryKind(where=("config.use_mem_rope",)),
+            projections=Projections(beside="linear_{}_adapter_list"),
+            calling=Calling(layer="layer_idx"),
+        ),
+        Zamba2Attention="zamba2",
+    ),
+    # values rotated too
+    **rows(
+        Family(
+            scale=(),
+            causal="is_decoder",
+            rotary=RotaryKind(pairing="interleaved", table="half", values="rotary_value"),
+            dropout="dropout.p",
+            projections=Projections(q="query", k="key", v="value", o=None),
+            calling=Calling(tables_in="sinusoidal_pos"),
+        ),
+        RoFormerSelfAttention="roformer",
+    ),
+    # keys of another sequence too
+    **rows(
+        # what it sees of the other model's states the mask alone says: without one, transformers' eager and sdpa see all of them
+        Family(norm=NormKind(rounds_before_weight=True), source_states=Source("context_hidden_states", "before")),
+        MuseGlimmerAssistantAttention="muse_glimmer_assistant",
+    ),
+    **rows(
+        Family(
+            norm=NormKind(weight="one_plus"),
+            window="sliding_window",
+            source_states=Source("encoder_hidden_states", "after"),
+            calling=Calling(mask_in="merged_attention_mask", returns=("out", "pattern_own", "pattern_source")),
+        ),
+        T5Gemma2MergedAttention="t5gemma2",
+    ),
+    # wrapped projections, layers beside cross-attention
+    **rows(
+        Family(projections=Projections(within="linear"), calling=Calling(tables="own"), rotary=RotaryKind(where=("rotary_emb",))),
+        KyutaiSpeechToTextAttention="kyutai_speech_to_text",
+        MoshiAttention="moshi",
+    ),
+    **rows(Family(), DiaSelfAttention="dia"),
+    **rows(
+        Family(
+            only="!is_cross_attention",
+            norm=NormKind(rounds_before_weight=True, after_rotation=True, q="q_layer_norm", k="k_layer_norm"),
+            dropout="dropout",
+            calling=Calling(tables="own"),
+        ),
+        IdeficsAttention="idefics",
+    ),
     # encoders
     **rows(
         Family(
@@ -348,6 +429,68 @@ FAMILIES: Mapping[str, Family | Variant] = {
             temperature=TemperatureKind("config.rope_parameters.llama_4_scaling_beta", "config.rope_parameters.original_max_position_embeddings"),
         ),
         Mistral4Attention="mistral4",
+    ),
+    # keys that a selector picks
+    **rows(
+        Family(rotary=RotaryKind(pairing="interleaved", end="trailing"), latent=LatentKind(), selector=SelectorKind()),
+        DeepseekV32Attention="deepseek_v32",
+    ),
+    **rows(
+        Family(
+            rotary=RotaryKind(pairing="interleaved", end="trailing"),
+            latent=LatentKind(),
+            selector=SelectorKind(through="prev_topk_indices"),
+            calling=Calling(returns=("out", "pattern", "picks")),
+        ),
+        GlmMoeDsaAttention="glm_moe_dsa",
+    ),
+    **rows(
+        Family(
+            rotary=RotaryKind(end="trailing"),
+            latent=LatentKind(),
+            gate=GateKind(),
+            sinks="sinks",
+            selector=SelectorKind(through="prev_topk_indices"),
+            calling=Calling(returns=("out", "pattern", "picks")),
+        ),
+        HYV4Attention="hy_v4",
+    ),
+    **rows(
+        Family(
+            rotary=RotaryKind(pairing="interleaved", end="trailing"),
+            latent=LatentKind(q_beside=True, q_up="q_gate_proj"),
+            gate=GateKind(module="q_gate_proj", in_query=True),
+            selector=SelectorKind(),
+        ),
+        AXK2Attention="axk2",
+    ),
+    **rows(
+        Family(
+            rotary=RotaryKind(pairing="interleaved", end="trailing", precision="float32"),
+            latent=LatentKind(
+                rotary_norm=NormKind(rounds_before_weight=True, q="k_rope_only_layernorm", k="k_rope_only_layernorm"),
+                q_scale="q_lora_scale",
+                kv_scale="kv_lora_scale",
+            ),
+            gate=GateKind(module="g_proj"),
+            window="sliding_window",
+            selector=SelectorKind(),
+        ),
+        Dots3NoteTextAttention="dots3_note",
+    ),
+    **rows(
+        Family(norm=NormKind(weight="one_plus"), rotary=RotaryKind(partial=True), selector=SelectorKind(picks="blocks", block="indexer.block_size?")),
+        MiniMaxM3VLAttention="minimax_m3_vl",
+    ),
+    **rows(
+        Family(
+            norm=NormKind(weight="one_plus"),
+            rotary=RotaryKind(partial=True),
+            gate=GateKind(module="q_proj", in_query=True),
+            selector=SelectorKind(picks="mask"),
+            calling=Calling(tables_of="keys"),
+        ),
+        Qwen4ExpTextAttention="qwen4_exp",
     ),
     # rotation of their own
     **rows(

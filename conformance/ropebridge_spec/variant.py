@@ -11,10 +11,12 @@ OPT_INS: tuple[OptIn, ...] = ("attn_in", "split_qkv_input", "attn_result")
 
 @dataclass(frozen=True)
 class Projections:
-    """Attribute names of the modules that project to query, key, value and back.
+    """Attribute names, or paths, of the modules that project to query, key, value and back.
 
     o: None where the layer around does it: what the module returns is then z, its heads side by side.
     fused: the one module that projects to query, key and value, where q, k and v are not modules of their own; or None.
+    within: name of the linear map inside each of these modules, where they are wrappers of one; or None.
+    beside: names of the lists of adapters whose outputs are added to the projections', with {} for the role; or None. `Calling.layer` says which of them.
     layout: how they lie in it: `blocks` all query heads, all key heads, all value heads; `groups` kv head by kv head,
         each with its queries, its key and its value; `quarters` four parts, each with a quarter of the heads, whose
         queries come first, then their values, then their keys (CodeGen).
@@ -25,6 +27,8 @@ class Projections:
     v: str = "v_proj"
     o: str | None = "o_proj"
     fused: str | None = None
+    within: str | None = None
+    beside: str | None = None
     layout: Literal["blocks", "groups", "quarters"] = "blocks"
 
     @property
@@ -73,6 +77,7 @@ class Rotary:
     table: how the cos and sin tables lie: `full` is two equal halves, `repeated` each frequency twice in a row, `half`
         each frequency once, `complex` each once, as cos + i sin in one tensor.
     direction: `forward` turns (1, 0) towards (0, 1), `backward` the other way.
+    values: values are rotated too, as keys are.
     precision: `input` rotates in the dtype of query and key, `float32` in at least float32, rounding once at the end.
     """
 
@@ -82,6 +87,7 @@ class Rotary:
     precision: Literal["input", "float32"] = "input"
     end: Literal["leading", "trailing"] = "leading"
     direction: Literal["forward", "backward"] = "forward"
+    values: bool = False
 
     @property
     def table_width(self) -> int:
@@ -97,27 +103,36 @@ class Latent:
 
     kv_rank, q_rank: widths of the latents; q_rank is None where the query is projected straight from hook_in.
     norm: of the latents; `q` and `k` name its modules.
+    rotary_norm: of the rotary part that all heads share, or None.
     q_scale, kv_scale: factors on the normed latents.
+    q_beside: the query comes up from the normed latent followed by the latent as it was before.
     q_down, q_up, kv_down, kv_up: attribute names of the projections.
     """
 
     kv_rank: int
     q_rank: int | None
     norm: Norm
+    rotary_norm: Norm | None = None
     q_scale: float = 1.0
     kv_scale: float = 1.0
+    q_beside: bool = False
     q_down: str = "q_a_proj"
     q_up: str = "q_b_proj"
     kv_down: str = "kv_a_proj_with_mqa"
     kv_up: str = "kv_b_proj"
+
+    @property
+    def q_width(self) -> int:
+        """Width of what the query comes up from: the axis `q_rank`."""
+        return (self.q_rank or 0) * (2 if self.q_beside else 1)
 
 
 @dataclass(frozen=True)
 class Gate:
     """What each head's mix of values is multiplied by (clause GATE-1).
 
-    module: attribute name of the projection of hook_in; where `in_query`, of the query projection, whose rows are head
-        by head the query's and then the gate's.
+    module: attribute name, or path, of the projection of hook_in; where `in_query`, of the query projection, or with latents of the one that
+        the query comes up by, whose rows are head by head the query's and then the gate's.
     activation: `sigmoid` or `softplus`.
     per: `channel` has a gate for each dimension of a head, `head` one for all of them.
     bias: name of a parameter (head,) that is added before the activation, or None.
@@ -128,6 +143,64 @@ class Gate:
     per: Literal["channel", "head"] = "channel"
     in_query: bool = False
     bias: str | None = None
+
+
+@dataclass(frozen=True)
+class Differential:
+    """Heads in pairs, h and h + heads / 2, of which the second's mix is subtracted (clause DIFF-1; arXiv:2410.05258).
+
+    init: what is added to the strength of the subtraction; 1 - init multiplies what comes out.
+    q1, k1, q2, k2: names of the parameters (d_head,) that the strength is made of.
+    """
+
+    init: float
+    q1: str = "lambda_q1"
+    k1: str = "lambda_k1"
+    q2: str = "lambda_q2"
+    k2: str = "lambda_k2"
+
+
+@dataclass(frozen=True)
+class KeyBias:
+    """A bias that a key has by its values, of all heads (clause SCORE-5; Doge, arXiv:2412.11834).
+
+    keep: how many keys a query sees at most, those of the largest bias.
+    projection: attribute name of the map from the values of all kv heads to a number a kv head.
+    factor: name of the parameter (kv_head,) that multiplies it before the exponential.
+    """
+
+    keep: int
+    projection: str = "dt_proj"
+    factor: str = "A"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Another sequence whose states key and value are projected from too (clause KV-2).
+
+    argument: name of the argument in which its states are handed down.
+    place: `before` the layer's own positions, rotated with them by tables of both; or `after` them, not rotated, and cached apart.
+    """
+
+    argument: str
+    place: Literal["before", "after"]
+
+
+@dataclass(frozen=True)
+class Selector:
+    """What picks the keys that a query may see, beside the mask (clause SEL-1; DeepSeek-V3.2, arXiv:2512.02556). How it does so is its own.
+
+    module: attribute name of the selector.
+    picks: what it gives for each query: the numbers of `keys` (batch, query, n), a `mask` of booleans (batch, 1, query, key), or the numbers of
+        `blocks` (batch, head or a divisor, query, n) of keys, -1 for none.
+    block: how many keys a block has.
+    given: name of the argument in which an earlier layer's picks are handed down, where the layer has no selector of its own; or None.
+    """
+
+    module: str
+    picks: Literal["keys", "mask", "blocks"]
+    block: int = 1
+    given: str | None = None
 
 
 @dataclass(frozen=True)
@@ -150,15 +223,26 @@ class Calling:
     """How the model around calls a layer, and what it is given back: what the mathematics does not show.
 
     tables: `all` layers are handed the rotary tables, or only those that are `rotating`, or each makes its `own` of position ids.
+    mask_in: name of the argument in which the mask is handed down.
+    tables_in: name of the argument in which the tables are handed down; where they come as one real tensor it holds sin and then cos.
+    tables_of: whether the tables are those of this call's positions, or of all `keys`, this call's last.
     table_buffer: name of a buffer of the module that holds, for every position, sin and then cos; or None.
-    returns: what forward returns, in order: `out`, `pattern`, or the name of an attribute of the module.
+    returns: what forward returns, in order: `out`, `pattern`, `pattern_own` and `pattern_source` (its parts), `picks` (the selector's), or the
+        name of an attribute of the module.
+    extends_cache: whether the layer leaves its keys and values in the cache; where not, it only reads what lies there.
+    layer: name of the argument that says which layer a call is for, where layers share a module; `layer_dic` of the module counts them. Or None.
     cache_offset: name of the argument that is added to layer_idx where the cache is asked, or None.
     kv_left: name of the argument, a mapping from layer type, in which the layer leaves its keys and values for later ones; or None.
     """
 
     tables: Literal["all", "rotating", "own"] = "all"
+    mask_in: str = "attention_mask"
+    tables_in: str = "position_embeddings"
+    tables_of: Literal["positions", "keys"] = "positions"
     table_buffer: str | None = None
     returns: tuple[str, ...] = ("out", "pattern")
+    extends_cache: bool = True
+    layer: str | None = None
     cache_offset: str | None = None
     kv_left: str | None = None
 
@@ -184,6 +268,12 @@ class Variant:
         clip: query, key and value are clipped to [-clip, clip], query and key after a norm that comes before rotation.
         latent: the latents that query, key and value go through, or None.
         gate: what each head's mix of values is multiplied by, or None.
+        source: another sequence that keys and values are made of too, or None.
+        value_added: name of the argument that is added to the projected value, where the model hands it down; or None.
+        exclusive: path of the parameter (head,) whose tanh says how much of the part along its own value is taken from each head's mix; or None.
+        differential: how heads are subtracted from each other, or None.
+        key_bias: the bias that a key has by its values, or None.
+        selector: what picks the keys that a query may see, or None.
         temperature: a factor on the query that grows with its position, or None.
         rotary: how query and key are rotated, or None where the layer does not rotate.
         score_precision: `float32` keeps scores in at least float32 up to the softmax; what hook_attn_scores is shown has the layer's dtype.
@@ -195,6 +285,7 @@ class Variant:
         chunk: a query sees keys of its own chunk of this many positions only, or None.
         dropout: probability of dropping a pattern entry in training mode.
         output_dropout: probability of dropping an entry of the output in training mode.
+        d_out: width of what the layer gives back, where it is not d_model; or None.
         projections: where the projection modules are found.
         calling: how the model around calls the layer.
     """
@@ -216,6 +307,12 @@ class Variant:
     clip: float | None = None
     latent: Latent | None = None
     gate: Gate | None = None
+    source: Source | None = None
+    value_added: str | None = None
+    exclusive: str | None = None
+    differential: Differential | None = None
+    key_bias: KeyBias | None = None
+    selector: Selector | None = None
     temperature: Temperature | None = None
     score_precision: Literal["input", "float32"] = "input"
     softcap: float | None = None
@@ -225,6 +322,7 @@ class Variant:
     chunk: int | None = None
     dropout: float = 0.0
     output_dropout: float = 0.0
+    d_out: int | None = None
     projections: Projections = field(default_factory=Projections)
     calling: Calling = field(default_factory=Calling)
 
@@ -238,6 +336,8 @@ class Variant:
             raise ValueError(f"Rotary.width is {self.rotary.width}; it must be even and at most d_head, which is {self.d_head}")
         if self.projections.layout == "quarters" and (self.heads != self.kv_heads or self.heads % 4):
             raise ValueError(f"Projections.layout is 'quarters' with {self.heads} heads and {self.kv_heads} kv_heads; it must be as many of both, by fours")
+        if self.differential and self.kv_heads % 2:
+            raise ValueError(f"Variant.kv_heads is {self.kv_heads}; differential attention has kv heads in pairs, and needs an even number")
         if self.window is not None and self.window < 1:
             raise ValueError(f"Variant.window is {self.window}; it must be at least 1, or None for no window")
 
@@ -247,15 +347,42 @@ class Variant:
         return self.heads // self.kv_heads
 
     @property
+    def z_heads(self) -> int:
+        """How many heads hook_z has: pairs of heads have one between them (DIFF-1)."""
+        return self.heads // 2 if self.differential else self.heads
+
+    @property
+    def d_z(self) -> int:
+        """Width of a head of hook_z: that of the values of a pair of kv heads (DIFF-1), or of one."""
+        return 2 * self.d_head_v if self.differential else self.d_head_v
+
+    @property
+    def z_multiplier(self) -> float:
+        """The factor on what was mixed and normed."""
+        return 1 - self.differential.init if self.differential else 1.0
+
+    @property
     def splits(self) -> bool:
-        """Whether each head can be given inputs of its own: not where heads share a latent, nor where key or value is another's."""
-        return self.latent is None and not self.kv_given and not self.value_is_key
+        """Whether each head can be given inputs of its own: not where heads share more than weights, nor where key or value is another's."""
+        shares = self.latent or self.key_bias or self.projections.beside or self.source
+        return not shares and not self.kv_given and not self.value_is_key
+
+    @property
+    def rotary_part_norm(self) -> Norm | None:
+        """The norm of the rotary part of a key, where heads share one through a latent."""
+        return self.latent.rotary_norm if self.latent else None
+
+    @property
+    def gate_rises(self) -> bool:
+        """Whether the gate comes up from the query's latent, beside the query."""
+        return bool(self.gate and self.gate.in_query and self.latent and self.latent.q_rank)
 
     @property
     def roles(self) -> dict[str, str]:
         """Role -> attribute name of every module that projects."""
         names, latent = self.projections, self.latent
         gate = {"gate": self.gate.module} if self.gate and not self.gate.in_query else {}
+        gate |= {"key_bias": self.key_bias.projection} if self.key_bias else {}
         if latent is None:
             absent = "kv" if self.kv_given else "v" if self.value_is_key else ""
             return {**{role: name for role, name in names.roles.items() if role not in absent}, **gate}
@@ -269,14 +396,16 @@ class Variant:
         names: dict[str, str] = {}
         if self.latent is not None:
             names = {"kv_latent_norm": self.latent.norm.k} | ({} if self.latent.q_rank is None else {"q_latent_norm": self.latent.norm.q})
+            names |= {} if self.latent.rotary_norm is None else {"k_rotary_norm": self.latent.rotary_norm.k}
         if self.norm is not None:
             names |= {"q_norm": self.norm.q} | ({} if self.kv_given else {"k_norm": self.norm.k})
         return names | {role: norm.q for role, norm in (("v_norm", self.value_norm), ("z_norm", self.z_norm)) if norm}
 
     def norm_in(self, role: str) -> Norm:
         """The norm whose module is in a role of `norm_roles`."""
-        latent = self.latent.norm if self.latent else None
-        found = {"q_norm": self.norm, "k_norm": self.norm, "v_norm": self.value_norm, "z_norm": self.z_norm}.get(role, latent)
+        latent, rotary = (self.latent.norm, self.latent.rotary_norm) if self.latent else (None, None)
+        own = {"q_norm": self.norm, "k_norm": self.norm, "v_norm": self.value_norm, "z_norm": self.z_norm, "k_rotary_norm": rotary}
+        found = own.get(role, latent)
         if found is None:
             raise KeyError(f"this variant has no norm in the role {role!r}; it has {sorted(self.norm_roles)}")
         return found

@@ -18,6 +18,7 @@ from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.hooks import Direction, HookFunction, HookPoint, refuse_uncallable
 from ropebridge.verify import verify_layers
 from ropebridge_spec import FAMILIES, OTHERS, RESERVED, AttachError, ContractError, Family, HookNeverFired, UnknownHook, UnsupportedAttention, Variant
+from ropebridge_spec.paths import holds
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
@@ -91,6 +92,9 @@ def rotary_attention(model: nn.Module, families: Mapping[str, Family | Variant])
         name = type(module).__name__
         given_tables = name.endswith("Attention") and "position_embeddings" in inspect.signature(type(module).forward).parameters
         known = any(base.__name__ in families for base in type(module).__mro__)
+        entry = families.get(name)
+        if isinstance(entry, Family) and entry.only is not None and not holds(module, entry.only):
+            continue
         if known or (given_tables and name not in OTHERS):
             yield path, module
 
@@ -99,6 +103,7 @@ def layer_number(path: str, module: nn.Module) -> int:
     """The number of a layer: its own `layer_idx`, or the last number in its path."""
     own: Any = getattr(module, "layer_idx", None)
     numbers = [int(part) for part in path.split(".") if part.isdigit()]
+    own = None if own is not None and own < 0 else own  # a module that layers share
     if own is None and not numbers:
         raise UnsupportedAttention(f"{path!r} has no layer_idx, so its hooks would have no name; set module.layer_idx to the number of its block")
     return int(numbers[-1] if own is None else own)
@@ -165,10 +170,14 @@ def nearest_rotary(model: nn.Module, path: str) -> nn.Module | None:
     parts = path.split(".")
     for depth in range(len(parts) - 1, -1, -1):
         around = model.get_submodule(".".join(parts[:depth]))
-        rotary = [child for name, child in around.named_children() if name == "rotary_emb" or type(child).__name__.endswith("RotaryEmbedding")]
+        rotary = [child for name, child in around.named_children() if name == "rotary_emb" or type(child).__name__.endswith(ROTARY)]
         if rotary:
             return rotary[0]
     return None
+
+
+ROTARY = ("RotaryEmbedding", "SinusoidalPositionalEmbedding")
+"""How the classes are named that make rotary tables."""
 
 
 def take_over(bridge: PositionEmbeddingsAttentionBridge) -> None:

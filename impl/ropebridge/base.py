@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -129,7 +130,7 @@ class AttentionBridge(nn.Module):
 
     def submodule(self, role: str) -> nn.Module:
         """The wrapped module's submodule in a role of `Variant.roles` or `Variant.norm_roles`."""
-        module = getattr(self.original_component, self._roles[role])
+        module = attrgetter(self._roles[role])(self.original_component)
         assert isinstance(module, nn.Module)
         return module
 
@@ -150,13 +151,13 @@ class AttentionBridge(nn.Module):
 
     @property
     def W_O(self) -> Tensor:
-        """(head, d_head_v, d_model): a view of the output projection's weight; the identity where the layer around projects."""
+        """(head, d_head_v, d_model), of pairs (pair, d_pair, d_model): a view of the output projection's weight; the identity where there is none."""
         if "o" not in self._roles:
             like = self._input_weight("v")
             width = self.variant.heads * self.variant.d_head_v
             identity: Tensor = torch.eye(width, dtype=like.dtype, device=like.device).unflatten(0, (self.variant.heads, -1))
             return identity
-        return self._linear("o", "W_O").weight.T.unflatten(0, (self.variant.heads, -1))  # type: ignore[no-any-return]
+        return self._linear("o", "W_O").weight.T.unflatten(0, (self.variant.z_heads, -1))  # type: ignore[no-any-return]
 
     @property
     def b_Q(self) -> Tensor | None:
@@ -190,6 +191,7 @@ class AttentionBridge(nn.Module):
     def _parts_of_weight(self, role: str, what: str, tensor: str) -> dict[str, Tensor]:
         """The weight (d_model, rows) or bias (rows,) that holds a role's rows, split as the projection's output is; nothing where it has none."""
         self._refuse_latent(role, what)
+        self._refuse_adapted(role, what)
         held: Tensor | None = getattr(self._linear("qkv" if "qkv" in self._roles else role, what), tensor)
         return {} if held is None else self.split(role, held.movedim(0, -1))
 
@@ -211,13 +213,21 @@ class AttentionBridge(nn.Module):
                 f"  read the projections themselves: bridge.submodule(role), with a role of {sorted(self.variant.roles)}"
             )
 
+    def _refuse_adapted(self, role: str, what: str) -> None:
+        """Refuse to show a projection as one map where an adapter, another for each layer that shares it, is added to it."""
+        if self.variant.projections.beside is not None:
+            raise SubmoduleError(
+                f"{self.name!r} has no {what} to show: each layer that shares its projection adds an adapter of its own\n"
+                f"  read the parts themselves: bridge.submodule({role!r}) and {self.variant.projections.beside.format(role)!r} of the module"
+            )
+
     def _linear(self, role: str, what: str) -> nn.Linear:
         """The projection in a role, whose weight is asked for.
 
         Raises:
             SubmoduleError: it is no plain linear map with its weight in full, and `what` would be half the truth.
         """
-        projection = self.submodule(role)
+        projection = linear_in(self.submodule(role), self.variant)
         if isinstance(projection, nn.Linear) and (what.startswith("b_") or in_full(projection)):
             return projection
         raise SubmoduleError(
@@ -234,6 +244,20 @@ def per_head_roles(variant: Variant, chosen: tuple[OptIn, ...]) -> list[str]:
     """The roles whose weights an opt-in reads head by head."""
     inputs = [role for role in variant.roles if role in ("q", "k", "v", "qkv")] if set(chosen) - {"attn_result"} else []
     return [*inputs, *(["o"] if chosen and "o" in variant.roles else [])]
+
+
+def part_of(component: nn.Module, attribute: str) -> object:
+    """The attribute at a path of names joined by dots, or None."""
+    try:
+        return attrgetter(attribute)(component)
+    except AttributeError:
+        return None
+
+
+def linear_in(projection: nn.Module, variant: Variant) -> nn.Module:
+    """The linear map that a family's projection wraps; itself, where it wraps none."""
+    within = variant.projections.within
+    return projection if within is None else projection.get_submodule(within)
 
 
 def in_full(projection: nn.Linear) -> bool:
@@ -284,7 +308,7 @@ def validate_submodules(name: str, declared: Mapping[str, str] | None, component
         if unknown:
             raise SubmoduleError(f"{name!r} declares submodules {unknown}, which {type(component).__name__} does not have; its roles are {sorted(needed)}")
     for role, attribute in role_names(variant, declared).items():
-        if not isinstance(getattr(component, attribute, None), nn.Module):
+        if not isinstance(part_of(component, attribute), nn.Module):
             raise SubmoduleError(
                 f"{name!r} declares {role}={attribute!r}, and {type(component).__name__} has no module {attribute!r}\n"
                 f"  its modules are {sorted(n for n, _ in component.named_children())}"
@@ -303,13 +327,15 @@ def validate_opt_ins(name: str, chosen: tuple[OptIn, ...], component: nn.Module,
     """Refuse per-head stages where no per-head weights can be read, and split inputs where heads share a latent."""
     split = [choice for choice in chosen if choice != "attn_result"]
     if split and not variant.splits:
-        why = "share a latent (clause LAT-1)" if variant.latent else "have a key or value of another's (clause KV-1)"
+        adapted = "share an adapter beside their projection (clause PROJ-1)" if variant.projections.beside else ""
+        shares = adapted or "share a latent (clause LAT-1)" if variant.latent else "share a bias of their values (clause SCORE-5)" if variant.key_bias else ""
+        why = shares or "have a key or value of another's (clause KV-1)"
         raise UnsupportedAttention(
             f"{name!r}: use_{split[0]} gives each head an input of its own, and the heads of {type(component).__name__} {why}\n"
             f"  leave the opt-in off, and edit hook_q, hook_k or hook_v instead"
         )
     for role in per_head_roles(variant, chosen):
-        attribute, module = roles[role], getattr(component, roles[role])
+        attribute, module = roles[role], linear_in(component.get_submodule(roles[role]), variant)
         if not isinstance(module, nn.Linear) or not in_full(module):
             raise UnsupportedAttention(
                 f"{name!r}: {', '.join(f'use_{c}' for c in chosen)} needs the weight of {attribute!r}, which is a {type(module).__name__}\n"

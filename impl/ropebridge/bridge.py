@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ropebridge import kernels
+from ropebridge import kernels, memory
 from ropebridge.base import AttentionBridge
+from ropebridge.calls import Call, read_call, returned
 from ropebridge.inputs import random_inputs
 from ropebridge.masks import Visibility, read_mask
+from ropebridge.mixing import exclude, key_bias, side_by_side, subtract
 from ropebridge.norms import affine, by_formula, normalise
-from ropebridge.position import PositionEmbeddingHooksMixin, Tables, positions
-from ropebridge.rotary import rotate
-from ropebridge_spec import ContractError, Latent, Norm, NotBound, shared_key
-
-CACHES = ("past_key_values", "layer_past")
-"""Names under which transformers hands a layer its cache."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """What the surrounding Hugging Face layer hands to one call."""
-
-    hidden_states: Tensor
-    position_embeddings: Any
-    attention_mask: Any
-    cache: Any
-    cache_layer: int
-    position_ids: Tensor | None
-    temperature: Tensor | None
-    shared_kv: Any
-    wants_pattern: bool
-    seen_before: int
-    first_key: int
+from ropebridge.position import PositionEmbeddingHooksMixin, Tables
+from ropebridge.rotary import fitting, rotate
+from ropebridge.selection import Given, allowed, handed_down, pick
+from ropebridge_spec import Latent, Norm, NotBound
 
 
 class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBridge):
@@ -112,58 +94,88 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
             ContractError, MaskError: an input that does not fit, or an edit that breaks the contract.
             NotBound: `set_original_component` was not called.
         """
-        call = self._read_call(args, kwargs)
+        call = read_call(self.name, self.wrapped, self.variant, self._positional, args, kwargs)
         self._edits.begin()
         x = self.hook("hook_in")(call.hidden_states, shared=True)
-        heads = self._project(x)
-        heads = self._place(heads, call, x)
+        heads = self._project(x, self._joined(x, call.source), call)
+        heads, tables = self._place(heads, call, x)
         q = self._temper(heads["q"], call)
+        positions = call.ids() if self.variant.selector else None  # the cache grows
         keys, values = self._remember(heads, call)
-        z, pattern = self._attend(q, keys, values, self._visibility(call, keys.shape[2]), call.wants_pattern)
-        z = self._finish(z, self._gate(x, heads.get("q_gate")))
+        seen = self._visibility(call, keys.shape[2])
+        picks = call.picks if positions is None else self._pick(call, x, heads.get("q_latent"), tables, positions, seen)
+        seen = self._biased(self._among(seen, picks), values)
+        z, pattern = self._attend(q, keys, values, seen, call.wants_pattern)
+        z = self._finish(z, heads.get("v"), self._gate(x, heads.get("q_gate")))
         out = F.dropout(self._output(z), self.variant.output_dropout, self._training)
         self._edits.end(self.name, call.position_embeddings)
-        made = {"out": out, "pattern": pattern}
-        return tuple(made[name] if name in made else getattr(self.original_component, name) for name in self.variant.calling.returns)
+        return returned(self.variant.calling.returns, self.wrapped, call, out, pattern, picks)
+
+    @property
+    def wrapped(self) -> Any:
+        """The Hugging Face module that the bridge stands for.
+
+        Raises:
+            NotBound: there is none yet.
+        """
+        if self.original_component is None:
+            raise NotBound(f"{type(self).__name__} {self.name!r} has no attention module yet; call set_original_component(module) first")
+        return self.original_component
 
     # ---- project ----
 
-    def _project(self, x: Tensor) -> dict[str, Tensor]:
+    def _joined(self, x: Tensor, source: Tensor | None) -> Tensor:
+        """What key and value are projected from: hook_in, and the states of another sequence through hook_kv_in (KV-2)."""
+        if self.variant.source is None or source is None:
+            return x
+        states = self.hook("hook_kv_in")(source, shared=True)
+        return torch.cat([states, x] if self.variant.source.place == "before" else [x, states], dim=1)
+
+    def _project(self, x: Tensor, x_kv: Tensor, call: Call) -> dict[str, Tensor]:
         """hook_q, hook_k, hook_v (PROJ-1, CLIP-1), from split inputs where those are opted in to (SPLIT-1); the gate's rows beside them."""
-        heads = self._heads(x) if self.variant.latent is None else self._heads_of_latents(x, self.variant.latent)
+        heads = self._heads(x, x_kv, call) if self.variant.latent is None else self._heads_of_latents(x, self.variant.latent)
         heads |= {role: self._spread_heads(heads[role]) for role in "kv" if role in heads}
         heads |= self._moved_by_hooks(x, heads)
         for role, factor in (("q", 1.0), ("k", self.variant.k_multiplier), ("v", self.variant.v_multiplier)):
             if role in heads:
                 scaled = heads[role] if factor == 1 else heads[role] * factor
-                heads[role] = self.hook(f"hook_{role}")(self._clip(scaled, role == "v" or not self._normed_before_rotation), shared=True)
+                clipped = self._clip(scaled, role == "v" or not self._normed_before_rotation)
+                heads[role] = self.hook(f"hook_{role}")(self._added(clipped, call) if role == "v" else clipped, shared=True)
         if self.variant.value_is_key:
             heads["v"] = self.hook("hook_v")(heads["k"], shared=True)
         return heads
 
-    def _heads(self, x: Tensor) -> dict[str, Tensor]:
-        """Query, key and value head by head, through the wrapped module's own projections."""
+    def _heads(self, x: Tensor, x_kv: Tensor, call: Call) -> dict[str, Tensor]:
+        """Query, key and value head by head, through the wrapped module's own projections, and adapters beside them."""
         roles = [role for role in ("qkv", "q", "k", "v") if role in self._roles]
-        return {part: heads for role in roles for part, heads in self.split(role, self.submodule(role)(x)).items()}
+        rows = {role: self.submodule(role)(x_kv if role in "kv" else x) for role in roles}
+        beside: Any = self.variant.projections.beside
+        if beside is not None:
+            own = self.wrapped.layer_dic[call.cache_layer]
+            rows = {role: y + getattr(self.wrapped, beside.format(role))[own](x) for role, y in rows.items()}
+        return {part: heads for role in roles for part, heads in self.split(role, rows[role]).items()}
 
     def _heads_of_latents(self, x: Tensor, latent: Latent) -> dict[str, Tensor]:
         """Query, key and value head by head, up from the latents that all heads share (LAT-1); hook_q_latent, hook_kv_latent."""
         c_q = x
         if latent.q_rank is not None:
-            c_q = self._latent("hook_q_latent", self.submodule("q_down")(x), latent.q_scale)
-        q = self.submodule("q" if latent.q_rank is None else "q_up")(c_q).unflatten(-1, (self.variant.heads, -1))
+            c_q = self._latent("hook_q_latent", self.submodule("q_down")(x), latent.q_scale, beside=latent.q_beside)
+        query = self.split("q", self.submodule("q" if latent.q_rank is None else "q_up")(c_q))
         down = self.submodule("kv_down")(x)
-        c_kv = self._latent("hook_kv_latent", down[..., : latent.kv_rank], latent.kv_scale)
+        c_kv = self._latent("hook_kv_latent", down[..., : latent.kv_rank], latent.kv_scale, beside=False)
         up = self.submodule("kv_up")(c_kv).unflatten(-1, (self.variant.heads, -1))
         k, v = up.split([up.shape[-1] - self.variant.d_head_v, self.variant.d_head_v], dim=-1)
-        shared = down[..., latent.kv_rank :].unsqueeze(2).expand(-1, -1, self.variant.heads, -1)
-        return {"q": q, "k": torch.cat([k, shared], dim=-1), "v": v}
+        rotary = down[..., latent.kv_rank :]
+        rotary = rotary if latent.rotary_norm is None else normalise(rotary, self.submodule("k_rotary_norm"), latent.rotary_norm)
+        shared = rotary.unsqueeze(2).expand(-1, -1, self.variant.heads, -1)
+        return {**query, "k": torch.cat([k, shared], dim=-1), "v": v, "q_latent": c_q}
 
-    def _latent(self, name: str, down: Tensor, scale: float) -> Tensor:
-        """A latent, normed and scaled, through its hook."""
+    def _latent(self, name: str, down: Tensor, scale: float, *, beside: bool) -> Tensor:
+        """A latent, normed and scaled, and where it is asked for as it was beside that, through its hook."""
         role = f"{name.removeprefix('hook_')}_norm"
         normed = normalise(down, self.submodule(role), self.variant.norm_in(role))
-        return self.hook(name)(normed if scale == 1 else normed * scale, shared=True)
+        scaled = normed if scale == 1 else normed * scale
+        return self.hook(name)(torch.cat([scaled, down], dim=-1) if beside else scaled, shared=True)
 
     def _spread_heads(self, heads: Tensor) -> Tensor:
         """Key or value heads; one for each query head under `attn_in` (SPLIT-3)."""
@@ -188,6 +200,10 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         copies = x.unsqueeze(2).expand(-1, -1, heads, -1)
         return self.hook(name)(copies, shared=True) - copies
 
+    def _added(self, v: Tensor, call: Call) -> Tensor:
+        """The value, and what the model hands down to be added to it (PROJ-1)."""
+        return v if call.value_added is None else v + self._spread_heads(call.value_added.unflatten(-1, (self.variant.kv_heads, -1)))
+
     def _clip(self, x: Tensor, here: bool) -> Tensor:
         """x within the family's bound, where this is the place for it (CLIP-1)."""
         return x if self.variant.clip is None or not here else x.clamp(-self.variant.clip, self.variant.clip)
@@ -198,15 +214,16 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
     def _normed_before_rotation(self) -> bool:
         return self.variant.norm is not None and not self.variant.norm.after_rotation
 
-    def _place(self, heads: dict[str, Tensor], call: Call, x: Tensor) -> dict[str, Tensor]:
-        """Query and key normed and rotated, in the family's order, and the value normed (NORM-1, NORM-3, ROT-1)."""
+    def _place(self, heads: dict[str, Tensor], call: Call, x: Tensor) -> tuple[dict[str, Tensor], Tables | None]:
+        """Query and key normed and rotated, in the family's order, and the value normed (NORM-1, NORM-3, ROT-1); the tables they were rotated by."""
         norm = self.variant.norm
         if norm is not None and not norm.after_rotation:
             heads = self._normalise(heads, norm)
         if "v" in heads and self.variant.value_norm is not None:
             heads["v"] = self.hook("hook_v_normed")(normalise(heads["v"], self.submodule("v_norm"), self.variant.value_norm))
-        heads = self._rotate(heads, self.tables(call.position_embeddings, x, partial(self._position_ids, call)))
-        return self._normalise(heads, norm) if norm is not None and norm.after_rotation else heads
+        tables = self.tables(call.position_embeddings, x, call.ids)
+        heads = self._rotate(heads, tables)
+        return (self._normalise(heads, norm) if norm is not None and norm.after_rotation else heads), tables
 
     def _normalise(self, heads: dict[str, Tensor], norm: Norm) -> dict[str, Tensor]:
         """hook_q_normed, hook_k_normed (NORM-1, CLIP-1), in the family's axes."""
@@ -237,9 +254,9 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
     def _rotate(self, heads: dict[str, Tensor], tables: Tables | None) -> dict[str, Tensor]:
         """hook_rot_q, hook_rot_k (ROT-1); in a layer that does not rotate, copies of query and key."""
         rotary = self.variant.rotary
-        turned = {role: heads[role] for role in "qk" if role in heads}
+        turned = {role: heads[role] for role in ("qkv" if rotary is not None and rotary.values else "qk") if role in heads}
         if rotary is not None and tables is not None:
-            turned = {role: rotate(x, *tables, rotary) for role, x in turned.items()}
+            turned = {role: rotate(x, *fitting(tables, x.shape[1]), rotary) for role, x in turned.items()}
         return heads | {role: self.hook(f"hook_rot_{role}")(x, shared=rotary is None) for role, x in turned.items()}
 
     def _temper(self, q: Tensor, call: Call) -> Tensor:
@@ -249,7 +266,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
             return q
         if temperature.given is not None:
             return q if call.temperature is None else (q * call.temperature.transpose(1, 2)).to(q.dtype)
-        position = self._counted(call) if temperature.counted else self._position_ids(call)
+        position = call.counted() if temperature.counted else call.ids()
         position = position.to(torch.promote_types(q.dtype, torch.float32))
         steps = torch.floor((position + temperature.shift) / temperature.length)
         factor = 1 + temperature.beta * torch.log1p(steps)
@@ -258,26 +275,45 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
     # ---- attend ----
 
     def _remember(self, heads: Mapping[str, Tensor], call: Call) -> tuple[Tensor, Tensor]:
-        """Keys and values (batch kv_head key d_head): those of earlier calls included (CACHE-1, EDIT-4), or those that an earlier layer left (KV-1)."""
+        """Keys and values (batch kv_head key d_head) of all positions (CACHE-1, EDIT-4, KV-1, KV-2)."""
         if self.variant.kv_given is not None:
-            keys, values = call.shared_kv[shared_key(self.original_component)]
-            return keys, values
-        keys, values = heads["k"].transpose(1, 2), heads["v"].transpose(1, 2)
-        if call.cache is not None:
-            keys, values = call.cache.update(keys, values, call.cache_layer)
-        if self.variant.calling.kv_left is not None:
-            call.shared_kv[shared_key(self.original_component)] = (keys, values)
-        return keys, values
+            return memory.given(call, self.wrapped)
+        return memory.remember((heads["k"].transpose(1, 2), heads["v"].transpose(1, 2)), call, self.wrapped, self.variant)
+
+    def _pick(self, call: Call, x: Tensor, c_q: Tensor | None, tables: Tables | None, positions: Tensor, seen: Visibility) -> Tensor:
+        """What the layer's own selector picks, or an earlier layer's did (SEL-1)."""
+        selector, latent = self.variant.selector, self.variant.latent
+        assert selector is not None
+        if selector.given is not None:
+            return handed_down(self.name, selector.given, call.picks)
+        first = c_q if latent is None or c_q is None else c_q[..., : latent.q_rank]
+        module = getattr(self.wrapped, selector.module)
+        tables = tables and self.with_earlier(tables, call.position_embeddings)
+        return pick(module, selector, Given(x, first, tables, positions, call.cache), seen)
+
+    def _among(self, seen: Visibility, picks: Tensor | None) -> Visibility:
+        """What may be seen, of the keys that were picked."""
+        selector = self.variant.selector
+        return seen if selector is None or picks is None else replace(seen, picked=allowed(picks, selector, self.variant.heads, seen.key))
+
+    def _biased(self, seen: Visibility, values: Tensor) -> Visibility:
+        """What may be seen, with the bias that keys have by their values (SCORE-5)."""
+        kind = self.variant.key_bias
+        if kind is None:
+            return seen
+        dt = self.submodule("key_bias")(values.transpose(1, 2).flatten(-2))
+        return replace(seen, key_bias=key_bias(dt, self.wrapped, kind, self.variant.group), keep=kind.keep)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, seen: Visibility, wants_pattern: bool) -> tuple[Tensor, Tensor | None]:
         """hook_attn_scores, hook_pattern; z (batch pos head d_head_v). The one place that chooses how z is made."""
         variant, q, dropout = self.effective, q.transpose(1, 2), self._dropout()
+        v = v if variant.differential is None else side_by_side(v)
         pattern = None
         if wants_pattern or self.hook("hook_attn_scores").watched or self.hook("hook_pattern").watched:
             shown = self.hook("hook_pattern").watched
             z, pattern = self._watched(q, k, v, seen, dropout)
             pattern = pattern.clone() if wants_pattern and shown else pattern  # what hooks were shown is nobody else's (EDIT-2)
-        elif dropout or variant.softcap is not None or variant.sinks is not None or variant.d_head_v != variant.d_head:
+        elif dropout or variant.softcap is not None or variant.sinks is not None or v.shape[-1] != variant.d_head:
             z = kernels.explicit(q, k, v, seen, variant, self._sinks(), dropout)
         else:
             z = kernels.fused(q, k, v, seen, variant)
@@ -318,14 +354,17 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         opened = torch.sigmoid(logits) if gate.activation == "sigmoid" else F.softplus(logits)
         return self.hook("hook_gate")(opened if gate.per == "channel" else opened.squeeze(-1), shared=torch.is_grad_enabled())
 
-    def _finish(self, z: Tensor, gate: Tensor | None) -> Tensor:
-        """hook_z (MIX-1): normed and gated where the family does so."""
-        norm = self.variant.z_norm
+    def _finish(self, z: Tensor, v: Tensor | None, gate: Tensor | None) -> Tensor:
+        """hook_z (MIX-1, MIX-3, DIFF-1): what was mixed, subtracted, normed and gated where the family does so."""
+        norm, kind, alpha = self.variant.z_norm, self.variant.differential, self.variant.exclusive
+        z = z if kind is None else subtract(z, self.wrapped, kind)
+        z = z if alpha is None or v is None else exclude(z, v, self.wrapped, alpha)
         if norm is not None:
             rows = z.flatten(-2) if norm.over == "flat" else z
             z = normalise(rows, self.submodule("z_norm"), norm).view(z.shape)
         if gate is not None:
             z = z * (gate if gate.ndim == z.ndim else gate.unsqueeze(-1))
+        z = z if self.variant.z_multiplier == 1 else z * self.variant.z_multiplier
         return self.hook("hook_z")(z, shared=torch.is_grad_enabled())
 
     def _output(self, z: Tensor) -> Tensor:
@@ -343,78 +382,15 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
 
     # ---- what the call brings ----
 
-    def _read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """Sort what the surrounding layer passed, in the wrapped class's own positional order."""
-        if self.original_component is None:
-            raise NotBound(f"{type(self).__name__} {self.name!r} has no attention module yet; call set_original_component(module) first")
-        given = {**dict(zip(self._positional, args, strict=False)), **kwargs}
-        hidden_states = self._checked(given.get("hidden_states"))
-        if self.variant.causal:
-            refuse_bidirectional(self.name, given.get("is_causal"))
-        cache, module = next((given[name] for name in CACHES if given.get(name) is not None), None), self.original_component
-        offset = self.variant.calling.cache_offset
-        cache_layer = (getattr(module, "layer_idx", None) or 0) + (given.get(offset, 0) if offset else 0)
-        config_asks = bool(getattr(getattr(module, "config", None), "output_attentions", False))
-        return Call(
-            hidden_states=hidden_states,
-            position_embeddings=given.get("position_embeddings"),
-            attention_mask=given.get("attention_mask"),
-            cache=cache,
-            cache_layer=cache_layer,
-            position_ids=given.get("position_ids"),
-            temperature=given.get(self.variant.temperature.given or "") if self.variant.temperature else None,
-            wants_pattern=bool(given.get("output_attentions")) or config_asks,
-            shared_kv=given.get(self.variant.kv_given or self.variant.calling.kv_left or ""),
-            **offsets(cache, cache_layer, hidden_states.shape[1], given.get("attention_mask")),
-        )
-
-    def _checked(self, hidden_states: Any) -> Tensor:
-        """The hidden states, of the shape clause IN-2 requires."""
-        d_model = self.variant.d_model
-        if not isinstance(hidden_states, Tensor):
-            raise ContractError(f"{self.name!r} was given no hidden_states; clause IN-1 requires a tensor (batch, pos, {d_model})")
-        if hidden_states.ndim != 3 or hidden_states.shape[-1] != d_model:
-            raise ContractError(
-                f"{self.name!r} was given hidden_states of shape {tuple(hidden_states.shape)}; clause IN-2 requires (batch, pos, {d_model})\n"
-                f"  axes: batch pos d_model\n"
-                f"  with: d_model={d_model}"
-            )
-        return hidden_states
-
-    def _position_ids(self, call: Call) -> Tensor:
-        """The positions of this call: as given, or going on where the cache ends, whatever the mask says."""
-        return self._counted(call) if call.position_ids is None else call.position_ids
-
-    def _counted(self, call: Call) -> Tensor:
-        """(1, pos): the positions that go on where the cache ends."""
-        seen_before = 0 if call.cache is None else int(call.cache.get_seq_length(call.cache_layer))
-        return positions(seen_before, call.hidden_states.shape[1], call.hidden_states.device)
-
     def _visibility(self, call: Call, key: int) -> Visibility:
         """What each query may see: the mask that was handed down, or causality and window (MASK-1 to MASK-4)."""
         batch, query, _ = call.hidden_states.shape
         mask, padding = read_mask(call.attention_mask, batch=batch, heads=self.variant.heads, query=query, key=key)
         variant, device = self.variant, call.hidden_states.device
-        return Visibility(query, key, device, call.seen_before, call.first_key, variant.causal, variant.window, variant.chunk, mask, padding)
-
-
-def offsets(cache: Any, layer: int, pos: int, mask: Any) -> dict[str, int]:
-    """How many positions the cache has seen, and the position of the first key it will give back.
-
-    A mask that has queries says all of that itself (MASK-1); then the cache is not asked, and a compiled graph not broken.
-    """
-    if cache is None or not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
-        return {"seen_before": 0, "first_key": 0}
-    _, first_key = cache.get_mask_sizes(pos, layer)
-    return {"seen_before": int(cache.get_seq_length(layer)), "first_key": int(first_key)}
-
-
-def refuse_bidirectional(name: str, is_causal: object) -> None:
-    """Refuse a call that asks for attention to later positions: without a mask the layer would be causal all the same."""
-    if is_causal is False:
-        raise ContractError(
-            f"{name!r} was called with is_causal=False, and its layer is causal (MASK-2)\n  pass a four-axis attention_mask that says what each query may see"
-        )
+        other = 0 if call.source is None or variant.source is None else call.source.shape[1]
+        before, beyond = (other, 0) if variant.source and variant.source.place == "before" else (0, other)
+        first = call.seen_before + before
+        return Visibility(query, key, device, first, call.first_key, variant.causal, variant.window, variant.chunk, mask, padding, beyond=beyond)
 
 
 def along(heads: Tensor, weight: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ropebridge.masks import Visibility
 from ropebridge_spec import Variant, shared_key
@@ -33,15 +34,22 @@ def random_inputs(
     hidden_states = torch.randn(shape, generator=draw, device=draw.device if draw else device, dtype=torch.float32).to(device, dtype)
     padded = paddings(batch, left_padding, device)
     ids = position_ids(pos, padded) if left_padding else position_ids(pos, padded)[:1]
-    tables = bridge.make_tables(hidden_states, ids) if bridge.variant.rotary or gets_tables_anyway(bridge) else None
+    source, kv_ids = other_sequence(bridge.variant, hidden_states, draw), with_source(bridge.variant, ids)
+    tables = bridge.make_tables(hidden_states, kv_ids) if bridge.variant.rotary or gets_tables_anyway(bridge) else None
     explicit = bridge.requires_attention_mask or left_padding
     mask = additive_mask(pos, bridge.variant, padded, dtype) if explicit else None
     return {
         "hidden_states": hidden_states,
         "position_embeddings": tables,
+        bridge.variant.calling.tables_in: tables,
         "attention_mask": mask,
+        bridge.variant.calling.mask_in: mask,
+        **source,
         **placed(bridge.variant, ids),
         **shared(bridge, hidden_states, draw),
+        **added(bridge.variant, hidden_states, draw),
+        **named_layer(bridge),
+        **handed_picks(bridge.variant, hidden_states),
     }
 
 
@@ -55,9 +63,54 @@ def shared(bridge: PositionEmbeddingsAttentionBridge, like: Tensor, draw: torch.
     return {variant.kv_given: {shared_key(bridge.original_component): pair}}
 
 
+def added(variant: Variant, like: Tensor, draw: torch.Generator | None) -> dict[str, Tensor]:
+    """Made-up numbers for a layer that is handed what is added to its value (PROJ-1)."""
+    if variant.value_added is None:
+        return {}
+    shape = (*like.shape[:2], variant.kv_heads * variant.d_head_v)
+    return {variant.value_added: torch.randn(shape, generator=draw, device=draw.device if draw else like.device).to(like.device, like.dtype)}
+
+
+def named_layer(bridge: PositionEmbeddingsAttentionBridge) -> dict[str, int]:
+    """A layer that a module which layers share can be called for: one whose adapters it holds."""
+    module: Any = bridge.original_component
+    if bridge.variant.calling.layer is None:
+        return {}
+    beside = bridge.variant.projections.beside
+    held = [layer for layer, own in module.layer_dic.items() if beside is None or any(True for _ in getattr(module, beside.format("q"))[own].parameters())]
+    return {bridge.variant.calling.layer: held[0]}
+
+
+SOURCE = 3
+"""How many positions another sequence has."""
+
+
+def other_sequence(variant: Variant, like: Tensor, draw: torch.Generator | None) -> dict[str, Tensor]:
+    """Made-up states of another sequence that keys and values are made of too (KV-2)."""
+    if variant.source is None:
+        return {}
+    shape = (like.shape[0], SOURCE, variant.d_model)
+    return {variant.source.argument: torch.randn(shape, generator=draw, device=draw.device if draw else like.device).to(like.device, like.dtype)}
+
+
+def with_source(variant: Variant, ids: Tensor) -> Tensor:
+    """Position ids after those of another sequence that is rotated too."""
+    if variant.source is None or variant.source.place == "after":
+        return ids
+    return torch.cat([torch.arange(SOURCE, device=ids.device).expand(ids.shape[0], -1), ids + SOURCE], dim=1)
+
+
+def handed_picks(variant: Variant, like: Tensor) -> dict[str, Tensor]:
+    """Made-up picks for a layer that is handed an earlier one's (SEL-1): of each query its own position, and the one half way to it."""
+    if variant.selector is None or variant.selector.given is None:
+        return {}
+    at = torch.arange(like.shape[1], device=like.device)
+    return {variant.selector.given: torch.stack([at, at // 2], dim=-1).expand(like.shape[0], -1, -1)}
+
+
 def placed(variant: Variant, ids: Tensor) -> dict[str, Tensor]:
     """What a layer that needs them is told of its positions: the positions, or made-up temperatures (SCORE-4)."""
-    if variant.calling.tables == "own":
+    if variant.calling.tables == "own" or variant.selector is not None:
         return {"position_ids": ids}
     if variant.temperature is None or variant.temperature.counted:
         return {}
@@ -101,4 +154,6 @@ def additive_mask(pos: int, variant: Variant, padded: Tensor, dtype: torch.dtype
     rows = slice(0, pos)
     visible = Visibility(pos, pos, padded.device, 0, 0, variant.causal, variant.window, variant.chunk, padding=real).block(rows, rows)
     assert visible is not None
+    if variant.source is not None:
+        visible = F.pad(visible, (SOURCE, 0) if variant.source.place == "before" else (0, SOURCE), value=True)
     return torch.zeros((), dtype=dtype, device=padded.device).masked_fill(~visible, torch.finfo(dtype).min)

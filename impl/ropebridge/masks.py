@@ -18,6 +18,9 @@ class Visibility:
     mask: (batch or 1, head or 1, query or 1, key), boolean, additive or a flex mask: the whole truth (MASK-1); or None.
     padding: (batch or 1, key) booleans, True for a real key (MASK-3); or None.
     query, key: how many; first_query, first_key: the positions of the first of them, which differ when a cache is read.
+    picked: (batch, head or 1, query, key) booleans, the keys that a selector picked (SEL-1); or None.
+    key_bias: (batch, head, 1, key) numbers that are added for all queries, and keep, how many keys of the largest a query sees (SCORE-5); or None.
+    beyond: how many of the last keys are another sequence's, which every query sees (KV-2).
     causal, window, chunk: how far a query sees by itself (MASK-2), as in `Variant`.
     """
 
@@ -31,6 +34,10 @@ class Visibility:
     chunk: int | None = None
     mask: Tensor | BlockMask | None = None
     padding: Tensor | None = None
+    picked: Tensor | None = None
+    key_bias: Tensor | None = None
+    keep: int | None = None
+    beyond: int = 0
 
     @property
     def plain_causal(self) -> bool:
@@ -38,17 +45,17 @@ class Visibility:
         short = self.window is None or self.window >= self.key
         one_chunk = self.chunk is None or self.first_query // self.chunk == (self.first_query + self.query - 1) // self.chunk
         aligned = self.query == self.key and self.first_query == self.first_key
-        alone = self.mask is None and self.padding is None
+        alone = self.mask is None and self.padding is None and self.picked is None and self.key_bias is None
         return bool(self.causal and alone and short and one_chunk and aligned)
 
     @property
     def whole(self) -> Tensor | None:
         """The mask, where it already lies in memory as a fused kernel takes it."""
-        return self.mask if isinstance(self.mask, Tensor) and self.mask.dtype == torch.bool else None
+        return self.mask if isinstance(self.mask, Tensor) and self.mask.dtype == torch.bool and self.picked is None and self.key_bias is None else None
 
     def keys_of(self, rows: slice) -> slice:
         """The keys that any of these rows may see; never none, so that every block has a shape."""
-        if self.mask is not None:
+        if self.mask is not None or self.key_bias is not None or self.beyond:
             return slice(0, self.key)
         first, _ = self._span(self.first_query + rows.start)
         _, stop = self._span(self.first_query + rows.stop - 1)
@@ -66,7 +73,18 @@ class Visibility:
         return first, stop
 
     def block(self, rows: slice, keys: slice) -> Tensor | None:
-        """The mask of some rows and keys: booleans, or a bias with -inf; None where all of them see all."""
+        """What is added to the scores of some rows and keys: booleans, or a bias with -inf; None where all of them see all."""
+        visible = self._visible(rows, keys)
+        return visible if self.key_bias is None else with_key_bias(visible, self.key_bias, self.keep)
+
+    def _visible(self, rows: slice, keys: slice) -> Tensor | None:
+        """The mask of some rows and keys, of those picked."""
+        mask, picked = self._mask_block(rows, keys), self.picked
+        if mask is None or picked is None or mask.dtype == torch.bool:
+            return both(mask, None if picked is None else picked[:, :, rows, keys])
+        return mask.masked_fill(~picked[:, :, rows, keys], -torch.inf)
+
+    def _mask_block(self, rows: slice, keys: slice) -> Tensor | None:
         if isinstance(self.mask, BlockMask):
             return block_of(self.mask, rows, keys)
         if self.mask is not None:
@@ -84,6 +102,8 @@ class Visibility:
             visible &= (query - key).abs() < self.window
         if self.chunk is not None:
             visible &= query // self.chunk == key // self.chunk
+        if self.beyond:
+            visible |= key >= self.first_key + self.key - self.beyond
         return visible[None, None]
 
     def _sees_all(self, rows: slice, keys: slice) -> bool:
@@ -94,6 +114,18 @@ class Visibility:
 
     def _padding_block(self, keys: slice) -> Tensor | None:
         return None if self.padding is None else self.padding[:, None, None, keys]
+
+
+def with_key_bias(visible: Tensor | None, key_bias: Tensor, keep: int | None) -> Tensor:
+    """Keys biased, -inf where they may not be seen, nor belong to so many of the largest bias of those that may (SCORE-5)."""
+    own = key_bias
+    if visible is not None:
+        own = key_bias.masked_fill(~visible if visible.dtype == torch.bool else visible == -torch.inf, -torch.inf)
+    biased = own if visible is None or visible.dtype == torch.bool else own + visible
+    if keep is None or keep >= own.shape[-1]:
+        return biased
+    kept = torch.zeros_like(own, dtype=torch.bool).scatter(-1, own.topk(keep, dim=-1).indices, True)
+    return biased.masked_fill(~kept, -torch.inf)
 
 
 def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -57,6 +57,8 @@ class PositionEmbeddingHooksMixin:
                 f"  where attach was given a part of a model: give it the part that holds the rotary module too, such as model.model, or go on unproved:\n"
                 f"  bridged = attach(part, verify=False); then, for each bridge in bridged.layers, bridge.set_rotary_emb(model.model.rotary_emb)"
             )
+        if isinstance(self.rotary_emb, nn.Embedding):
+            return self.rotary_emb.weight[position_ids].unsqueeze(1).to(hidden_states.dtype)
         axes = position_axes(self.rotary_emb)
         if axes > 1 and position_ids.ndim == 2:
             position_ids = position_ids.expand(axes, *position_ids.shape)  # text stands at the same place on every axis
@@ -78,13 +80,27 @@ class PositionEmbeddingHooksMixin:
                     f"  pass position_embeddings=rotary_emb(hidden_states, position_ids), or build the bridge with requires_position_embeddings=False"
                 )
             given = self.make_tables(hidden_states, position_ids())
-        cos, sin = (self._batched(table, hidden_states) for table in self._pair(given))
+        cos, sin = (self._batched(self._of_this_call(table, hidden_states), hidden_states) for table in self._pair(given))
         return self.hook("hook_cos")(cos, shared=True), self.hook("hook_sin")(sin, shared=True)
 
+    def _of_this_call(self, table: Tensor, hidden_states: Tensor) -> Tensor:
+        """The table of this call's positions, where the layer is handed that of all keys."""
+        return table[..., -hidden_states.shape[1] :, :] if self.variant.calling.tables_of == "keys" else table
+
+    def with_earlier(self, tables: Tables, given: Any) -> Tables:
+        """The tables of this call, after those of earlier positions where the layer is handed these too."""
+        if self.variant.calling.tables_of == "positions" or given is None:
+            return tables
+        cos, sin = (torch.cat([whole[..., : -own.shape[-2], :], own], dim=-2) for whole, own in zip(self._pair(given), tables, strict=True))
+        return cos, sin
+
     def _pair(self, given: Any) -> Tables:
-        """What was handed down as position embeddings, as a pair of tensors; a complex table is cos + i sin."""
+        """What was handed down as position embeddings, as a pair of tensors; a complex table is cos + i sin, a real one sin and then cos."""
         if isinstance(given, Tensor) and given.is_complex():
             return given.real, given.imag
+        if isinstance(given, Tensor) and self.variant.calling.tables_in != "position_embeddings":
+            sin, cos = given.squeeze(1).chunk(2, dim=-1)
+            return cos, sin
         if isinstance(given, (tuple, list)) and len(given) == 2 and all(isinstance(table, Tensor) for table in given):
             return given[0], given[1]
         kinds = f"{len(given)} items" if isinstance(given, (tuple, list)) else type(given).__name__
@@ -94,6 +110,7 @@ class PositionEmbeddingHooksMixin:
         """A table with its batch axis, of the shape clause POS-2 requires."""
         table = table[None] if table.ndim == 2 else table
         batch, pos, _ = hidden_states.shape
+        pos = table.shape[1] if self.variant.source is not None and self.variant.source.place == "before" else pos
         rotary = self.variant.rotary
         assert rotary is not None
         fits = table.ndim == 3 and table.shape[0] in (1, batch) and table.shape[1:] == (pos, rotary.table_width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ropebridge_spec import Rotary
 
@@ -49,3 +50,12 @@ def lay(table: Tensor, rotary: Rotary) -> Tensor:
     shape = (2, -1) if rotary.table == "full" else (-1, 2)
     laid: Tensor = table.unflatten(-1, shape).transpose(-1, -2).flatten(-2)
     return laid
+
+
+def fitting(tables: tuple[Tensor, Tensor], pos: int) -> tuple[Tensor, Tensor]:
+    """The last rows of (cos, sin), for so many positions; where there are fewer, rows that turn nothing after them (KV-2)."""
+    cos, sin = tables
+    if cos.shape[1] == pos:
+        return tables
+    beyond = (0, 0, 0, max(pos - cos.shape[1], 0))
+    return pad(cos[:, -pos:], beyond, value=1.0), pad(sin[:, -pos:], beyond)

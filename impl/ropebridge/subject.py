@@ -7,10 +7,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
+from ropebridge.hooks import HookHandle
 from ropebridge_spec import FAMILIES, Family, HookFunction, OptIn, Variant
+
+Hooks = Sequence[tuple[str, HookFunction]]
 
 
 class BridgedLayer:
@@ -21,15 +25,27 @@ class BridgedLayer:
         self.bridge = PositionEmbeddingsAttentionBridge("blocks.0.attn", getattr(module, "config", None), families=families, **options)
         self.bridge.set_original_component(module)
         self.bridge.set_rotary_emb(rotary)
+        self._backward: list[HookHandle] = []
         self.get_random_inputs = self.bridge.get_random_inputs
 
-    def run(self, inputs: Mapping[str, Any], hooks: Sequence[tuple[str, HookFunction]] = ()) -> tuple[Tensor, Tensor | None]:
-        """One forward call with hooks, which are gone after it."""
+    def run(self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()) -> tuple[Tensor, Tensor | None]:
+        """One forward call with hooks, which are gone after it; those of the backward pass stay until the next call."""
+        while self._backward:
+            self._backward.pop().remove()
         with ExitStack() as stack:
             for name, fn in hooks:
                 stack.enter_context(self.bridge.hook_points[name].add_hook(fn))
+            self._backward += [self.bridge.hook_points[name].add_hook(fn, dir="bwd") for name, fn in backward_hooks]
             returned = dict(zip(self.bridge.variant.calling.returns, self.bridge(**inputs), strict=True))
-            return returned["out"], returned["pattern"]
+            return returned["out"], whole_pattern(returned)
+
+
+def whole_pattern(returned: Mapping[str, Any]) -> Tensor | None:
+    """The pattern over all keys, of a layer that gives it back whole or in parts."""
+    if "pattern" in returned:
+        return returned["pattern"]  # type: ignore[no-any-return]
+    own, source = returned["pattern_own"], returned["pattern_source"]
+    return own if source is None else torch.cat([own, source], dim=-1)
 
 
 @dataclass(frozen=True)

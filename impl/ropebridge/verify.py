@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ropebridge import kernels
+from ropebridge.mixing import side_by_side, strengths, subtract
 from ropebridge.norms import affine
 from ropebridge_spec import AttachError, RopebridgeError, Variant, VerificationError, attended, bounds
 
@@ -69,6 +70,8 @@ def verify_layer(bridge: PositionEmbeddingsAttentionBridge) -> None:
     """Compare pattern and output of a bridge with those of its module's own eager forward, on rows that see a key."""
     twin, module = float64_twin(bridge)
     inputs = twin.get_random_inputs(BATCH, POS, seed=0, left_padding=LEFT_PADDING)
+    if twin.variant.calling.mask_in != "attention_mask":
+        del inputs["attention_mask"]
     try:
         returned = dict(zip(twin.variant.calling.returns, type(module).forward(module, **accepted(module, {**inputs, "past_key_values": None})), strict=True))
     except RopebridgeError:
@@ -76,7 +79,8 @@ def verify_layer(bridge: PositionEmbeddingsAttentionBridge) -> None:
     except Exception as error:
         raise VerificationError(f"{bridge.name!r}: {type(module).__name__} failed on random inputs: {error}\n  pass verify=False to go on unproved") from error
     kept, out = record(twin, inputs)
-    wanted_out, wanted_pattern = returned["out"], returned["pattern"]
+    wanted_out = returned["out"]
+    wanted_pattern = returned["pattern"] if "pattern" in returned else torch.cat([returned["pattern_own"], returned["pattern_source"]], dim=-1)
     pattern_bound, out_bound = float32_bounds(twin, kept, given_kv_of(twin, inputs))
     live = kept["hook_attn_scores"].amax(-1) > -torch.inf
     got_pattern = kept["hook_pattern"]
@@ -144,6 +148,7 @@ def float32_bounds(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tens
     delta = (magnitude * bounds.growth(NORM_ROUNDINGS, dtype)).amax(-1, keepdim=True)
     below = (scores.amax(-1, keepdim=True) - scores).nan_to_num(nan=0.0, posinf=0.0)
     pattern_bound = bounds.softmax(pattern, below, keys=POS + 1, dtype=dtype) + pattern * (2 * delta).expm1()
+    v = v if variant.differential is None else side_by_side(v)
     z = kernels.mix(pattern, v)
     z_bound = bounds.fused(z, kernels.mix(pattern, v.abs()), delta, keys=POS + 1, dtype=dtype)
     z_bound = finished(twin, z.transpose(1, 2), z_bound.transpose(1, 2), kept)
@@ -180,7 +185,10 @@ def hottest(variant: Variant) -> float:
 
 def finished(twin: PositionEmbeddingsAttentionBridge, z: Tensor, error: Tensor, kept: dict[str, Tensor]) -> Tensor:
     """The error of z after its norm, which divides by its size, and after the gate."""
-    norm, gate = twin.variant.z_norm, kept.get("hook_gate")
+    norm, gate, kind = twin.variant.z_norm, kept.get("hook_gate"), twin.variant.differential
+    if kind is not None:
+        z, (first, second) = subtract(z, twin.wrapped, kind), error.chunk(2, dim=2)
+        error = first + second * (float(sum(strengths(twin.wrapped, kind))) + abs(kind.init))
     if norm is not None:
         rows, off = (z.flatten(-2), error.flatten(-2)) if norm.over == "flat" else (z, error)
         size = (rows.square().mean(-1, keepdim=True) + norm.eps).sqrt()

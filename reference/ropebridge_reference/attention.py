@@ -8,15 +8,17 @@ from typing import TypeVar
 
 import torch
 from einops import repeat
-from jaxtyping import Float, Real
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
+from ropebridge_reference.differential import side_by_side, subtract
 from ropebridge_reference.gate import gate, gated
-from ropebridge_reference.masks import Bias, bias_of_mask, causal_bias, padding_bias
-from ropebridge_reference.mix import mix, output, result, sum_of_results
+from ropebridge_reference.key_bias import key_bias, of_the_largest
+from ropebridge_reference.masks import Bias, bias_of_mask, causal_bias, padding_bias, selection_bias
+from ropebridge_reference.mix import exclude, mix, output, result, sum_of_results
 from ropebridge_reference.norm import normalise
 from ropebridge_reference.pattern import pattern
-from ropebridge_reference.project import clip, latent, multiply, project, with_rotary_part
+from ropebridge_reference.project import adapt, add, clip, latent, multiply, project, with_rotary_part
 from ropebridge_reference.rotary import rotate, turns
 from ropebridge_reference.scores import scores, temper
 from ropebridge_reference.split import split_inputs
@@ -28,8 +30,12 @@ At = Callable[[str, Tensor], Tensor]
 """`at(name, value)` records the value of a hook point and gives back what the layer is to go on with."""
 
 
-Tables = tuple[Float[Tensor, "table_batch pos rotary_dim"], Float[Tensor, "table_batch pos rotary_dim"]]
-"""cos and sin."""
+Tables = tuple[Float[Tensor, "table_batch table_pos rotary_dim"], Float[Tensor, "table_batch table_pos rotary_dim"]]
+"""cos and sin, of the positions of this call; where another sequence comes before them, of its positions too (KV-2)."""
+QueryTables = tuple[Float[Tensor, "table_batch pos rotary_dim"], Float[Tensor, "table_batch pos rotary_dim"]]
+KeyTables = tuple[Float[Tensor, "table_batch kv_pos rotary_dim"], Float[Tensor, "table_batch kv_pos rotary_dim"]]
+Select = Callable[[Tensor, Tensor | None, Tables | None], Bool[Tensor, "batch #head query key"]]
+"""A layer's own selector: of hook_in, hook_q_latent and the tables it makes which keys each query may see (SEL-1)."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +67,11 @@ class Stages:
     causal_bias: Callable[..., Tensor] = causal_bias
     padding_bias: Callable[..., Tensor] = padding_bias
     bias_of_mask: Callable[..., Tensor] = bias_of_mask
+    selection_bias: Callable[..., Tensor] = selection_bias
     split_inputs: Callable[..., tuple[Tensor, Tensor, Tensor]] = split_inputs
     latent: Callable[..., Tensor] = latent
     project: Callable[..., Tensor] = project
+    adapt: Callable[..., Tensor] = adapt
     with_rotary_part: Callable[..., Tensor] = with_rotary_part
     multiply: Callable[..., Tensor] = multiply
     clip: Callable[..., Tensor] = clip
@@ -72,10 +80,13 @@ class Stages:
     rotate: Callable[..., Tensor] = rotate
     recall: Callable[..., Tensor] = recall
     temper: Callable[..., Tensor] = temper
+    key_bias: Callable[..., Tensor] = key_bias
     scores: Callable[..., Tensor] = scores
     pattern: Callable[..., Tensor] = pattern
     gate: Callable[..., Tensor] = gate
     mix: Callable[..., Tensor] = mix
+    subtract: Callable[..., Tensor] = subtract
+    exclude: Callable[..., Tensor] = exclude
     gated: Callable[..., Tensor] = gated
     result: Callable[..., Tensor] = result
     output: Callable[..., Tensor] = output
@@ -99,6 +110,9 @@ def attention(
     *,
     positions: Real[Tensor, "#batch pos"] | None = None,
     past: Past | None = None,
+    select: Select | None = None,
+    value_added: Float[Tensor, "batch pos kv_head d_head_v"] | None = None,
+    source: Float[Tensor, "batch source d_model"] | None = None,
     opted_in: Collection[OptIn] = (),
     at: At = untouched,
     stages: Stages = STAGES,
@@ -112,24 +126,50 @@ def attention(
         weights: the layer's learned tensors, in x's dtype.
         positions: of the queries, for a family whose query has a temperature; the temperatures, where they are given.
         past: rotated keys, and values, of earlier positions; in a layer whose keys and values are given, those of all positions.
-        opted_in: the hook points that are made on request only.
-        at: sees every hook point, in order.
+        select, value_added, source: the layer's selector, what is added to the value, states of another sequence, where a family has them.
+        opted_in: the hook points that are made on request only. at: sees every hook point, in order.
     """
     weights, variant = a_key_for_every_head(weights, variant) if "attn_in" in opted_in else (weights, variant)
 
     x = at("hook_in", x)
-    made = heads(x, weights, variant, opted_in, at, stages)
+    x_kv = joined(x, at("hook_kv_in", source), variant) if variant.source is not None and source is not None else x
+    c = latents(x, weights, variant, at, stages)
+    made = heads(x, x_kv, c, weights, variant, value_added, opted_in, at, stages)
+    tables = shown(tables, variant, at)
     q, *made_kv = rotated(made, tables, weights, variant, at, stages)
     past = kept(past, made_kv, stages)
 
+    bias = biased(bias, past, None if select is None else select(x, c.q, tables), weights, variant, stages)
     s = shown_in(x.dtype, "hook_attn_scores", stages.scores(stages.temper(q, positions, variant.temperature), past.key, bias, variant), at)
     p = at("hook_pattern", stages.pattern(s, weights.sinks).to(x.dtype))
-    g = gates(x, weights, variant, at, stages)
-    z = at("hook_z", stages.gated(stages.mix(p, past.value), g, weights.z_norm, variant.z_norm))
+    g = gates(c.q if variant.gate_rises and c.q is not None else x, weights, variant, at, stages)
+    z = stages.gated(mixed(p, past.value, weights, variant, stages), g, weights.z_norm, variant.z_norm)
+    z = at("hook_z", stages.multiply(z, variant.z_multiplier))
+    return Output(put_out(z, weights, opted_in, at, stages), p, past)
 
+
+def put_out(z: Tensor, weights: Weights, opted_in: Collection[OptIn], at: At, stages: Stages) -> Tensor:
+    """The output (OUT-1), from results head by head where those are opted in to (RES-1)."""
     if "attn_result" in opted_in:
-        return Output(at("hook_out", stages.sum_of_results(at("hook_result", stages.result(z, weights.W_O)), weights.b_O)), p, past)
-    return Output(at("hook_out", stages.output(z, weights.W_O, weights.b_O)), p, past)
+        return at("hook_out", stages.sum_of_results(at("hook_result", stages.result(z, weights.W_O)), weights.b_O))
+    return at("hook_out", stages.output(z, weights.W_O, weights.b_O))
+
+
+def biased(bias: Bias, past: Past, picked: Tensor | None, weights: Weights, variant: Variant, stages: Stages) -> Bias:
+    """What is added to the scores: the mask's bias, of the keys that were picked (SEL-1), and the keys' own (SCORE-5)."""
+    bias = bias if picked is None else bias + stages.selection_bias(picked)
+    if variant.key_bias is None:
+        return bias
+    return of_the_largest(stages.key_bias(past.value, weights, variant), bias, variant.key_bias.keep)
+
+
+def mixed(p: Tensor, v: Tensor, weights: Weights, variant: Variant, stages: Stages) -> Tensor:
+    """Each head's mix of values (MIX-1), less its own value's part (MIX-3), in differential attention of each pair of heads the difference (DIFF-1)."""
+    if variant.exclusive is not None:
+        return stages.exclude(stages.mix(p, v), v[:, -p.shape[2] :], weights.alpha)
+    if variant.differential is None:
+        return stages.mix(p, v)
+    return stages.subtract(stages.mix(p, side_by_side(v)), given(weights.lambdas, "lambdas", "DIFF-1"), variant.differential)
 
 
 def shown_in(dtype: torch.dtype, name: str, value: Tensor, at: At) -> Tensor:
@@ -147,19 +187,52 @@ def kept(past: Past | None, made: list[Tensor], stages: Stages) -> Past:
     return Past(k, v) if past is None else Past(stages.recall(past.key, k), stages.recall(past.value, v))
 
 
-def heads(x: Tensor, weights: Weights, variant: Variant, opted_in: Collection[OptIn], at: At, stages: Stages) -> list[Tensor]:
+@dataclass(frozen=True)
+class Latents:
+    """What query, and key and value, come up from; None where they are projected straight from hook_in."""
+
+    q: Float[Tensor, "batch pos q_rank"] | None = None
+    kv: Float[Tensor, "batch pos kv_rank"] | None = None
+
+
+def latents(x: Tensor, weights: Weights, variant: Variant, at: At, stages: Stages) -> Latents:
+    """The latents of hook_in that every head shares (LAT-1)."""
+    if variant.latent is None:
+        return Latents()
+    kind, c_q = variant.latent, None
+    if kind.q_rank is not None:
+        c_q = at("hook_q_latent", stages.latent(x, weights.W_DQ, weights.b_DQ, weights.q_latent_norm, kind.norm, kind.q_scale, kind.q_beside))
+    c_kv = at("hook_kv_latent", stages.latent(x, weights.W_DKV, weights.b_DKV, weights.kv_latent_norm, kind.norm, kind.kv_scale, False))
+    return Latents(c_q, c_kv)
+
+
+def joined(x: Float[Tensor, "batch pos d_model"], source: Float[Tensor, "batch source d_model"], variant: Variant) -> Float[Tensor, "batch kv_pos d_model"]:
+    """KV-2: what key and value are projected from, in the order of the keys."""
+    before = variant.source is not None and variant.source.place == "before"
+    return torch.cat([source, x] if before else [x, source], dim=1)
+
+
+def heads(
+    x: Tensor, x_kv: Tensor, c: Latents, weights: Weights, variant: Variant, value_added: Tensor | None, opted_in: Collection[OptIn], at: At, stages: Stages
+) -> list[Tensor]:
     """Query, key and value heads of this call's positions, normed unless that comes after rotation; the query alone where key and value are given."""
     x_q, x_k, x_v = stages.split_inputs(x, variant, opted_in, at)
-    c_q, c_k, c_v = latents(x, (x_q, x_k, x_v), weights, variant, at, stages)
+    if variant.source is not None:
+        x_k, x_v, _ = stages.split_inputs(x_kv, replace(variant, heads=variant.kv_heads), (), at)
+    c_q, (c_k, c_v) = risen(c.q, x_q, variant), (risen(c.kv, own, variant) for own in (x_k, x_v))
     early = variant.norm is not None and not variant.norm.after_rotation
     bound = None if early else variant.clip
 
-    made = [at("hook_q", stages.clip(stages.project(c_q, weights.W_Q, weights.b_Q), bound))]
+    adapters = weights.adapters
+    made = [at("hook_q", stages.clip(stages.adapt(stages.project(c_q, weights.W_Q, weights.b_Q), c_q, adapters.get("Q")), bound))]
     if not variant.kv_given:
-        k = stages.with_rotary_part(stages.project(c_k, given(weights.W_K, "W_K", "PROJ-1"), weights.b_K), x_k, weights)
+        k = stages.adapt(stages.project(c_k, given(weights.W_K, "W_K", "PROJ-1"), weights.b_K), c_k, adapters.get("K"))
+        k = stages.with_rotary_part(k, x_k, weights, variant.rotary_part_norm)
         k = at("hook_k", stages.clip(stages.multiply(k, variant.k_multiplier), bound))
-        v = k if variant.value_is_key else stages.multiply(stages.project(c_v, given(weights.W_V, "W_V", "PROJ-1"), weights.b_V), variant.v_multiplier)
-        made += [k, at("hook_v", stages.clip(v, variant.clip))]
+        v = k if variant.value_is_key else stages.adapt(stages.project(c_v, given(weights.W_V, "W_V", "PROJ-1"), weights.b_V), c_v, adapters.get("V"))
+        v = stages.multiply(v, 1.0 if variant.value_is_key else variant.v_multiplier)
+        v = stages.clip(v, variant.clip)
+        made += [k, at("hook_v", v if value_added is None else add(v, value_added))]
     if early:
         made = normed(made, weights, variant, at, stages)
     if variant.value_norm is not None and not variant.kv_given:
@@ -167,20 +240,9 @@ def heads(x: Tensor, weights: Weights, variant: Variant, opted_in: Collection[Op
     return made
 
 
-def latents(x: Tensor, inputs: tuple[Tensor, Tensor, Tensor], weights: Weights, variant: Variant, at: At, stages: Stages) -> tuple[Tensor, Tensor, Tensor]:
-    """What query, key and value are projected from: their inputs, or the latents of hook_in that every head shares (LAT-1)."""
-    if variant.latent is None:
-        return inputs
-    c_q, norm = inputs[0], variant.latent.norm
-    if variant.latent.q_rank is not None:
-        c_q = shared(at("hook_q_latent", stages.latent(x, weights.W_DQ, weights.b_DQ, weights.q_latent_norm, norm, variant.latent.q_scale)), variant)
-    c_kv = at("hook_kv_latent", stages.latent(x, weights.W_DKV, weights.b_DKV, weights.kv_latent_norm, norm, variant.latent.kv_scale))
-    return c_q, shared(c_kv, variant), shared(c_kv, variant)
-
-
-def shared(c: Float[Tensor, "batch pos rank"], variant: Variant) -> Float[Tensor, "batch pos head rank"]:
-    """A latent as each head reads it."""
-    return repeat(c, "batch pos rank -> batch pos head rank", head=variant.heads)
+def risen(c: Float[Tensor, "batch pos rank"] | None, x: Float[Tensor, "batch pos head d_model"], variant: Variant) -> Float[Tensor, "batch pos head _"]:
+    """What each head is projected from: the latent that all share, or where there is none its input."""
+    return x if c is None else repeat(c, "batch pos rank -> batch pos head rank", head=variant.heads)
 
 
 def normed(made: list[Tensor], weights: Weights, variant: Variant, at: At, stages: Stages) -> list[Tensor]:
@@ -193,19 +255,38 @@ def normed(made: list[Tensor], weights: Weights, variant: Variant, at: At, stage
     return made
 
 
+def shown(tables: Tables | None, variant: Variant, at: At) -> Tables | None:
+    """The tables as their hooks leave them (POS-1); None in a layer that does not rotate."""
+    if variant.rotary is None:
+        return None
+    cos, sin = given(tables, "tables (cos, sin)", "CFG-3")
+    return at("hook_cos", cos), at("hook_sin", sin)
+
+
 def rotated(made: list[Tensor], tables: Tables | None, weights: Weights, variant: Variant, at: At, stages: Stages) -> list[Tensor]:
     """Query and key rotated (ROT-1), and normed where that comes after (NORM-3); the value as it is."""
-    if variant.rotary is not None:
-        cos, sin = given(tables, "tables (cos, sin)", "CFG-3")
-        turn = stages.turns(at("hook_cos", cos), at("hook_sin", sin), variant.rotary)
-        made = [*(stages.rotate(heads, turn, variant.rotary) for heads in made[:2]), *made[2:]]
-    made = [*(at(f"hook_rot_{role}", heads) for role, heads in zip("qk", made, strict=False)), *made[2:]]
+    if variant.rotary is not None and tables is not None:
+        of_query, of_key = (stages.turns(*pair, variant.rotary) for pair in tables_apart(tables, made))
+        q, *turning = made[: 3 if variant.rotary.values else 2]
+        turned = [stages.rotate(q, of_query, variant.rotary), *(stages.rotate(heads, of_key, variant.rotary) for heads in turning)]
+        made = [*turned, *made[len(turned) :]]
+    roles = "qkv" if variant.rotary is not None and variant.rotary.values else "qk"
+    made = [*(at(f"hook_rot_{role}", heads) for role, heads in zip(roles, made, strict=False)), *made[len(roles) :]]
     late = variant.norm is not None and variant.norm.after_rotation
     return normed(made, weights, variant, at, stages) if late else made
 
 
+def tables_apart(tables: Tables, made: list[Tensor]) -> tuple[QueryTables, KeyTables]:
+    """The tables of the query's positions, the last there are, and those of the key's: a sequence that comes after is not rotated (KV-2)."""
+    pos, kv_pos = made[0].shape[1], made[-1].shape[1]
+    cos, sin = tables
+    beyond = kv_pos - cos.shape[1]
+    ones, zeros = (filled(cos.shape[0], max(beyond, 0), cos.shape[2]) for filled in (cos.new_ones, cos.new_zeros))
+    return (cos[:, -pos:], sin[:, -pos:]), (torch.cat([cos, ones], 1), torch.cat([sin, zeros], 1))
+
+
 def gates(x: Tensor, weights: Weights, variant: Variant, at: At, stages: Stages) -> Tensor | None:
-    """The gate (GATE-1), which reads hook_in whatever inputs are split; None where the family has none."""
+    """The gate (GATE-1) of hook_in, whatever inputs are split, or of the query's latent; None where the family has none."""
     if variant.gate is None:
         return None
     every_head = repeat(x, "batch pos d_model -> batch pos head d_model", head=variant.heads)

@@ -1,4 +1,4 @@
-"""Clauses MASK-1 to MASK-5: what each query may see, as a bias that is added to the scores: 0, a number, or -inf."""
+"""Clauses MASK-1 to MASK-5 and SEL-1: what each query may see, as a bias that is added to the scores: 0, a number, or -inf."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def bias_of_mask(mask: Bool[Tensor, "#batch #head #query key"] | Bias) -> Float[
     if mask.dtype == torch.bool:
         return forbid(~mask)
     return mask.double().masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -math.inf)
+
+
+def selection_bias(picked: Bool[Tensor, "batch #head query key"]) -> Float[Tensor, "batch #head query key"]:
+    """SEL-1: no query sees a key that is not picked for it."""
+    return forbid(~picked)
 
 
 def forbid(forbidden: Bool[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from einops import einsum, rearrange
+from einops import einsum, rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,11 +23,26 @@ def project(
     return (y if b is None else y + b).to(x.dtype)
 
 
+def adapt(
+    y: Float[Tensor, "batch pos head width"],
+    x: Float[Tensor, "batch pos head d_model"],
+    adapter: tuple[Float[Tensor, "d_model adapter"], Float[Tensor, "head adapter width"]] | None,
+) -> Float[Tensor, "batch pos head width"]:
+    """A projection, and what its adapter adds (LoRA, arXiv:2106.09685)."""
+    if adapter is None:
+        return y
+    down, up = adapter
+    return y + project(project(x, repeat(down, "d_model adapter -> head d_model adapter", head=x.shape[2]), None), up, None)
+
+
 def with_rotary_part(
-    k: Float[Tensor, "batch pos head d_head_k"], x: Float[Tensor, "batch pos head d_model"], weights: Weights
+    k: Float[Tensor, "batch pos head d_head_k"], x: Float[Tensor, "batch pos head d_model"], weights: Weights, norm: Norm | None = None
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """The key heads; with latents, what came up from the latent is followed by the rotary part that all heads share."""
-    return k if weights.W_KR is None else torch.cat([k, project(x, weights.W_KR, weights.b_KR)], dim=-1)
+    """The key heads; with latents, what came up from the latent is followed by the rotary part that all heads share, normed where the family does so."""
+    if weights.W_KR is None:
+        return k
+    rotary = project(x, weights.W_KR, weights.b_KR)
+    return torch.cat([k, rotary if norm is None else normalise(rotary, weights.k_rotary_norm, norm)], dim=-1)
 
 
 def latent(
@@ -37,17 +52,24 @@ def latent(
     affine: Affine,
     norm: Norm,
     scale: float,
-) -> Float[Tensor, "batch pos rank"]:
-    """scale norm(x W + b)."""
+    beside: bool = False,
+) -> Float[Tensor, "batch pos width"]:
+    """scale norm(x W + b); and x W + b itself beside it, where the family brings that up too."""
     wide = torch.promote_types(x.dtype, torch.float32)
     y = einsum(x.to(wide), W.to(wide), "batch pos d_model, d_model rank -> batch pos rank")
     c = rearrange((y if b is None else y + b).to(x.dtype), "batch pos rank -> batch pos 1 rank")
-    return scale * rearrange(normalise(c, affine, norm), "batch pos 1 rank -> batch pos rank")
+    c = torch.cat([scale * normalise(c, affine, norm), c], dim=-1) if beside else scale * normalise(c, affine, norm)
+    return rearrange(c, "batch pos 1 width -> batch pos width")
 
 
 def multiply(x: Float[Tensor, "*axes"], factor: float) -> Float[Tensor, "*axes"]:
     """The family's multiplier of a projection."""
     return x if factor == 1 else factor * x
+
+
+def add(v: Float[Tensor, "batch pos head d"], value_added: Float[Tensor, "batch pos kv_head d"]) -> Float[Tensor, "batch pos head d"]:
+    """The value and what the model hands down to be added to it, the same for all heads that share it."""
+    return v + repeat(value_added, "batch pos kv_head d -> batch pos (kv_head group) d", group=v.shape[2] // value_added.shape[2])
 
 
 def clip(x: Float[Tensor, "*axes"], bound: float | None) -> Float[Tensor, "*axes"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
@@ -28,11 +29,14 @@ class Weights:
 
     With latents, W_Q, W_K and W_V are the up-projections (d_model is then the latent's rank), W_DQ and W_DKV go down to
     the latents, and W_KR gives the rotary part of the key, the same for every head. W_G gives the gate, a number or
-    d_head_v of them for each head.
+    d_head_v of them for each head, of hook_in, or where it lies in the query projection of what the query is projected
+    from. `adapters` are, by role (Q, K, V), the maps down and up
+    beside a projection. `alpha` is that of exclusive self-attention, `lambdas` are q1, k1, q2 and k2 of differential attention. W_dt,
+    b_dt and A make a key's bias of its values.
     """
 
     W_Q: Float[Tensor, "head d_model d_head"]
-    W_O: Float[Tensor, "head d_head_v d_out"]
+    W_O: Float[Tensor, "z_head d_z d_out"]
     W_K: Float[Tensor, "kv_head d_model_k d_head_k"] | None = None
     W_V: Float[Tensor, "kv_head d_model_k d_head_v"] | None = None
     b_Q: Float[Tensor, "head d_head"] | None = None
@@ -45,12 +49,19 @@ class Weights:
     b_DKV: Float[Tensor, " kv_rank"] | None = None
     W_KR: Float[Tensor, "head d_out rotary"] | None = None
     b_KR: Float[Tensor, "head rotary"] | None = None
-    W_G: Float[Tensor, "head d_out gate"] | None = None
+    W_G: Float[Tensor, "head d_model_q gate"] | None = None
     b_G: Float[Tensor, "head gate"] | None = None
     q_latent_norm: Affine = PLAIN
+    k_rotary_norm: Affine = PLAIN
     kv_latent_norm: Affine = PLAIN
     q_norm: Affine = PLAIN
     k_norm: Affine = PLAIN
     v_norm: Affine = PLAIN
     z_norm: Affine = PLAIN
     sinks: Float[Tensor, " head"] | None = None
+    adapters: Mapping[str, tuple[Float[Tensor, "d_model adapter"], Float[Tensor, "heads adapter width"]]] = field(default_factory=dict)
+    alpha: Float[Tensor, " head"] | None = None
+    lambdas: Float[Tensor, "4 d_head"] | None = None
+    W_dt: Float[Tensor, "kv_head from_kv_head d_head_v"] | None = None
+    b_dt: Float[Tensor, " kv_head"] | None = None
+    A: Float[Tensor, " kv_head"] | None = None

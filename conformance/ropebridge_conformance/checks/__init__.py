@@ -4,8 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ropebridge_conformance.checks import edits, firing, looking, masking, parity, values
+from ropebridge_conformance.checks import (
+    caching,
+    costs,
+    edits,
+    firing,
+    gradients,
+    heads,
+    isolation,
+    looking,
+    masking,
+    numerics,
+    parity,
+    refusals,
+    selecting,
+    training,
+    values,
+)
 from ropebridge_conformance.questions import Check
 
-CHECKS: tuple[Check, ...] = (*firing.CHECKS, *values.CHECKS, *edits.CHECKS, *looking.CHECKS, *parity.CHECKS, *masking.CHECKS)
+TOPICS = (firing, values, edits, looking, parity, masking, selecting, caching, heads, gradients, refusals, numerics, training, costs, isolation)
+CHECKS: tuple[Check, ...] = tuple(check for topic in TOPICS for check in topic.CHECKS)
 CHECK: Mapping[str, Check] = {check.name: check for check in CHECKS}

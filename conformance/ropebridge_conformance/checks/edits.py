@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ropebridge_conformance.bench import Bench, Watch, watched
-from ropebridge_conformance.compare import compare
-from ropebridge_conformance.oracle import Context, context_of, expect
+from ropebridge_conformance.compare import compare, ratios
+from ropebridge_conformance.oracle import Context, Expectation, context_of, expect
 from ropebridge_conformance.questions import Check, Finding, Question, any_hook, clause, failed, passed, vacuous
-from ropebridge_conformance.scenarios import OPTED, calls
+from ropebridge_conformance.scenarios import OPTED, CallInputs, calls
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_spec import HOOK, HookSpec, axis_names
 from ropebridge_spec.hooks import resolve
@@ -45,6 +46,16 @@ def zero_one_head(axis: int, length: int) -> Callable[[Tensor], None]:
     return edit
 
 
+def nudge_one_position(axis: int) -> Callable[[Tensor], None]:
+    """Change what stands at the fourth position, in place."""
+
+    def edit(value: Tensor) -> None:
+        place = value.narrow(axis, 3, 1)
+        place.copy_(nudged(place))
+
+    return edit
+
+
 def a_replacement_is_what_the_rest_of_the_layer_sees(bench: Bench, q: Question) -> Finding:
     """EDIT-1: a returned tensor replaces the value; earlier stages are bit-identical, later ones as the reference says."""
     return judge_edit(bench, q, replace_all, "all")
@@ -60,6 +71,30 @@ def a_zeroed_head_is_zero_for_the_rest_of_the_layer(bench: Bench, q: Question) -
     assert q.hook is not None
     axis, length = head_axis(resolve(HOOK[q.hook], q.specimen.variant), q)
     return judge_edit(bench, q, zero_one_head(axis, length), "all")
+
+
+def an_edit_at_one_position_is_what_the_rest_of_the_layer_sees(bench: Bench, q: Question) -> Finding:
+    """EDIT-2 on a part: one position edited, the others as they were."""
+    assert q.hook is not None
+    names = axis_names(resolve(HOOK[q.hook], q.specimen.variant).axes)
+    return judge_edit(bench, q, nudge_one_position(next(names.index(axis) for axis in ("pos", "kv_pos", "source", "query") if axis in names)), "all")
+
+
+def an_edit_in_place_stays_in_the_layer(bench: Bench, q: Question) -> Finding:
+    """EDIT-2: hidden states, tables and mask that the caller holds are, to the bit, what they were, whatever hooks wrote into what they were shown."""
+    assert q.hook is not None
+    layer = bench.layer(q.specimen, q.situation.opted_in)
+    call = calls(q.situation, q.specimen, layer)[0]
+    before = [tensor.clone() for tensor in held(call)]
+    record(layer, [call], watched(q.specimen, q.situation, "all"), {q.hook: edit_in_place})
+    if all(torch.equal(one, other) for one, other in zip(before, held(call), strict=True)):
+        return passed()
+    return failed(f"an edit in place at {q.hook} changed what the caller holds; clause EDIT-2 requires that it stays in the layer", divergent=q.hook)
+
+
+def held(call: CallInputs) -> list[Tensor]:
+    """The tensors that the caller of a layer holds."""
+    return [leaf for leaf in tree_leaves(dict(call.given)) if isinstance(leaf, Tensor)]
 
 
 def a_replacement_reaches_the_stages_nobody_watches(bench: Bench, q: Question) -> Finding:
@@ -131,10 +166,16 @@ def first_divergent(q: Question, clean: list[Trace], edited: list[Trace], contex
                 continue
             difference = compare(trace.values[name], expect(name, context))
             if not difference.fits:
-                dropped = torch.equal(trace.values[name], before.values[name])
+                dropped = unedited(trace.values[name], before.values[name], expect(name, context))
                 how = f"the edit at {q.hook} did not reach {name}" if dropped else f"after the edit {name} is off by {difference.ratio:.3g} bounds"
                 return failed(how, difference, divergent=q.hook if dropped else name)
     return None
+
+
+def unedited(after: Tensor, before: Tensor, expected: Expectation) -> bool:
+    """Whether whatever misses its bound is, to the bit, what it was without the edit."""
+    missed = ratios(after, expected) > 1
+    return torch.equal(after[missed], before[missed])
 
 
 def later(trace: Trace, q: Question) -> list[str]:
@@ -162,7 +203,14 @@ def unfused(hook: HookSpec) -> bool:
 
 
 CHECKS = (
-    Check("a_replacement_is_what_the_rest_of_the_layer_sees", clause("EDIT-1"), a_replacement_is_what_the_rest_of_the_layer_sees, SCENARIOS, any_hook),
+    Check(
+        "a_replacement_is_what_the_rest_of_the_layer_sees",
+        clause("EDIT-1"),
+        a_replacement_is_what_the_rest_of_the_layer_sees,
+        SCENARIOS,
+        any_hook,
+        also=("EDIT-4",),
+    ),
     Check(
         "an_edit_in_place_is_what_the_rest_of_the_layer_sees",
         clause("EDIT-2"),
@@ -177,6 +225,15 @@ CHECKS = (
         ("prefill", *OPTED),
         has_heads,
     ),
+    Check(
+        "an_edit_at_one_position_is_what_the_rest_of_the_layer_sees",
+        clause("EDIT-2"),
+        an_edit_at_one_position_is_what_the_rest_of_the_layer_sees,
+        ("prefill",),
+        any_hook,
+        dtypes=("float32", "bfloat16"),
+    ),
+    Check("an_edit_in_place_stays_in_the_layer", clause("EDIT-2"), an_edit_in_place_stays_in_the_layer, ("prefill", "split"), any_hook, dtypes=("float32",)),
     Check(
         "a_replacement_reaches_the_stages_nobody_watches",
         clause("EDIT-1"),

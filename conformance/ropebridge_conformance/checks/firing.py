@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ropebridge_conformance.bench import Bench, hooks_of
 from ropebridge_conformance.questions import Check, Finding, Question, any_hook, axes_clause, clause, failed, passed
-from ropebridge_conformance.scenarios import CORE, OPTED, Scenario, calls, tables_of
+from ropebridge_conformance.scenarios import CORE, OPTED, Scenario, calls
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_spec import HOOK, Variant, axis_sizes, shape_of, ungrouped
@@ -64,8 +64,10 @@ def complaint_about(trace: Trace, name: str, variant: Variant) -> str:
         return f"{name} did not fire, so it has no axes"
     value, given = trace.values[name], trace.call.given
     batch, pos, _ = given["hidden_states"].shape
-    tables = tables_of(given["position_embeddings"])
-    sizes = axis_sizes(variant, batch=batch, pos=pos, key=trace.call.keys, table_batch=tables[0].shape[0] if tables else 1)
+    tables = trace.call.tables(variant)
+    sizes = axis_sizes(
+        variant, batch=batch, pos=pos, key=trace.call.keys, table_batch=tables[0].shape[0] if tables else 1, source=trace.call.source_length(variant)
+    )
     spec = resolve(HOOK[name], variant)
     like = tables[0] if tables and name in ("hook_cos", "hook_sin") else given["hidden_states"]
     for what, got, wanted in (
@@ -79,7 +81,22 @@ def complaint_about(trace: Trace, name: str, variant: Variant) -> str:
 
 
 CHECKS = (
-    Check("hooks_fire_once_in_contract_order", clause("FIRE-1"), hooks_fire_once_in_contract_order, (*CORE, *OPTED)),
-    Check("a_hook_watched_alone_fires_once", clause("FIRE-2"), a_hook_watched_alone_fires_once, ("prefill", "split", "attn_in"), any_hook, ("float32",)),
-    Check("a_hook_has_the_axes_of_the_contract", axes_clause, a_hook_has_the_axes_of_the_contract, ("prefill", "decode", "split", "attn_in"), any_hook),
+    Check("hooks_fire_once_in_contract_order", clause("FIRE-1"), hooks_fire_once_in_contract_order, (*CORE, *OPTED), also=("FIRE-2", "NORM-3", "KV-1")),
+    Check(
+        "a_hook_watched_alone_fires_once",
+        clause("FIRE-2"),
+        a_hook_watched_alone_fires_once,
+        ("prefill", "split", "attn_in"),
+        any_hook,
+        ("float32",),
+        also=("FIRE-4",),
+    ),
+    Check(
+        "a_hook_has_the_axes_of_the_contract",
+        axes_clause,
+        a_hook_has_the_axes_of_the_contract,
+        ("prefill", "decode", "split", "attn_in"),
+        any_hook,
+        also=("TYPE-1",),
+    ),
 )

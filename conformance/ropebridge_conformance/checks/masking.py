@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.bench import Bench, Watch, watched
+from ropebridge_conformance.checks.values import judge_stage, judge_unwatched
 from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed, vacuous
-from ropebridge_conformance.scenarios import CallInputs, Scenario, calls, possible
-from ropebridge_conformance.traces import record
+from ropebridge_conformance.scenarios import CallInputs, Scenario, calls, own_keys, possible
+from ropebridge_conformance.traces import Trace, record
+from ropebridge_conformance.verdicts import Outcome
 from ropebridge_conformance.witness import bias_of_call, live_rows
 from ropebridge_spec import Variant
 
@@ -50,8 +52,8 @@ def gradients_are_finite_where_a_row_sees_no_key(bench: Bench, q: Question) -> F
 
 
 def a_forbidden_key_changes_nothing(bench: Bench, q: Question) -> Finding:
-    """MASK-7: an input sixteen times as large, at positions that a row may not see, changes no bit of that row."""
-    for watch in ("none", "all"):
+    """MASK-7: an input sixteen times as large, at positions that a row may not see, changes no bit of that row: pattern, z nor output."""
+    for watch in ("all", "none"):
         finding = poisoned_run(bench, q, watch)
         if finding is not None:
             return finding
@@ -64,18 +66,25 @@ def poisoned_run(bench: Bench, q: Question, watch: Watch) -> Finding | None:
     call = bench.traces(q.specimen, q.situation, watch)[0].call
     poisoned = poisoned_positions(call, q.specimen.variant)
     names = watched(q.specimen, q.situation, watch)
-    clean = record(layer, [fresh(call, {})], names)[0].out
-    moved = record(layer, [fresh(call, {"hidden_states": poison(call, poisoned)})], names)[0].out
-    assert clean is not None
-    assert moved is not None
-    visible = (bias_of_call(q.specimen, call) > -torch.inf).any(1).expand(clean.shape[0], -1, -1)
+    clean = rows_of(record(layer, [fresh(call, {})], names)[0])
+    moved = rows_of(record(layer, [fresh(call, {"hidden_states": poison(call, poisoned)})], names)[0])
+    batch = poisoned.shape[0]
+    visible = own_keys((bias_of_call(q.specimen, call) > -torch.inf).any(1).expand(batch, -1, -1), q.specimen.variant)
     blind = ~(visible & poisoned[:, None, :]).any(-1) & ~poisoned
-    changed = (clean != moved).any(-1)
-    if not blind.any() or not changed[~blind].any():
+    changed = {name: (clean[name] != moved[name]).flatten(2).any(-1) for name in clean}
+    if not blind.any() or not changed["hook_out"][~blind].any():
         return vacuous("no row is blind to the poisoned positions, or none sees them")
-    if changed[blind].any():
-        return failed(f"a row moved that cannot see the poisoned positions (watching {watch})", divergent="hook_pattern")
-    return None
+    first = next((name for name in clean if changed[name][blind].any()), None)
+    if first is None:
+        return None
+    return failed(f"a row moved at {first} that cannot see the poisoned positions (watching {watch})", divergent=first)
+
+
+def rows_of(trace: Trace) -> dict[str, Tensor]:
+    """(batch, pos, ...) of pattern and z, as far as they were watched, and of the output."""
+    assert trace.out is not None
+    seen = {"hook_pattern": 2, "hook_z": 1}
+    return {**{name: trace.values[name].transpose(1, axis) for name, axis in seen.items() if name in trace.values}, "hook_out": trace.out}
 
 
 def poisoned_positions(call: CallInputs, variant: Variant) -> Tensor:
@@ -107,7 +116,40 @@ def fresh(call: CallInputs, changes: Mapping[str, Any]) -> CallInputs:
     return replace(call, given={**call.given, **changes})
 
 
+def the_mask_is_the_whole_truth(bench: Bench, q: Question) -> Finding:
+    """MASK-1, MASK-5: a mask that differs by head, allows later keys, and adds numbers; scores, pattern and z follow it, watched or not."""
+    return judge_visibility(bench, q)
+
+
+def a_two_axis_mask_says_which_keys_are_padding(bench: Bench, q: Question) -> Finding:
+    """MASK-3: what it forbids no query sees; causality, window and chunk hold beside it."""
+    return judge_visibility(bench, q)
+
+
+def without_a_mask_the_layers_own_reach_holds(bench: Bench, q: Question) -> Finding:
+    """MASK-2: earlier positions, in window and chunk; in a layer that is not causal later ones too."""
+    return judge_visibility(bench, q)
+
+
+def judge_visibility(bench: Bench, q: Question) -> Finding:
+    """Scores and pattern by their own clauses, and z over the stages that a kernel may fuse."""
+    traces, contexts = bench.traces(q.specimen, q.situation, "all"), bench.contexts(q.specimen, q.situation)
+    for hook in ("hook_attn_scores", "hook_pattern"):
+        finding = judge_stage(hook, traces, contexts, q.specimen, q.situation)
+        if finding.outcome != Outcome.PASS:
+            return finding
+    return judge_unwatched(bench, q)
+
+
+def allows_any_key(scenario: Scenario, variant: Variant) -> bool:
+    """Layers that see what the mask allows: a selector may pick none of it."""
+    return possible(scenario, variant) and variant.selector is None
+
+
 CHECKS = (
+    Check("the_mask_is_the_whole_truth", clause("MASK-1"), the_mask_is_the_whole_truth, ("free",), where=allows_any_key, also=("MASK-5",)),
+    Check("a_two_axis_mask_says_which_keys_are_padding", clause("MASK-3"), a_two_axis_mask_says_which_keys_are_padding, ("padding",), where=allows_any_key),
+    Check("without_a_mask_the_layers_own_reach_holds", clause("MASK-2"), without_a_mask_the_layers_own_reach_holds, ("no_mask",)),
     Check("a_row_that_sees_no_key_is_zero", clause("MASK-6"), a_row_that_sees_no_key_is_zero, ("left_padding",)),
     Check("gradients_are_finite_where_a_row_sees_no_key", clause("MASK-6"), gradients_are_finite_where_a_row_sees_no_key, ("left_padding",)),
     Check("a_forbidden_key_changes_nothing", clause("MASK-7"), a_forbidden_key_changes_nothing, ("left_padding", "no_mask"), where=something_is_forbidden),

@@ -68,6 +68,11 @@ def same_shape(one: Expectation, other: Expectation) -> bool:
 
 def the_unwatched_stages_give_the_same_z(bench: Bench, q: Question) -> Finding:
     """MIX-1 where nobody watches scores or pattern: a kernel may then make neither, and is judged over the stages it fuses."""
+    return judge_unwatched(bench, q)
+
+
+def judge_unwatched(bench: Bench, q: Question) -> Finding:
+    """z end to end over score, softmax and mix, with every hook watched but theirs."""
     traces = bench.traces(q.specimen, q.situation, "fused")
     if any("hook_z" not in trace.values for trace in traces):
         return failed("hook_z did not fire", divergent="hook_z")
@@ -75,7 +80,9 @@ def the_unwatched_stages_give_the_same_z(bench: Bench, q: Question) -> Finding:
     return worst_of([compare_shapes(trace.values["hook_z"], e) for trace, e in zip(traces, expected, strict=True)], "hook_z")
 
 
+BY_LAYER = ("CLIP-1", "SCORE-4", "SCORE-5", "DIFF-1", "KV-1", "SEL-1", "MASK-6", "MIX-3")
+"""Clauses that say what a hook point holds in layers that bring them into play."""
 CHECKS = (
-    Check("a_stage_gives_the_value_of_its_clause", value_clause, a_stage_gives_the_value_of_its_clause, (*CORE, *OPTED), any_hook),
+    Check("a_stage_gives_the_value_of_its_clause", value_clause, a_stage_gives_the_value_of_its_clause, (*CORE, *OPTED), any_hook, also=BY_LAYER),
     Check("the_unwatched_stages_give_the_same_z", clause("MIX-1"), the_unwatched_stages_give_the_same_z, CORE),
 )

@@ -7,55 +7,124 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 from ropebridge_conformance.scenarios import CallInputs, tables_of
+from ropebridge_conformance.selection import call_selector, picked
 from ropebridge_conformance.visibility import bias_of
 from ropebridge_conformance.weights import read_weights
-from ropebridge_reference import STAGES, Past, Stages, attention
-from ropebridge_spec import FAMILIES, Family, HookFunction, OptIn, Variant, describe, shared_key
+from ropebridge_reference import STAGES, Past, Stages, Weights, attention
+from ropebridge_reference.attention import Select
+from ropebridge_spec import FAMILIES, HOOK, ContractError, Family, HookFunction, HookNeverFired, OptIn, UnknownHook, Variant, describe, hook_order, shared_key
 
+Hooks = Sequence[tuple[str, HookFunction]]
+Run = Callable[[Mapping[str, Any], Hooks, Hooks], tuple[Tensor, Tensor | None]]
+"""`run(inputs, hooks, backward_hooks)`: one call of a layer."""
 Show = Callable[[str, Tensor, Sequence[HookFunction]], Tensor]
+GAPS = {"MEM-1": "the reference makes scores and pattern whether or not anybody watches them: it is written to be read"}
 
 
 def show(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
     """Show a copy to each hook in turn; the layer goes on with what they leave."""
-    value = value.clone() if hooks else value
+    if not hooks:
+        return value
+    copy = shown = value.clone()
     for fn in hooks:
-        replacement = fn(value, hook=SimpleNamespace(name=f"blocks.0.attn.{name}"))
-        value = value if replacement is None else replacement
+        shown = accepted(name, fn(shown, hook=SimpleNamespace(name=f"blocks.0.attn.{name}")), shown)
+    edited = shown is not copy or shown._version > 0
+    if name == "hook_attn_scores" and edited and not shown.is_meta and spoiled(shown) and not spoiled(value):
+        raise ContractError(f"hook {name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite numbers, or -inf to forbid a key")
+    return shown
+
+
+def accepted(name: str, replacement: Any, shown: Tensor) -> Tensor:
+    """The replacement, where there is one and it fits (EDIT-3)."""
+    if replacement is None:
+        return shown
+    for kind, clause in (("shape", HOOK[name].axes_clause), ("dtype", "EDIT-3"), ("device", "EDIT-3")):
+        given, required = getattr(replacement, kind, None), getattr(shown, kind)
+        if given != required:
+            raise ContractError(f"hook {name!r} was given a replacement of {kind} {given}; clause {clause} requires {required}")
+    kept: Tensor = replacement
+    return kept
+
+
+def spoiled(scores: Tensor) -> bool:
+    """Whether a score is NaN or +inf."""
+    return not bool((scores < torch.inf).all())
+
+
+def shown_backwards(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
+    """Show the gradient at a value to each backward hook in turn; what they leave goes on (GRAD-1)."""
+    if not hooks:
+        return value
+    if not value.requires_grad:
+        raise HookNeverFired(f"the backward hook at {name!r} cannot fire: no gradient flows through this tensor")
+    value = value.view_as(value)
+    point = SimpleNamespace(name=f"blocks.0.attn.{name}")
+    for fn in hooks:
+        value.register_hook(lambda gradient, fn=fn: fn(gradient, hook=point))
     return value
 
 
-@dataclass(frozen=True)
+def weights_as_they_are(weights: Weights, variant: Variant) -> Weights:
+    """The module's own."""
+    return weights
+
+
+def as_it_is(layer: ReferenceLayer) -> Run:
+    """The layer's own call."""
+    return layer.call
+
+
+@dataclass(frozen=True, eq=False)
 class ReferenceLayer:
     """The reference around one attention module."""
 
     module: nn.Module
     variant: Variant
     opted_in: tuple[OptIn, ...]
-    stages: Stages
-    show: Show
+    factory: Factory
 
-    def run(self, inputs: Mapping[str, Any], hooks: Sequence[tuple[str, HookFunction]] = ()) -> tuple[Tensor, Tensor | None]:
+    def run(self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()) -> tuple[Tensor, Tensor | None]:
         """One call; a transformers cache in `inputs["past_key_values"]` is read, and extended."""
+        return self.factory.around(self)(inputs, hooks, backward_hooks)
+
+    @property
+    def stages(self) -> Stages:
+        """The stages, in training mode with the pattern dropped out on the way to the values (DROP-1)."""
+        stages, rate = self.factory.stages, self.variant.dropout
+        if not (self.module.training and rate):
+            return stages
+        return replace(stages, mix=lambda p, v: stages.mix(dropout(p, rate), v))
+
+    def call(self, inputs: Mapping[str, Any], hooks: Hooks, backward_hooks: Hooks) -> tuple[Tensor, Tensor | None]:
+        """One call of the reference itself."""
+        self._refuse_unknown([*hooks, *backward_hooks])
         x, cache = inputs["hidden_states"], inputs.get("past_key_values")
         call = CallInputs(inputs, 0, 0)
-        past = call.given_kv(self.variant) or self._past(cache)
+        past = call.given_kv(self.variant) or self._past(cache, inputs.get(self.variant.calling.layer or ""))
         first = 0 if past is None else past.key.shape[1] - (x.shape[1] if self.variant.kv_given else 0)
-        bias = bias_of(inputs["attention_mask"], first, x.shape[1], self.variant, x.device, self.stages)
+        bias = bias_of(inputs["attention_mask"], first, x.shape[1], self.variant, x.device, self.stages, call.source_length(self.variant))
+        positions, added = replace(call, first_query=first), call.value_added(self.variant)
 
         def at(name: str, value: Tensor) -> Tensor:
-            return self.show(name, value, [fn for hook, fn in hooks if hook == name])
+            shown = self.factory.show(name, value, [fn for hook, fn in hooks if hook == name])
+            return shown_backwards(name, shown, [fn for hook, fn in backward_hooks if hook == name])
 
         made = attention(
             x,
-            tables_of(inputs["position_embeddings"]),
+            call.tables(self.variant),
             bias,
-            read_weights(self.module, self.variant),
+            self.factory.weights(read_weights(self.module, self.variant), self.variant),
             self.variant,
-            positions=replace(call, first_query=first).positions(self.variant),
+            positions=positions.positions(self.variant),
             past=past,
+            source=call.source(self.variant),
+            value_added=added if added is None else added.to(x.dtype),
+            select=self._select(positions, bias),
             opted_in=self.opted_in,
             at=at,
             stages=self.stages,
@@ -63,35 +132,63 @@ class ReferenceLayer:
         if self.variant.calling.kv_left is not None:
             inputs[self.variant.calling.kv_left][shared_key(self.module)] = tuple(t.transpose(1, 2) for t in (made.past.key, made.past.value))
         if cache is not None and not self.variant.kv_given:
-            layer: Any = self.module.layer_idx
+            layer: Any = inputs.get(self.variant.calling.layer or "", self.module.layer_idx)
             cache.update(*(t[:, first:].transpose(1, 2) for t in (made.past.key, made.past.value)), layer)
-        return made.out, made.pattern if inputs.get("output_attentions") else None
+        out = dropout(made.out, self.variant.output_dropout, self.module.training)
+        return out, made.pattern if inputs.get("output_attentions") else None
 
-    def _past(self, cache: Any) -> Past | None:
-        layer: Any = getattr(self.module, "layer_idx", 0)
+    def _refuse_unknown(self, hooks: Hooks) -> None:
+        """A hook at a point that the layer does not have would never fire (FIRE-3)."""
+        there = [hook.name for hook in hook_order(self.variant, self.opted_in)]
+        unknown = sorted({name for name, _ in hooks} - set(there))
+        if unknown:
+            raise UnknownHook(f"the layer has no hook point {', '.join(unknown)} (clause FIRE-3); it has {', '.join(there)}")
+
+    def _select(self, call: CallInputs, bias: Tensor) -> Select | None:
+        """The module's own selector, or an earlier layer's picks (SEL-1); None in a family that selects no keys."""
+        selector = self.variant.selector
+        if selector is None:
+            return None
+
+        def select(x: Tensor, c_q: Tensor | None, tables: Any) -> Tensor:
+            tables = tables and with_earlier(tables, tables_of(call.given["position_embeddings"]))
+            rank = self.variant.latent.q_rank if self.variant.latent else None
+            given = {"hidden_states": x, "q_resid": None if c_q is None else c_q[..., :rank], "position_embeddings": tables}
+            given |= {"position_ids": call.ids(), "past_key_values": call.given.get("past_key_values")}
+            picks = call.given[selector.given] if selector.given else call_selector(self.module, selector, given, bias)
+            return picked(picks, selector, self.variant, bias.shape[-1])
+
+        return select
+
+    def _past(self, cache: Any, layer: int | None) -> Past | None:
+        layer = getattr(self.module, "layer_idx", 0) if layer is None else layer
         if cache is None or cache.get_seq_length(layer) == 0:
             return None
         held = cache.layers[layer]
         return Past(held.keys.transpose(1, 2), held.values.transpose(1, 2))
 
 
+def with_earlier(tables: tuple[Tensor, Tensor], given: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+    """The tables of this call after those of earlier positions, where the layer is handed those too (POS-1)."""
+    assert given is not None
+    return [torch.cat([whole[..., : -own.shape[-2], :], own], dim=-2) for whole, own in zip(given, tables, strict=True)]
+
+
 @dataclass(frozen=True)
 class Factory:
-    """The reference as a subject; a mutant gives it other stages, or another way to show a value to its hooks.
+    """The reference as a subject; a mutant gives it other stages, other weights, another way to show a value to its hooks, or something around each call.
 
-    families: what `describe` knows.
+    families: what `describe` knows. unsupported: what it declares not to have.
     """
 
     name: str = "reference"
     stages: Stages = STAGES
     show: Show = show
+    weights: Callable[[Weights, Variant], Weights] = weights_as_they_are
+    around: Callable[[ReferenceLayer], Run] = as_it_is
     families: Mapping[str, Family | Variant] = field(default_factory=lambda: FAMILIES)
-
-    @property
-    def unsupported(self) -> Mapping[str, str]:
-        """The reference has everything."""
-        return {}
+    unsupported: Mapping[str, str] = field(default_factory=lambda: GAPS)
 
     def layer(self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()) -> ReferenceLayer:
         """The reference around an attention module."""
-        return ReferenceLayer(module, describe(module, self.families), tuple(opted_in), self.stages, self.show)
+        return ReferenceLayer(module, describe(module, self.families), tuple(opted_in), self)

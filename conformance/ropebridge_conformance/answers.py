@@ -1,0 +1,55 @@
+"""What a layer may answer: a subject that gives back another kind of thing is told which, and what is required."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+class WrongAnswer(TypeError):
+    """A layer gave back, or showed a hook, something that is not what the protocol says; the message says both."""
+
+
+class NotShown(LookupError):
+    """A question needs the value of a hook point that did not fire; `hook` is its name."""
+
+    def __init__(self, hook: str) -> None:
+        super().__init__(f"{hook} did not fire, and this question needs its value")
+        self.hook = hook
+
+
+class Values(dict[str, Tensor]):
+    """What each hook point held, by name."""
+
+    def __missing__(self, hook: str) -> Tensor:
+        raise NotShown(hook)
+
+
+def answered(result: Any) -> tuple[Tensor, Tensor | None]:
+    """The output and the weights of `Layer.run`.
+
+    Raises:
+        WrongAnswer: it is not a pair, the output is not a tensor, or the weights are neither a tensor nor None.
+    """
+    required = "ropebridge_spec.Layer.run gives (output tensor, weights tensor or None)"
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        size = f" of {len(result)}" if isinstance(result, tuple | list) else ""
+        raise WrongAnswer(f"run gave back {type(result).__name__}{size}; {required}")
+    out, weights = result
+    if not isinstance(out, Tensor):
+        raise WrongAnswer(f"run gave back an output of kind {type(out).__name__}; {required}")
+    if not isinstance(weights, Tensor | None):
+        raise WrongAnswer(f"run gave back weights of kind {type(weights).__name__}; {required}")
+    return out, weights
+
+
+def shown(name: str, value: Any) -> Tensor:
+    """The tensor a hook was shown.
+
+    Raises:
+        WrongAnswer: it is no tensor.
+    """
+    if not isinstance(value, Tensor):
+        raise WrongAnswer(f"{name} was shown {type(value).__name__}; a hook is shown a tensor (clause FIRE-4)")
+    return value

@@ -1,0 +1,36 @@
+"""Caching: steps that read a cache add up to the call that needs none."""
+
+from __future__ import annotations
+
+from ropebridge_conformance.bench import Bench
+from ropebridge_conformance.checks.parity import joined, whole_call
+from ropebridge_conformance.compare import compare
+from ropebridge_conformance.oracle import Expectation
+from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed
+from ropebridge_conformance.witness import carried_bounds
+
+
+def steps_from_a_cache_add_up_to_the_whole(bench: Bench, q: Question) -> Finding:
+    """CACHE-1: pattern, over the keys there were, and output of every step are those of one call, within what rounding may carry through.
+
+    Every hook of every step is judged beside this: by its value's clause, from the values one stage up and the keys and values of earlier steps.
+    """
+    traces = bench.traces(q.specimen, q.situation, "all")
+    exact = carried_bounds(q.specimen, whole_call(bench, q), q.dtype)
+    start = 0
+    for trace in traces:
+        rows = slice(start, start + trace.call.given["hidden_states"].shape[1])
+        start, keys = rows.stop, trace.call.keys
+        if "hook_pattern" not in trace.values or trace.values["hook_pattern"].shape[-1] != keys:
+            return failed(f"a step's pattern does not have the {keys} keys there were", divergent="hook_pattern")
+        pattern = Expectation(exact.pattern.value[:, :, rows, :keys], exact.pattern.bound[:, :, rows, :keys])
+        difference = compare(trace.values["hook_pattern"], pattern)
+        if not difference.fits:
+            return failed(f"the pattern of step {rows.start} is {difference.ratio:.3g} bounds away from that of the whole", difference, "hook_pattern")
+    difference = compare(joined(traces), exact.out)
+    if not difference.fits:
+        return failed(f"the steps' outputs are {difference.ratio:.3g} bounds away from that of the whole", difference, divergent="hook_out")
+    return passed(difference)
+
+
+CHECKS = (Check("steps_from_a_cache_add_up_to_the_whole", clause("CACHE-1"), steps_from_a_cache_add_up_to_the_whole, ("decode",)),)

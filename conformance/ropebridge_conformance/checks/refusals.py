@@ -1,0 +1,146 @@
+"""Refusals: what does not fit is refused, with words that name the clause, and never taken for something else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ropebridge_conformance.bench import Bench, hooks_of
+from ropebridge_conformance.questions import Check, Finding, Question, any_hook, clause, failed, passed, vacuous
+from ropebridge_conformance.scenarios import CallInputs, calls
+from ropebridge_spec import HookSpec
+
+CLAUSE_ID = re.compile(r"\b[A-Z]+-\d+\b")
+Unfit = Callable[[Tensor], object]
+
+
+def a_hook_point_that_is_not_there_is_refused(bench: Bench, q: Question) -> Finding:
+    """FIRE-3: a hook that could never fire is an error, and not a call without it."""
+    layer, call = prepared(bench, q)
+    there = {hook.name for hook in hooks_of(q.specimen, q.situation)}
+    for name in sorted({"hook_nowhere", "hook_result", "hook_attn_in"} - there):
+        if refusal(layer, call, name, lambda tensor: None) is None:
+            return failed(f"a hook at {name}, which the layer does not have, was neither called nor refused", divergent="hook_in")
+    return passed()
+
+
+def a_replacement_that_does_not_fit_is_refused(bench: Bench, q: Question) -> Finding:
+    """EDIT-3, FIRE-4: another shape, dtype or device, or no tensor at all, is refused in words that name a clause."""
+    assert q.hook is not None
+    layer, call = prepared(bench, q)
+    for what, unfit in UNFIT.items():
+        words = refusal(layer, call, q.hook, unfit)
+        if words is None:
+            return failed(f"a replacement of another {what} was taken at {q.hook}; clause EDIT-3 requires that it is refused", divergent=q.hook)
+        if not CLAUSE_ID.search(words):
+            return failed(f"the refusal of another {what} at {q.hook} names no clause: {words}", divergent=q.hook)
+    return passed()
+
+
+def scores_that_are_no_numbers_are_refused(bench: Bench, q: Question) -> Finding:
+    """SCORE-3: NaN and +inf, given back or left in place, are refused; -inf forbids a key, and is not."""
+    layer, call = prepared(bench, q)
+    for value in (torch.nan, torch.inf):
+        for edit in (spoil(value), spoil_in_place(value)):
+            if refusal(layer, call, "hook_attn_scores", edit) is None:
+                return failed(f"an edit that left {value} in the scores was taken; clause SCORE-3 requires that it is refused", divergent="hook_attn_scores")
+    words = refusal(layer, call, "hook_attn_scores", spoil(-torch.inf))
+    return passed() if words is None else failed(f"-inf, which forbids a key, was refused: {words}", divergent="hook_attn_scores")
+
+
+def a_mask_that_does_not_fit_is_refused(bench: Bench, q: Question) -> Finding:
+    """MASK-4: a mask of another form or shape is refused; that of the scenario is not."""
+    layer, call = prepared(bench, q)
+    if words_of(lambda: layer.run(call.given)) is not None:
+        return vacuous("the layer refuses a mask that fits")
+    for what, mask in unfit_masks(call):
+        if words_of(partial(layer.run, {**call.given, "attention_mask": mask})) is None:
+            return failed(f"a mask that is {what} was taken; clause MASK-4 requires that it is refused", divergent="hook_attn_scores")
+    return passed()
+
+
+def unfit_masks(call: CallInputs) -> Iterator[tuple[str, object]]:
+    """Masks that say nothing about this call."""
+    batch, pos, _ = call.given["hidden_states"].shape
+    yield "a key too long", torch.ones(batch, pos + 1, dtype=torch.bool)
+    yield "a row too long", torch.ones(batch, 1, pos + 1, pos, dtype=torch.bool)
+    yield "of five axes", torch.ones(batch, 1, 1, pos, pos, dtype=torch.bool)
+    yield "of one axis", torch.ones(pos, dtype=torch.bool)
+    yield "of four axes and whole numbers", torch.ones(batch, 1, pos, pos, dtype=torch.long)
+    yield "a text", "causal"
+
+
+UNFIT: dict[str, Unfit] = {
+    "shape": lambda tensor: tensor[..., :-1],
+    "number of axes": lambda tensor: tensor[None],
+    "dtype": lambda tensor: tensor.to(torch.float16 if tensor.dtype != torch.float16 else torch.float64),
+    "device": lambda tensor: tensor.to("meta"),
+    "kind": lambda tensor: 0.0,
+}
+
+
+def spoil(value: float) -> Unfit:
+    """Give back scores with another number in the last place of each last row, which may be seen."""
+
+    def edit(scores: Tensor) -> Tensor:
+        spoiled = scores.clone()
+        spoiled[:, :, -1, -1] = value
+        return spoiled
+
+    return edit
+
+
+def spoil_in_place(value: float) -> Unfit:
+    """Leave another number there in place."""
+
+    def edit(scores: Tensor) -> None:
+        scores[:, :, -1, -1] = value
+
+    return edit
+
+
+def prepared(bench: Bench, q: Question) -> tuple[Any, CallInputs]:
+    """The layer, and the scenario's first call."""
+    layer = bench.layer(q.specimen, q.situation.opted_in)
+    return layer, calls(q.situation, q.specimen, layer)[0]
+
+
+def refusal(layer: Any, call: CallInputs, name: str, edit: Unfit) -> str | None:
+    """In which words a call with this edit is refused; None if it is not."""
+    return words_of(lambda: layer.run(call.given, [(name, lambda tensor, hook: edit(tensor))]))
+
+
+def words_of(run: Callable[[], object]) -> str | None:
+    """What a call says when it raises; None if it does not."""
+    try:
+        run()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def scores_alone(hook: HookSpec) -> bool:
+    """The hook point before softmax."""
+    return hook.name == "hook_attn_scores"
+
+
+ONCE = ("float32",)
+CHECKS = (
+    Check("a_hook_point_that_is_not_there_is_refused", clause("FIRE-3"), a_hook_point_that_is_not_there_is_refused, ("prefill",), dtypes=ONCE),
+    Check(
+        "a_replacement_that_does_not_fit_is_refused",
+        clause("EDIT-3"),
+        a_replacement_that_does_not_fit_is_refused,
+        ("prefill",),
+        any_hook,
+        dtypes=ONCE,
+        also=("FIRE-4",),
+    ),
+    Check("scores_that_are_no_numbers_are_refused", clause("SCORE-3"), scores_that_are_no_numbers_are_refused, ("prefill",), scores_alone),
+    Check("a_mask_that_does_not_fit_is_refused", clause("MASK-4"), a_mask_that_does_not_fit_is_refused, ("left_padding",), dtypes=ONCE),
+)

@@ -1,0 +1,52 @@
+"""Selecting: a layer's own selector of keys is asked, with what the hooks left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ropebridge_conformance.bench import Bench, watched
+from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed, vacuous
+from ropebridge_conformance.scenarios import Scenario, calls
+from ropebridge_conformance.traces import record
+from ropebridge_spec import Variant
+
+SOURCES = {"hidden_states": "hook_in", "q_resid": "hook_q_latent"}
+"""What a selector is given, by the name of its argument, and the hook point that holds it."""
+
+
+def the_selector_is_given_what_the_hooks_left(bench: Bench, q: Question) -> Finding:
+    """SEL-1: hook_in, hook_q_latent and the tables, each edited, reach the selector bit for bit."""
+    layer, selector = bench.layer(q.specimen, q.situation.opted_in), q.specimen.variant.selector
+    assert selector is not None
+    own: Any = getattr(q.specimen.module, selector.module)
+    own.seen = {}
+    names = watched(q.specimen, q.situation, "fused")
+    edits = {name: turned for name in (*SOURCES.values(), "hook_cos", "hook_sin") if name in names}
+    trace = record(layer, calls(q.situation, q.specimen, layer), names, edits)[-1]
+    if not own.seen:
+        return failed("the layer's selector was not asked", divergent="hook_attn_scores")
+    for argument, hook in SOURCES.items():
+        given = own.seen.get(argument)
+        if given is not None and not torch.equal(given, trace.values[hook][..., : given.shape[-1]]):
+            return failed(f"{argument} of the selector is not what hook {hook} left", divergent="hook_attn_scores")
+    for table, hook in zip(own.seen["position_embeddings"] or (), ("hook_cos", "hook_sin"), strict=False):
+        left = trace.values[hook]
+        if not torch.equal(table[..., -left.shape[-2] :, :].expand_as(left), left):  # earlier positions' come first, where they are given too
+            return failed(f"the tables of the selector are not what {hook} left", divergent="hook_attn_scores")
+    return passed() if edits else vacuous("nothing that the selector is given has a hook")
+
+
+def turned(value: Tensor) -> Tensor:
+    """Another value of the same shape."""
+    return value.roll(1, -1) + 1
+
+
+def selects(scenario: Scenario, variant: Variant) -> bool:
+    """Whether the layer has a selector of its own."""
+    return variant.selector is not None and variant.selector.given is None
+
+
+CHECKS = (Check("the_selector_is_given_what_the_hooks_left", clause("SEL-1"), the_selector_is_given_what_the_hooks_left, ("prefill", "decode"), where=selects),)

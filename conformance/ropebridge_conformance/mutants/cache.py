@@ -1,0 +1,173 @@
+"""Faults of what is cached, and of how it is read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ropebridge_conformance.mutants.applies import (
+    all_of,
+    cached,
+    many_kv_heads,
+    plain,
+    precise,
+    rotates,
+    shares_nothing,
+    tables_in_pairs,
+)
+from ropebridge_conformance.mutants.mutant import (
+    EDITS,
+    Around,
+    Mutant,
+    change,
+)
+from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run
+from ropebridge_reference import (
+    rotate,
+    turns,
+)
+
+
+def recall_new_first(past: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([new, past], dim=1)
+
+
+def recall_one_short(past: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([past[:, :1], past[:, :-1], new], dim=1)
+
+
+def recall_the_next_row(past: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([past.roll(1, 0), new], dim=1)
+
+
+def recall_without_the_oldest(past: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(past[:, :1]), past[:, 1:], new], dim=1)
+
+
+def recall_in_other_heads(past: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([past.roll(1, 2), new], dim=1)
+
+
+def recall_in_bfloat16(past: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([past.bfloat16().to(new.dtype), new], dim=1)
+
+
+Rewrite = Callable[[ReferenceLayer, Mapping[str, Any], Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def caches(wrong: Rewrite) -> Around:
+    """What a call adds to the cache is rewritten: keys and values (batch kv_head pos width)."""
+
+    def around(layer: ReferenceLayer) -> Run:
+        def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+            made, cache = layer.call(inputs, hooks, backward), inputs.get("past_key_values")
+            if cache is not None:
+                held, pos = cache.layers[getattr(layer.module, "layer_idx", 0)], inputs["hidden_states"].shape[1]
+                held.keys[:, :, -pos:], held.values[:, :, -pos:] = wrong(layer, inputs, held.keys[:, :, -pos:], held.values[:, :, -pos:])
+            return made
+
+        return run
+
+    return around
+
+
+def key_rotated_again(layer: ReferenceLayer, inputs: Mapping[str, Any], keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    rotary, tables = layer.variant.rotary, inputs["position_embeddings"]
+    assert rotary is not None
+    return rotate(keys.transpose(1, 2), turns(tables[0], tables[1], rotary), rotary).transpose(1, 2), values
+
+
+def values_forgotten(layer: ReferenceLayer, inputs: Mapping[str, Any], keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    return keys, torch.zeros_like(values)
+
+
+def keys_as_they_were(layer: ReferenceLayer) -> Run:
+    """The cache is given keys and values that no hook has edited."""
+
+    def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+        cache = inputs.get("past_key_values")
+        if cache is None:
+            return layer.call(inputs, hooks, backward)
+        beside = copy.deepcopy(cache)
+        made = layer.call({**inputs, "past_key_values": beside}, hooks, backward)
+        layer.call(inputs, [], [])
+        return made
+
+    return run
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "cache_reversed", "cached keys come after the new ones", "hook_attn_scores", cached, change(recall=recall_new_first), also=("hook_z",), clause="CACHE-1"
+    ),
+    Mutant(
+        "cache_shifted",
+        "each cached key stands one place late",
+        "hook_attn_scores",
+        cached,
+        change(recall=recall_one_short),
+        also=("hook_z",),
+        clause="CACHE-1",
+    ),
+    Mutant(
+        "cached_rows_swapped",
+        "each row of the batch reads the cache of another",
+        "hook_attn_scores",
+        cached,
+        change(recall=recall_the_next_row),
+        also=("hook_z",),
+        clause="CACHE-1",
+        foil=False,
+    ),
+    Mutant(
+        "oldest_lost",
+        "the oldest key of the cache is nought",
+        "hook_attn_scores",
+        cached,
+        change(recall=recall_without_the_oldest),
+        clause="CACHE-1",
+        foil=False,
+    ),
+    Mutant(
+        "cached_heads_rolled",
+        "cached keys stand at the next head",
+        "hook_attn_scores",
+        all_of(cached, many_kv_heads),
+        change(recall=recall_in_other_heads),
+        also=("hook_z",),
+        clause="CACHE-1",
+        foil=False,
+    ),
+    Mutant(
+        "cached_in_bfloat16",
+        "the cache is rounded to bfloat16",
+        "hook_attn_scores",
+        all_of(cached, precise),
+        change(recall=recall_in_bfloat16),
+        also=("hook_z",),
+        clause="CACHE-1",
+        foil=False,
+    ),
+    Mutant(
+        "cached_key_rotated_twice",
+        "keys are rotated again on their way into the cache",
+        "hook_attn_scores",
+        all_of(cached, rotates, tables_in_pairs),
+        around=caches(key_rotated_again),
+        clause="CACHE-1",
+    ),
+    Mutant("values_not_cached", "the cache holds no values", "hook_z", cached, around=caches(values_forgotten), clause="CACHE-1"),
+    Mutant(
+        "edits_not_cached",
+        "the cache is given keys and values that no hook has edited",
+        "hook_attn_scores",
+        all_of(cached, plain, shares_nothing),
+        around=keys_as_they_were,
+        clause="EDIT-4",
+        arms=EDITS,
+    ),
+)

@@ -1,0 +1,329 @@
+"""Faults of what a query may see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ropebridge_conformance.mutants.applies import (
+    bidirectional,
+    called,
+    capped_and_forbidding,
+    chunked,
+    forbidding,
+    has,
+    masked,
+    unmasked,
+    windowed,
+)
+from ropebridge_conformance.mutants.mutant import (
+    MASKS,
+    Mutant,
+    change,
+)
+from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run
+from ropebridge_reference import (
+    bias_of_mask,
+    causal_bias,
+    padding_bias,
+    scores,
+    selection_bias,
+)
+from ropebridge_spec import MaskError, Variant
+
+
+def picks_ignored(picked: Tensor) -> Tensor:
+    return torch.zeros_like(picked, dtype=torch.float64)
+
+
+def picks_of_next_key(picked: Tensor) -> Tensor:
+    return selection_bias(picked.roll(1, -1))
+
+
+def picks_of_next_query(picked: Tensor) -> Tensor:
+    return selection_bias(picked.roll(1, -2))
+
+
+def scores_capped_after_mask(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    cap = variant.softcap or math.inf
+    return cap * torch.tanh(scores(q, k, bias, replace(variant, softcap=None)) / cap)
+
+
+def scores_masked_with_lowest(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    s = scores(q, k, bias, variant)
+    return s.masked_fill(s == -math.inf, torch.finfo(s.dtype).min)
+
+
+def window_one_wide(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
+    return causal_bias(query, key, replace(reach, window=reach.window and reach.window + 1))
+
+
+def window_forgotten(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
+    return causal_bias(query, key, replace(reach, window=None))
+
+
+def future_seen(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
+    return causal_bias(query + 1, key, replace(reach, window=reach.window and reach.window + 1))
+
+
+def causal_all_the_same(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
+    return causal_bias(query, key, replace(reach, causal=True))
+
+
+def chunk_forgotten(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
+    return causal_bias(query, key, replace(reach, chunk=None))
+
+
+def chunk_shifted(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
+    return causal_bias(query + 1, key + 1, reach)
+
+
+def booleans_inverted(mask: Tensor) -> Tensor:
+    return bias_of_mask(~mask if mask.dtype == torch.bool else mask)
+
+
+def numbers_ignored(mask: Tensor) -> Tensor:
+    bias = bias_of_mask(mask)
+    return torch.where(bias.isfinite(), 0.0, bias)
+
+
+def numbers_twice(mask: Tensor) -> Tensor:
+    return 2 * bias_of_mask(mask)
+
+
+def negative_forbids(mask: Tensor) -> Tensor:
+    return bias_of_mask(mask if mask.dtype == torch.bool else mask >= 0)
+
+
+def lowest_is_a_number(mask: Tensor) -> Tensor:
+    return bias_of_mask(mask) if mask.dtype == torch.bool else mask.double()
+
+
+def first_heads_mask(mask: Tensor) -> Tensor:
+    return bias_of_mask(mask[:, :1])
+
+
+def first_rows_mask(mask: Tensor) -> Tensor:
+    return bias_of_mask(mask[:1])
+
+
+def causal_beside_the_mask(mask: Tensor) -> Tensor:
+    bias = bias_of_mask(mask)
+    return bias.masked_fill(~torch.ones_like(bias, dtype=torch.bool).tril(bias.shape[-1] - bias.shape[-2]), -math.inf)
+
+
+def mask_transposed(mask: Tensor) -> Tensor:
+    return bias_of_mask(mask.transpose(2, 3))
+
+
+def no_padding(padding: Tensor) -> Tensor:
+    return padding_bias(torch.ones_like(padding))
+
+
+def padding_on_the_right(padding: Tensor) -> Tensor:
+    return padding_bias(padding.flip(-1))
+
+
+def padding_inverted(padding: Tensor) -> Tensor:
+    return padding_bias(~padding)
+
+
+def padding_of_the_first_row(padding: Tensor) -> Tensor:
+    return padding_bias(padding[:1])
+
+
+def window_one_short(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
+    return causal_bias(query, key, replace(reach, window=reach.window and reach.window - 1))
+
+
+def itself_unseen(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
+    return causal_bias(query, key, reach).masked_fill(query[:, None] == key[None, :], -math.inf)
+
+
+def first_key_always_seen(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
+    return causal_bias(query, key, reach).masked_fill(key[None, :] == 0, 0.0)
+
+
+def chunk_one_long(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
+    return causal_bias(query, key, replace(reach, chunk=reach.chunk and reach.chunk + 1))
+
+
+def any_mask_is_taken(layer: ReferenceLayer) -> Run:
+    """A mask that cannot be read is taken for none."""
+
+    def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+        try:
+            return layer.call(inputs, hooks, backward)
+        except (MaskError, AttributeError, TypeError, RuntimeError):
+            return layer.call({**inputs, "attention_mask": None}, hooks, backward)
+
+    return run
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant("picks_ignored", "keys that were not picked are seen", "hook_attn_scores", has("selector"), change(selection_bias=picks_ignored), clause="SEL-1"),
+    Mutant(
+        "picks_of_next_key",
+        "the key after each that was picked is seen",
+        "hook_attn_scores",
+        has("selector"),
+        change(selection_bias=picks_of_next_key),
+        clause="SEL-1",
+    ),
+    Mutant(
+        "picks_of_next_query",
+        "each query sees what was picked for the one before",
+        "hook_attn_scores",
+        has("selector"),
+        change(selection_bias=picks_of_next_query),
+        clause="SEL-1",
+    ),
+    Mutant(
+        "causal_all_the_same",
+        "a layer that sees later positions does not",
+        "hook_attn_scores",
+        bidirectional,
+        change(causal_bias=causal_all_the_same),
+        clause="MASK-2",
+    ),
+    Mutant("chunk_forgotten", "no chunks", "hook_attn_scores", chunked, change(causal_bias=chunk_forgotten), clause="MASK-2"),
+    Mutant("chunk_shifted", "chunks begin one position early", "hook_attn_scores", chunked, change(causal_bias=chunk_shifted), clause="MASK-2"),
+    Mutant("softcap_after_mask", "the mask is capped too", "hook_attn_scores", capped_and_forbidding, change(scores=scores_capped_after_mask)),
+    Mutant("mask_not_infinite", "forbidden scores are the lowest number", "hook_attn_scores", forbidding, change(scores=scores_masked_with_lowest)),
+    Mutant("window_one_wide", "the window sees one key too many", "hook_attn_scores", windowed, change(causal_bias=window_one_wide), clause="MASK-2"),
+    Mutant("window_forgotten", "no window", "hook_attn_scores", windowed, change(causal_bias=window_forgotten), clause="MASK-2"),
+    Mutant("future_seen", "each position sees the next", "hook_attn_scores", unmasked, change(causal_bias=future_seen), clause="MASK-2"),
+    Mutant("booleans_inverted", "True forbids", "hook_attn_scores", masked("boolean"), change(bias_of_mask=booleans_inverted), clause="MASK-1", foil=False),
+    Mutant(
+        "numbers_ignored",
+        "the numbers of an additive mask are not added",
+        "hook_attn_scores",
+        called("free"),
+        change(bias_of_mask=numbers_ignored),
+        clause="MASK-5",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "numbers_twice",
+        "the numbers of an additive mask are added twice",
+        "hook_attn_scores",
+        called("free"),
+        change(bias_of_mask=numbers_twice),
+        clause="MASK-5",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "negative_forbids",
+        "every negative number of an additive mask forbids",
+        "hook_attn_scores",
+        called("free"),
+        change(bias_of_mask=negative_forbids),
+        clause="MASK-5",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "lowest_is_a_number",
+        "the lowest number of a mask is added, and does not forbid",
+        "hook_attn_scores",
+        called("free"),
+        change(bias_of_mask=lowest_is_a_number),
+        clause="MASK-5",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "first_heads_mask",
+        "every head goes by the first one's mask",
+        "hook_attn_scores",
+        called("free"),
+        change(bias_of_mask=first_heads_mask),
+        clause="MASK-1",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "first_rows_mask",
+        "every row of the batch goes by the first one's mask",
+        "hook_attn_scores",
+        masked("boolean"),
+        change(bias_of_mask=first_rows_mask),
+        clause="MASK-1",
+        foil=False,
+    ),
+    Mutant(
+        "causal_beside_the_mask",
+        "later keys are forbidden whatever the mask says",
+        "hook_attn_scores",
+        called("free"),
+        change(bias_of_mask=causal_beside_the_mask),
+        clause="MASK-1",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "mask_transposed", "keys see queries", "hook_attn_scores", called("free"), change(bias_of_mask=mask_transposed), clause="MASK-1", arms=MASKS, foil=False
+    ),
+    Mutant(
+        "padding_ignored", "padding is seen", "hook_attn_scores", called("padding"), change(padding_bias=no_padding), clause="MASK-3", arms=MASKS, foil=False
+    ),
+    Mutant(
+        "padding_on_the_right",
+        "padding is looked for at the other end",
+        "hook_attn_scores",
+        called("padding"),
+        change(padding_bias=padding_on_the_right),
+        clause="MASK-3",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "padding_inverted",
+        "padding alone is seen",
+        "hook_attn_scores",
+        called("padding"),
+        change(padding_bias=padding_inverted),
+        clause="MASK-3",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "first_rows_padding",
+        "every row of the batch is padded as the first",
+        "hook_attn_scores",
+        called("padding"),
+        change(padding_bias=padding_of_the_first_row),
+        clause="MASK-3",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "window_one_short", "the window sees one key too few", "hook_attn_scores", windowed, change(causal_bias=window_one_short), clause="MASK-2", foil=False
+    ),
+    Mutant("itself_unseen", "no position sees itself", "hook_attn_scores", unmasked, change(causal_bias=itself_unseen), clause="MASK-2", foil=False),
+    Mutant(
+        "first_key_always_seen",
+        "the first key is seen past the window",
+        "hook_attn_scores",
+        windowed,
+        change(causal_bias=first_key_always_seen),
+        clause="MASK-2",
+        foil=False,
+    ),
+    Mutant("chunk_one_long", "chunks are one position longer", "hook_attn_scores", chunked, change(causal_bias=chunk_one_long), clause="MASK-2", foil=False),
+    Mutant(
+        "any_mask_is_taken",
+        "a mask that cannot be read is taken for none",
+        "hook_attn_scores",
+        around=any_mask_is_taken,
+        clause="MASK-4",
+        arms=("a_mask_that_does_not_fit_is_refused",),
+    ),
+)

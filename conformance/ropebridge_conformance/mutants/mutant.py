@@ -1,0 +1,115 @@
+"""What a mutant is, and the means of making one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ropebridge_conformance.mutants.applies import Applies, always
+from ropebridge_conformance.scenarios import Scenario
+from ropebridge_conformance.subjects.reference import Factory, Hooks, ReferenceLayer, Run, Show, as_it_is, show, weights_as_they_are
+from ropebridge_conformance.zoo import Specimen
+from ropebridge_reference import STAGES, Stages, Weights
+from ropebridge_spec import HOOK, HookFunction, Variant
+
+ARMS = (
+    "hooks_fire_once_in_contract_order",
+    "a_hook_has_the_axes_of_the_contract",
+    "a_stage_gives_the_value_of_its_clause",
+    "a_replacement_is_what_the_rest_of_the_layer_sees",
+)
+"""The checks that most faults are put to, in the order in which they are asked."""
+AXES = ("a_hook_has_the_axes_of_the_contract",)
+EDITS = ("a_replacement_is_what_the_rest_of_the_layer_sees",)
+ALONE = ("a_hook_watched_alone_fires_once",)
+MASKS = ("the_mask_is_the_whole_truth", "a_two_axis_mask_says_which_keys_are_padding")
+LEANING = ("the_errors_of_a_stage_do_not_lean",)
+
+Around = Callable[[ReferenceLayer], Run]
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A named fault.
+
+    fault: what is wrong, in a sentence.
+    stage: the hook point at which it shows first. also: others at which it shows by itself, in layers of which also_where is true.
+    applies: whether a specimen and a scenario can show it.
+    stages: the reference's functions, one of them wrong. show: how values are shown to hooks, perhaps wrongly. weights: what is
+        made of the learned tensors. around: what is made of a whole call.
+    clause: the clause it breaks; by default that of the stage's value.
+    arms: the checks it is put to, in order.
+    foil: whether its wrong values prove an input (`foils`): not where they stay within the bounds, nor where another's do already.
+    """
+
+    name: str
+    fault: str
+    stage: str
+    applies: Applies = always
+    stages: Stages = STAGES
+    show: Show = show
+    weights: Callable[[Weights, Variant], Weights] = weights_as_they_are
+    around: Around = as_it_is
+    also: tuple[str, ...] = ()
+    also_where: Applies = always
+    clause: str = ""
+    arms: tuple[str, ...] = ARMS
+    foil: bool = True
+
+    @property
+    def breaks(self) -> str:
+        """The clause that it breaks."""
+        return self.clause or HOOK[self.stage].value_clause
+
+    def hooks(self, specimen: Specimen, scenario: Scenario) -> tuple[str, ...]:
+        """The hook points whose own value is wrong, and can be seen to be."""
+        if not self.applies(specimen, scenario):
+            return ()
+        return (self.stage, *self.also) if self.also_where(specimen, scenario) else (self.stage,)
+
+    def subject(self) -> Factory:
+        """The mutant as a subject, which declares no gap."""
+        return Factory(name=self.name, stages=self.stages, show=self.show, weights=self.weights, around=self.around, unsupported={})
+
+
+def change(**wrong: Callable[..., Any]) -> Stages:
+    """The reference's stages with one of them replaced."""
+    return replace(STAGES, **wrong)
+
+
+def shows_as(hook: str, there: Change, back: Change) -> Show:
+    """A value is shown as something else, and what the hooks leave is turned back."""
+
+    def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
+        return back(show(name, there(value), hooks)) if name == hook and hooks else show(name, value, hooks)
+
+    return shown
+
+
+def turns_to(hook: str, wrong: Change) -> Show:
+    """A value is another, for hooks and for the rest of the layer."""
+    return lambda name, value, hooks: show(name, wrong(value) if name == hook else value, hooks)
+
+
+def goes_on_with(hook: str, wrong: Change) -> Show:
+    """Hooks are shown the right value, and the layer goes on with something else."""
+    return lambda name, value, hooks: wrong(show(name, value, hooks)) if name == hook else show(name, value, hooks)
+
+
+def given_other(wrong: Callable[[ReferenceLayer, Mapping[str, Any]], Mapping[str, Any]]) -> Around:
+    """The layer reads something else than it is given."""
+    return lambda layer: lambda inputs, hooks, backward: layer.call(wrong(layer, inputs), hooks, backward)
+
+
+def described_as(wrong: Callable[[Variant], Variant]) -> Around:
+    """The layer computes what another description says."""
+    return lambda layer: replace(layer, variant=wrong(layer.variant)).call
+
+
+def hooked_as(wrong: Callable[[Hooks], Hooks]) -> Around:
+    """The layer is given other hooks than were asked for."""
+    return lambda layer: lambda inputs, hooks, backward: layer.call(inputs, wrong(hooks), backward)

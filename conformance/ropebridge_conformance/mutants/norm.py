@@ -1,0 +1,206 @@
+"""Faults of the norms of query, key and value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from einops import rearrange
+from torch import Tensor
+
+from ropebridge_conformance.mutants.applies import (
+    all_of,
+    double,
+    flat_normed,
+    has,
+    head_normed,
+    layer_normed,
+    normed,
+    rms_normed,
+    shared_norm,
+    unbiased_norm,
+    weighted,
+)
+from ropebridge_conformance.mutants.mutant import (
+    AXES,
+    Mutant,
+    change,
+    described_as,
+    shows_as,
+)
+from ropebridge_conformance.scenarios import Scenario
+from ropebridge_conformance.zoo import Specimen
+from ropebridge_reference import (
+    Affine,
+    Weights,
+    normalise,
+)
+from ropebridge_spec import Norm, Variant
+
+
+def norm_with_other_weight(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
+    return normalise(x, affine, replace(norm, weight="scale" if norm.weight == "one_plus" else "one_plus"))
+
+
+def norm_without_centring(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
+    return normalise(x, affine, replace(norm, kind="rms"))
+
+
+def norm_head_by_head(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
+    by_head = None if affine.weight is None else rearrange(affine.weight, "(head d_head) -> head d_head", head=x.shape[2])
+    return rearrange(normalise(x, Affine(by_head), replace(norm, over="head")), "batch pos head d_head -> batch pos (head d_head)")
+
+
+def norm_skipped(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
+    return rearrange(x, "batch pos head d_head -> batch pos (head d_head)") if norm.over == "flat" else x
+
+
+def values_unnormed(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
+    return x if norm.q == "v_norm" else normalise(x, affine, norm)
+
+
+def norm_without_bias(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
+    return normalise(x, Affine(affine.weight), norm)
+
+
+def norm_by_sum(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
+    flat = normalise(x, affine, norm)
+    return flat if affine.bias is not None else flat / math.sqrt(flat.shape[-1])
+
+
+def norm_centring_all_the_same(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
+    return normalise(x, affine, replace(norm, kind="layer"))
+
+
+def norm_of_next_head(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
+    return normalise(x.roll(1, 2), affine, norm)
+
+
+def norm_in_float32(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
+    return normalise(x.float(), affine, norm).to(x.dtype)
+
+
+def norm_without_weight(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
+    return normalise(x, Affine(None, affine.bias), norm)
+
+
+def norm_unbiased(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
+    """The mean square over one fewer."""
+    n = normalise(x, affine, norm).shape[-1]
+    return normalise(x, affine, norm) * math.sqrt((n - 1) / n)
+
+
+def key_by_the_querys_norm(weights: Weights, variant: Variant) -> Weights:
+    return replace(weights, k_norm=weights.q_norm)
+
+
+def normed_early(variant: Variant) -> Variant:
+    return variant if variant.norm is None else replace(variant, norm=replace(variant.norm, after_rotation=False))
+
+
+def late(specimen: Specimen, scenario: Scenario) -> bool:
+    """Layers that norm query and key once they are rotated."""
+    return specimen.variant.norm is not None and specimen.variant.norm.after_rotation
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "norm_weight",
+        "w in place of 1 + w, or the other way",
+        "hook_q_normed",
+        weighted,
+        change(normalise=norm_with_other_weight),
+        also=("hook_k_normed",),
+    ),
+    Mutant(
+        "norm_mean",
+        "a layer norm that keeps the mean",
+        "hook_q_normed",
+        layer_normed,
+        change(normalise=norm_without_centring),
+        also=("hook_k_normed",),
+    ),
+    Mutant("norm_axis", "a flat norm taken head by head", "hook_q_normed", flat_normed, change(normalise=norm_head_by_head), also=("hook_k_normed",)),
+    Mutant(
+        "norm_forgotten",
+        "query and key are not normed",
+        "hook_q_normed",
+        normed,
+        change(normalise=norm_skipped),
+        also=("hook_k_normed",),
+    ),
+    Mutant(
+        "norm_bias_forgotten",
+        "the norm leaves its bias out",
+        "hook_q_normed",
+        has("norm", "bias"),
+        change(normalise=norm_without_bias),
+        also=("hook_k_normed",),
+    ),
+    Mutant("value_norm_forgotten", "the value is not normed", "hook_v_normed", has("value_norm"), change(normalise=values_unnormed)),
+    Mutant(
+        "norm_by_sum",
+        "a root of the sum of squares, not of their mean",
+        "hook_q_normed",
+        all_of(rms_normed, unbiased_norm),
+        change(normalise=norm_by_sum),
+        also=("hook_k_normed",),
+        foil=False,
+    ),
+    Mutant(
+        "rms_centred",
+        "an rms norm that subtracts the mean",
+        "hook_q_normed",
+        rms_normed,
+        change(normalise=norm_centring_all_the_same),
+        also=("hook_k_normed",),
+        foil=False,
+    ),
+    Mutant(
+        "norm_of_next_head",
+        "head h is given the norm of head h-1",
+        "hook_q_normed",
+        normed,
+        change(normalise=norm_of_next_head),
+        also=("hook_k_normed",),
+        foil=False,
+    ),
+    Mutant(
+        "norm_in_float32",
+        "a float64 layer norms in float32",
+        "hook_q_normed",
+        all_of(normed, double),
+        change(normalise=norm_in_float32),
+        also=("hook_k_normed",),
+        foil=False,
+    ),
+    Mutant(
+        "norm_without_weight", "the norm has no weight", "hook_q_normed", weighted, change(normalise=norm_without_weight), also=("hook_k_normed",), foil=False
+    ),
+    Mutant(
+        "norm_unbiased",
+        "the mean square is taken over one fewer",
+        "hook_q_normed",
+        all_of(head_normed, unbiased_norm),
+        change(normalise=norm_unbiased),
+        also=("hook_k_normed",),
+        foil=False,
+    ),
+    Mutant(
+        "key_by_the_querys_norm",
+        "keys are normed by the query's weight",
+        "hook_k_normed",
+        all_of(weighted, head_normed, shared_norm),
+        weights=key_by_the_querys_norm,
+    ),
+    Mutant("normed_before_rotation", "a norm that comes after rotation comes before", "hook_cos", late, around=described_as(normed_early), clause="NORM-3"),
+    Mutant(
+        "flat_norm_by_head",
+        "a flat norm's hook is shown head by head",
+        "hook_q_normed",
+        flat_normed,
+        show=shows_as("hook_q_normed", lambda q: q.unflatten(-1, (6, -1)), lambda q: q.flatten(2)),
+        clause="NORM-2",
+        arms=AXES,
+    ),
+)

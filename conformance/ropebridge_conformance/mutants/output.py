@@ -1,0 +1,176 @@
+"""Faults of the output projection, of results by head, and of what is returned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ropebridge_conformance.mutants.applies import (
+    all_of,
+    biased,
+    half,
+    many_heads,
+    opted,
+    plain,
+    precise,
+    whole,
+)
+from ropebridge_conformance.mutants.mutant import (
+    AXES,
+    EDITS,
+    Mutant,
+    change,
+    shows_as,
+)
+from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run
+from ropebridge_reference import (
+    output,
+    result,
+    sum_of_results,
+)
+
+
+def output_without_bias(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    return output(z, W, None)
+
+
+def output_of_rolled_heads(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    return output(z, W.roll(1, 0), b)
+
+
+def output_with_bias_twice(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    return output(z, W, None if b is None else 2 * b)
+
+
+def output_one_late(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    return output(z.roll(1, 1), W, b)
+
+
+def output_of_the_first_heads(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    return output(z[:, :, :-1], W[:-1], b)
+
+
+def output_in_bfloat16(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    return output(z.bfloat16(), W.bfloat16(), b).to(z.dtype)
+
+
+def output_rounded_head_by_head(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """A running sum in the layer's own dtype."""
+    total = torch.zeros_like(output(z, W, None))
+    for head in range(z.shape[2]):
+        total = total + output(z[:, :, head : head + 1], W[head : head + 1], None)
+    return total if b is None else total + b
+
+
+def result_of_next_head(z: Tensor, W: Tensor) -> Tensor:
+    return result(z.roll(1, 2), W)
+
+
+def result_of_other_dimensions(z: Tensor, W: Tensor) -> Tensor:
+    return result(z.flip(-1), W)
+
+
+def sum_without_the_last(r: Tensor, b: Tensor | None) -> Tensor:
+    return sum_of_results(r[:, :, :-1], b)
+
+
+def sum_without_bias(r: Tensor, b: Tensor | None) -> Tensor:
+    return sum_of_results(r, None)
+
+
+def unwatched_otherwise(layer: ReferenceLayer) -> Run:
+    """Where nobody watches, what is computed is something else."""
+
+    def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+        out, weights = layer.call(inputs, hooks, backward)
+        return (out if hooks else out * 8), weights
+
+    return run
+
+
+def returned_as_it_was(layer: ReferenceLayer) -> Run:
+    """What is returned is what hook_out was shown, whatever it left."""
+
+    def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+        kept: list[Tensor] = []
+        _, weights = layer.call(inputs, [("hook_out", lambda tensor, hook: kept.append(tensor.clone())), *hooks], backward)
+        return kept[0], weights
+
+    return run
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant("output_bias_forgotten", "the output projection leaves its bias out", "hook_out", biased("O"), change(output=output_without_bias)),
+    Mutant("output_heads_rolled", "z of head h goes through head h-1's weights", "hook_out", many_heads, change(output=output_of_rolled_heads)),
+    Mutant("output_bias_twice", "the output bias is added twice", "hook_out", biased("O"), change(output=output_with_bias_twice), foil=False),
+    Mutant(
+        "output_one_late", "each position is given the output of the one before", "hook_out", all_of(plain, whole), change(output=output_one_late), foil=False
+    ),
+    Mutant("last_head_lost", "the last head is not projected", "hook_out", all_of(plain, many_heads), change(output=output_of_the_first_heads), foil=False),
+    Mutant("output_in_bfloat16", "the output is projected in bfloat16", "hook_out", all_of(plain, precise), change(output=output_in_bfloat16), foil=False),
+    Mutant(
+        "output_in_steps",
+        "a half-precision layer rounds the sum after each head",
+        "hook_out",
+        all_of(plain, half),
+        change(output=output_rounded_head_by_head),
+        clause="PAR-2",
+        arms=("half_precision_is_as_near_the_truth_as_hugging_face",),
+        foil=False,
+    ),
+    Mutant("result_of_next_head", "the result of head h is made of head h-1", "hook_result", opted("attn_result"), change(result=result_of_next_head)),
+    Mutant(
+        "result_reversed",
+        "results are made of z with its dimensions last first",
+        "hook_result",
+        opted("attn_result"),
+        change(result=result_of_other_dimensions),
+        foil=False,
+    ),
+    Mutant("results_last_lost", "the last result is not added", "hook_out", opted("attn_result"), change(sum_of_results=sum_without_the_last), foil=False),
+    Mutant(
+        "results_without_bias",
+        "results are added without the bias",
+        "hook_out",
+        all_of(opted("attn_result"), biased("O")),
+        change(sum_of_results=sum_without_bias),
+        foil=False,
+    ),
+    Mutant(
+        "results_first",
+        "hook_result is shown with its heads first",
+        "hook_result",
+        opted("attn_result"),
+        show=shows_as("hook_result", lambda r: r.transpose(1, 2), lambda r: r.transpose(1, 2)),
+        clause="RES-2",
+        arms=AXES,
+    ),
+    Mutant(
+        "output_flat",
+        "hook_out is shown with batch and pos in one axis",
+        "hook_out",
+        show=shows_as("hook_out", lambda x: x.flatten(0, 1), lambda x: x.unflatten(0, (2, -1))),
+        clause="OUT-2",
+        arms=AXES,
+    ),
+    Mutant("returned_as_it_was", "what is returned is not what hook_out left", "hook_out", around=returned_as_it_was, clause="OUT-1", arms=EDITS),
+    Mutant(
+        "unwatched_otherwise",
+        "where nobody watches the output is eight times as large",
+        "hook_out",
+        around=unwatched_otherwise,
+        clause="PAR-1",
+        arms=("the_output_agrees_with_hugging_face",),
+    ),
+    Mutant(
+        "watched_otherwise",
+        "where somebody watches the output is an eighth",
+        "hook_out",
+        around=unwatched_otherwise,
+        clause="LOOK-1",
+        arms=("looking_changes_nothing",),
+    ),
+)

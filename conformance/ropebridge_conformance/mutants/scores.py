@@ -1,0 +1,223 @@
+"""Faults of the scores, before the mask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from ropebridge_conformance.mutants.applies import (
+    all_of,
+    always,
+    cached,
+    capped,
+    double,
+    grouped,
+    half,
+    has,
+    many_heads,
+    many_kv_heads,
+    precise,
+    scaling,
+    warm,
+)
+from ropebridge_conformance.mutants.mutant import (
+    AXES,
+    LEANING,
+    Mutant,
+    change,
+    shows_as,
+    turns_to,
+)
+from ropebridge_conformance.subjects.reference import show
+from ropebridge_reference import (
+    Weights,
+    key_bias,
+    scores,
+    temper,
+)
+from ropebridge_spec import HookFunction, Temperature, Variant
+
+
+def temper_forgotten(q: Tensor, positions: Tensor, temperature: Temperature | None) -> Tensor:
+    return q
+
+
+def temper_one_late(q: Tensor, positions: Tensor, temperature: Temperature | None) -> Tensor:
+    return temper(q, positions + 1, temperature)
+
+
+def tiled(heads: Tensor, group: int) -> Tensor:
+    """A kv head for every query head, the wrong way about: 0 1 0 1, not 0 0 1 1."""
+    return repeat(heads, "batch key kv_head d -> batch key (group kv_head) d", group=group)
+
+
+def scores_of_tiled_keys(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    return scores(q, tiled(k, variant.group), bias, replace(variant, kv_heads=variant.heads))
+
+
+def scores_one_key_late(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    return scores(q, k.roll(1, 1), bias, variant)
+
+
+def scores_unscaled(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    return scores(q, k, bias, replace(variant, scale=1.0))
+
+
+def scores_scaled_twice(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    return scores(q, k, bias, replace(variant, scale=variant.scale**2))
+
+
+def scores_uncapped(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    return scores(q, k, bias, replace(variant, softcap=None))
+
+
+def scores_by_width_of_the_model(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    return scores(q, k, bias, replace(variant, scale=variant.d_model**-0.5))
+
+
+def scores_scaled_after_cap(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    capped = scores(q, k, torch.zeros_like(bias), replace(variant, scale=1.0))
+    return (capped * variant.scale + bias).to(capped.dtype)
+
+
+def scores_cut_off(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    cap = variant.softcap or math.inf
+    bare = scores(q, k, torch.zeros_like(bias), replace(variant, softcap=None))
+    return (bare.clamp(-cap, cap) + bias).to(bare.dtype)
+
+
+def scores_of_twice_the_cap(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    return scores(q, k, bias, replace(variant, softcap=variant.softcap and 2 * variant.softcap))
+
+
+def scores_of_the_first_key_head(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    return scores(q, k[:, :, :1].expand_as(k), bias, variant)
+
+
+def scores_of_key_heads_reversed(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    return scores(q, k.flip(2), bias, variant)
+
+
+def scores_of_next_query_head(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    return scores(q.roll(1, 2), k, bias, variant)
+
+
+def scores_negated(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    return scores(-q, k, bias, variant)
+
+
+def scores_in_bfloat16(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    return scores(q.bfloat16(), k.bfloat16(), bias, replace(variant, score_precision="input")).to(q.dtype)
+
+
+def scores_in_float32(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    return scores(q.float(), k.float(), bias, variant).to(q.dtype)
+
+
+def scores_without_the_last_dimension(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+    return scores(q[..., :-1], k[..., :-1], bias, variant)
+
+
+def no_key_bias(v: Tensor, weights: Weights, variant: Variant) -> Tensor:
+    return torch.zeros_like(key_bias(v, weights, variant))
+
+
+def key_bias_of_next_key(v: Tensor, weights: Weights, variant: Variant) -> Tensor:
+    return key_bias(v, weights, variant).roll(1, -1)
+
+
+def a_little_large(s: Tensor) -> Tensor:
+    """By a third of the distance between two numbers, which moves those whose digits are large: inside every bound."""
+    return (s.double() * (1 + torch.finfo(s.dtype).eps / 3)).to(s.dtype)
+
+
+def unguarded(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
+    """Whatever hooks leave in the scores is taken."""
+    if name != "hook_attn_scores":
+        return show(name, value, hooks)
+    shown = value.clone()
+    for fn in hooks:
+        replacement = fn(shown, hook=None)
+        shown = shown if replacement is None else replacement
+    return shown
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant("temperature_forgotten", "the query has no temperature", "hook_attn_scores", warm, change(temper=temper_forgotten), clause="SCORE-4"),
+    Mutant("temperature_late", "the temperature of the position after", "hook_attn_scores", warm, change(temper=temper_one_late), clause="SCORE-4"),
+    Mutant("keys_tiled", "query head h reads key head h mod kv heads", "hook_attn_scores", grouped, change(scores=scores_of_tiled_keys)),
+    Mutant("keys_one_late", "each query meets the key one place before", "hook_attn_scores", always, change(scores=scores_one_key_late)),
+    Mutant("scale_forgotten", "scores are not scaled", "hook_attn_scores", scaling, change(scores=scores_unscaled)),
+    Mutant("scale_twice", "scores are scaled twice", "hook_attn_scores", scaling, change(scores=scores_scaled_twice)),
+    Mutant("softcap_forgotten", "scores are not capped", "hook_attn_scores", capped, change(scores=scores_uncapped)),
+    Mutant(
+        "scale_of_model", "scores are scaled by the width of the model", "hook_attn_scores", scaling, change(scores=scores_by_width_of_the_model), foil=False
+    ),
+    Mutant(
+        "scaled_after_cap",
+        "scores are capped before they are scaled",
+        "hook_attn_scores",
+        all_of(capped, scaling),
+        change(scores=scores_scaled_after_cap),
+        foil=False,
+    ),
+    Mutant("cut_off", "scores are cut off at the cap, not bent", "hook_attn_scores", capped, change(scores=scores_cut_off), foil=False),
+    Mutant("cap_doubled", "the cap is twice as high", "hook_attn_scores", capped, change(scores=scores_of_twice_the_cap), foil=False),
+    Mutant(
+        "first_key_head",
+        "every query head reads the first key head",
+        "hook_attn_scores",
+        many_kv_heads,
+        change(scores=scores_of_the_first_key_head),
+        foil=False,
+    ),
+    Mutant("key_heads_reversed", "key heads come last first", "hook_attn_scores", many_kv_heads, change(scores=scores_of_key_heads_reversed), foil=False),
+    Mutant(
+        "query_heads_rolled", "scores of head h are those of head h-1", "hook_attn_scores", many_heads, change(scores=scores_of_next_query_head), foil=False
+    ),
+    Mutant("scores_negated", "the least similar key counts most", "hook_attn_scores", stages=change(scores=scores_negated), foil=False),
+    Mutant("scores_in_bfloat16", "scores are made in bfloat16", "hook_attn_scores", precise, change(scores=scores_in_bfloat16), foil=False),
+    Mutant("scores_in_float32", "a float64 layer makes its scores in float32", "hook_attn_scores", double, change(scores=scores_in_float32), foil=False),
+    Mutant(
+        "dimension_lost", "the last dimension of a head is left out", "hook_attn_scores", stages=change(scores=scores_without_the_last_dimension), foil=False
+    ),
+    Mutant("key_bias_forgotten", "keys are not biased by their values", "hook_attn_scores", has("key_bias"), change(key_bias=no_key_bias), clause="SCORE-5"),
+    Mutant(
+        "key_bias_of_next_key",
+        "each key is given the bias of the one before",
+        "hook_attn_scores",
+        has("key_bias"),
+        change(key_bias=key_bias_of_next_key),
+        clause="SCORE-5",
+    ),
+    Mutant(
+        "a_little_large",
+        "scores are larger by a third of the distance between two numbers",
+        "hook_attn_scores",
+        half,
+        show=turns_to("hook_attn_scores", a_little_large),
+        arms=LEANING,
+    ),
+    Mutant(
+        "queries_last",
+        "hook_attn_scores is shown with key before query",
+        "hook_attn_scores",
+        cached,
+        show=shows_as("hook_attn_scores", lambda s: s.transpose(2, 3), lambda s: s.transpose(2, 3)),
+        clause="SCORE-2",
+        arms=AXES,
+    ),
+    Mutant(
+        "spoiled_scores_taken",
+        "NaN and infinity in the scores are taken",
+        "hook_attn_scores",
+        show=unguarded,
+        clause="SCORE-3",
+        arms=("scores_that_are_no_numbers_are_refused",),
+    ),
+)

@@ -1,0 +1,113 @@
+"""The plan of a run: which questions, as units that a process takes one at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from hashlib import sha256
+
+import transformers
+
+from ropebridge_conformance.bench import DTYPES, available_devices
+from ropebridge_conformance.checks import CHECK
+from ropebridge_conformance.judge import plan
+from ropebridge_conformance.names import refuse_unknown_families
+from ropebridge_conformance.profiles import PROFILE, Profile
+from ropebridge_conformance.questions import About, Question
+from ropebridge_conformance.scenarios import SCENARIO
+from ropebridge_conformance.shards import Shard
+from ropebridge_conformance.zoo import chosen_cases, repeats
+from ropebridge_spec import HOOK, spec_hash
+
+
+class PlanError(Exception):
+    """A plan that cannot be made; the message says what was given and what there is."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a run is narrowed to. What is empty is not narrowed; families and dtypes are then the profile's."""
+
+    families: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
+    hooks: tuple[str, ...] = ()
+    scenarios: tuple[str, ...] = ()
+
+    def wants(self, question: Question) -> bool:
+        """Whether a question is one of those that checks, hooks and scenarios are narrowed to."""
+        pairs = ((self.checks, question.check), (self.hooks, question.hook), (self.scenarios, question.scenario))
+        return all(not chosen or value in chosen for chosen, value in pairs)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one process does at a time: the questions about one layer in one dtype on one device, put to one subject."""
+
+    subject: str
+    case: str
+    dtype: str
+    device: str
+    about: tuple[About, ...]
+    narrowed: Selection
+
+    @property
+    def key(self) -> str:
+        """What tells the unit from others of its plan."""
+        return "|".join((self.subject, self.case, self.dtype, self.device))
+
+    @cached_property
+    def questions(self) -> tuple[Question, ...]:
+        """Its questions, in the order in which they are put."""
+        return tuple(filter(self.narrowed.wants, plan((self.case,), (self.dtype,), (self.device,), self.about)))
+
+
+def units_of(subjects: Sequence[str], selection: Selection, profile: Profile = PROFILE["default"]) -> list[Unit]:
+    """Every unit of a run, subject by subject, device by device, layer by layer, dtype by dtype.
+
+    Raises:
+        UnknownFamily: a family that the zoo does not have.
+        PlanError: another name that is not there, or nothing is left to ask.
+    """
+    refuse_unknown_families(selection.families)
+    refuse_unknown("dtype", selection.dtypes, DTYPES)
+    refuse_unknown("check", selection.checks, CHECK)
+    refuse_unknown("hook point", selection.hooks, HOOK)
+    refuse_unknown("scenario", selection.scenarios, SCENARIO)
+    cases = chosen_cases(selection.families or profile.families)
+    again = set() if profile.repeated else repeats(cases)
+    about: dict[str, tuple[About, ...]] = {case.id: ("class",) if case.id in again else ("layer", "class") for case in cases}
+    dtypes, devices = selection.dtypes or profile.dtypes, selection.devices or tuple(available_devices())
+    units = [Unit(path, case, dtype, on, kinds, selection) for path in subjects for on in devices for case, kinds in about.items() for dtype in dtypes]
+    asked = [unit for unit in units if unit.questions]
+    if not asked:
+        raise PlanError("there is nothing to ask: no question is of that family, dtype, check, hook point and scenario\n  leave one of them out")
+    return asked
+
+
+def refuse_unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a name that is not there, with the nearest and all there are."""
+    there = list(known)
+    for name in given:
+        if name not in there:
+            near = ", ".join(get_close_matches(name, there, n=3, cutoff=0.3)) or "none"
+            raise PlanError(f"no {kind} {name!r}\n  nearest: {near}\n  there are: {', '.join(there)}")
+
+
+def plan_hash(units: Sequence[Unit]) -> str:
+    """Twelve hexadecimal digits, the same wherever the same questions are planned: shards of one plan have it in common."""
+    said = [spec_hash(), transformers.__version__, sorted((unit.key, unit.about) for unit in units), asdict(units[0].narrowed)]
+    return sha256(json.dumps(said).encode()).hexdigest()[:12]
+
+
+def part_of(units: Sequence[Unit], shard: Shard | None) -> list[Unit]:
+    """What of a plan is this machine's.
+
+    Raises:
+        ShardError: there are more shards than units.
+    """
+    return list(units) if shard is None else shard.of(units, lambda unit: unit.key)

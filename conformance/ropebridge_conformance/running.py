@@ -1,0 +1,108 @@
+"""A run: load the subjects, put every question of a plan to them, and have each verdict on disk as soon as it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from ropebridge_conformance.known_failures import KnownFailure
+from ropebridge_conformance.planning import Selection, Unit, part_of, plan_hash, units_of
+from ropebridge_conformance.pool import Pool
+from ropebridge_conformance.profiles import Profile
+from ropebridge_conformance.results import Recorder, header
+from ropebridge_conformance.shards import Shard
+from ropebridge_conformance.verdicts import Outcome, Verdict
+from ropebridge_conformance.worker import Loaded, Refused, Task
+
+LOADING = "the_subject_can_be_loaded"
+"""The name under which a subject that cannot be loaded is failed; no clause of the contract says it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is to do.
+
+    subjects: import paths. jobs: processes. timeout: seconds for a subject to be loaded, and to answer one question.
+    """
+
+    subjects: Sequence[str]
+    selection: Selection
+    profile: Profile
+    shard: Shard | None
+    known: Sequence[KnownFailure]
+    jobs: int
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run whose subjects were loaded, or were not."""
+
+    run: Run
+    units: Sequence[Unit]
+    plan: str
+    loaded: dict[str, Loaded | Refused]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The name of each subject that was loaded, by its import path."""
+        return {path: found.name for path, found in self.loaded.items() if isinstance(found, Loaded)}
+
+    @property
+    def refused(self) -> list[Verdict]:
+        """One verdict for each subject that was not."""
+        return [not_loaded(path, found.reason) for path, found in self.loaded.items() if isinstance(found, Refused)]
+
+    @property
+    def asked(self) -> list[Unit]:
+        """The units of the subjects that were loaded."""
+        return [unit for unit in self.units if unit.subject in self.names]
+
+    @property
+    def expected(self) -> int:
+        """How many verdicts there will be."""
+        return sum(len(unit.questions) for unit in self.asked) + len(self.refused)
+
+    @property
+    def header(self) -> str:
+        """The first line of results: provenance, and what a reader needs to tell whether the run is whole."""
+        shard = str(self.run.shard) if self.run.shard else None
+        devices = sorted({unit.device for unit in self.units})
+        return header(self.run.subjects, devices, {"names": self.names, "plan": self.plan, "shard": shard, "expected": self.expected})
+
+    def tasks(self) -> Iterator[Task]:
+        """The units, as what a process is given."""
+        for unit in self.asked:
+            yield Task(unit.subject, self.names[unit.subject], unit.key, unit.questions, tuple(self.run.known))
+
+
+def begin(run: Run, pool: Pool) -> Begun:
+    """Plan, while the processes start, and load each subject.
+
+    Raises:
+        UnknownFamily, PlanError, ShardError: what is asked for is not there.
+    """
+    units = units_of(run.subjects, run.selection, run.profile)
+    part = part_of(units, run.shard)
+    return Begun(run, part, plan_hash(units), {path: pool.load(path) for path in run.subjects})
+
+
+def carried_out(begun: Begun, pool: Pool, results: Path) -> Iterator[Verdict]:
+    """Every verdict, written to `results` before it is handed on: a run that is interrupted loses nothing."""
+    with closing(Recorder(results, begun.header)) as recorder:
+        for verdict in all_verdicts(begun, pool):
+            recorder.note(verdict)
+            yield verdict
+
+
+def all_verdicts(begun: Begun, pool: Pool) -> Iterator[Verdict]:
+    """First of the subjects that could not be loaded, then of the others."""
+    yield from begun.refused
+    yield from pool.judged(begun.tasks())
+
+
+def not_loaded(path: str, reason: str) -> Verdict:
+    """The one verdict on a subject that cannot be loaded; it has no layer, so no family, case, dtype or device."""
+    return Verdict(path, "-", LOADING, None, "-", "-", "-", "-", Outcome.FAIL, reason=reason)

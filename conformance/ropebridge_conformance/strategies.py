@@ -1,0 +1,378 @@
+"""Strategies for hypothesis: what a layer computes, how it is called, and a layer of random weights that does so.
+
+For anyone who wants to try an implementation on layers that no family has:
+
+    from hypothesis import given
+    from ropebridge_conformance.strategies import drawn_layers, first_fault
+
+    @given(drawn=drawn_layers())
+    def test_my_bridge(drawn):
+        assert first_fault(MyFactory(families={"ToyAttention": drawn.variant}), drawn) is None
+
+What is drawn is a configuration: sizes, features, dtype, mask, cache and a seed. Tensors come of the seed, so a failure shrinks to
+the smallest layer that shows it, and not to tensors of noughts. Every variant is drawn from the simplest choice on.
+
+`register_profiles()` makes three profiles: `smoke` (25 examples), `default` (120, always the same), `soak` (2,000, new ones every time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn, SearchStrategy
+from torch import Tensor, nn
+
+from ropebridge_conformance.bench import Bench, Watch, hooks_of
+from ropebridge_conformance.compare import compare
+from ropebridge_conformance.oracle import context_of, expect
+from ropebridge_conformance.scenarios import Scenario, possible
+from ropebridge_conformance.zoo import Specimen
+from ropebridge_spec import Gate, Latent, Norm, OptIn, Rotary, Subject, Temperature, Variant
+
+PROFILES: Mapping[str, Mapping[str, Any]] = {
+    "smoke": {"max_examples": 25, "derandomize": True},
+    "default": {"max_examples": 120, "derandomize": True},
+    "soak": {"max_examples": 2000, "derandomize": False},
+}
+"""How many layers each profile draws, and whether they are the same ones every time."""
+
+Place = tuple[Literal["head", "flat"], bool]
+"""What a norm is taken over, and whether each head has a weight of its own."""
+Weight = Literal["scale", "one_plus", "none"]
+
+
+def register_profiles() -> None:
+    """Register `smoke`, `default` and `soak` with hypothesis, none of them with a deadline: a first call is slow."""
+    for name, options in PROFILES.items():
+        settings.register_profile(f"ropebridge-{name}", deadline=None, suppress_health_check=[HealthCheck.too_slow], **options)
+
+
+class DrawnNorm(nn.Module):
+    """A norm with random weights: the formula of clause NORM-1, in at least float32."""
+
+    def __init__(self, norm: Norm, heads: int, width: int) -> None:
+        super().__init__()
+        shape = (heads * width,) if norm.over == "flat" else (heads, width) if norm.per_head else (width,)
+        self.norm = norm
+        if norm.weight != "none":
+            self.weight = nn.Parameter(1 + 0.3 * torch.randn(shape))
+        if norm.bias:
+            self.bias = nn.Parameter(0.3 * torch.randn(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width), normed over the last axis."""
+        wide = x.float()
+        wide = wide - wide.mean(-1, keepdim=True) if self.norm.kind == "layer" else wide
+        unit = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.norm.eps)
+        unit = unit.to(x.dtype) if self.norm.rounds_before_weight else unit
+        if self.norm.weight != "none":
+            unit = unit * (self.weight.float() + 1 if self.norm.weight == "one_plus" else self.weight)
+        return (unit + self.bias if self.norm.bias else unit).to(x.dtype)
+
+
+class ToyAttention(nn.Module):
+    """Random weights of any variant, under the names the variant gives them; it has no forward of its own."""
+
+    layer_idx = 0
+
+    def __init__(self, variant: Variant, *, bias: bool) -> None:
+        super().__init__()
+        v = variant
+        for name, (rows, columns) in inward(v).items():
+            plain = name.endswith("b_proj") or bool(v.gate and v.gate.bias and name == v.gate.module)
+            setattr(self, name, nn.Linear(rows, columns, bias=bias and not plain))
+        self.o_proj = nn.Linear(v.heads * v.d_head_v, v.d_model, bias=bias)
+        for role, name in v.norm_roles.items():
+            setattr(self, name, DrawnNorm(v.norm_in(role), *normed_widths(v)[role]))
+        for name in filter(None, (v.sinks, v.gate.bias if v.gate else None)):
+            setattr(self, name, nn.Parameter(torch.randn(v.heads)))
+
+    def forward(self, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None, past_key_values: Any = None) -> Tensor:
+        """Not there: a drawn layer is for subjects that read its weights."""
+        raise NotImplementedError("a drawn layer has no forward of its own; judge a subject that computes it from its description")
+
+
+def inward(v: Variant) -> dict[str, tuple[int, int]]:
+    """Names and widths, in and out, of the projections of hook_in."""
+    in_query = v.gate is not None and v.gate.in_query
+    made = {} if v.latent else {"k_proj": (v.d_model, v.kv_heads * v.d_head), "v_proj": (v.d_model, v.kv_heads * v.d_head_v)}
+    if v.latent is None or v.latent.q_rank is None:
+        made["q_proj"] = (v.d_model, v.heads * (v.d_head + (v.d_head_v if in_query else 0)))
+    if v.latent is not None:
+        made |= down_and_up(v, v.latent)
+    if v.gate is not None and not in_query:
+        made["gate_proj"] = (v.d_model, v.heads * (v.d_head_v if v.gate.per == "channel" else 1))
+    return made
+
+
+def down_and_up(v: Variant, latent: Latent) -> dict[str, tuple[int, int]]:
+    """Names and widths of the projections of multi-head latent attention."""
+    width = v.rotary.width if v.rotary else 2
+    down = {latent.kv_down: (v.d_model, latent.kv_rank + width), latent.kv_up: (latent.kv_rank, v.heads * (v.d_head - width + v.d_head_v))}
+    if latent.q_rank is None:
+        return down
+    return down | {latent.q_down: (v.d_model, latent.q_rank), latent.q_up: (latent.q_rank, v.heads * v.d_head)}
+
+
+def normed_widths(v: Variant) -> dict[str, tuple[int, int]]:
+    """How many heads of which width each norm is given."""
+    heads = {"q_norm": (v.heads, v.d_head), "k_norm": (v.kv_heads, v.d_head), "v_norm": (v.kv_heads, v.d_head_v), "z_norm": (v.heads, v.d_head_v)}
+    return heads | ({"q_latent_norm": (1, v.latent.q_rank or 0), "kv_latent_norm": (1, v.latent.kv_rank)} if v.latent else {})
+
+
+class ToyRotary(nn.Module):
+    """Tables of any layout, of the positions it is given."""
+
+    def __init__(self, rotary: Rotary) -> None:
+        super().__init__()
+        self.rotary = rotary
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Any:
+        """cos and sin (batch or 1, pos, rotary_dim), or one complex table, in x's dtype."""
+        angle = position_ids[..., None].float() * 0.7 ** torch.arange(self.rotary.width // 2)
+        if self.rotary.table == "complex":
+            return torch.polar(torch.ones_like(angle), angle)
+        return tuple(self.laid(table).to(x.dtype) for table in (angle.cos(), angle.sin()))
+
+    def laid(self, table: Tensor) -> Tensor:
+        """A table with each frequency once, as the layout has it."""
+        if self.rotary.table == "full":
+            return torch.cat([table, table], -1)
+        return table.repeat_interleave(2, -1) if self.rotary.table == "repeated" else table
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A layer that was drawn, and how it is to be called; `specimen` makes it, the same one every time."""
+
+    variant: Variant
+    scenario: Scenario
+    dtype: str = "float32"
+    bias: bool = False
+    seed: int = 0
+
+    @property
+    def specimen(self) -> Specimen:
+        """The layer, with weights of its seed."""
+        dtype = getattr(torch, self.dtype)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            module = ToyAttention(self.variant, bias=self.bias).to(dtype).eval().requires_grad_(False)
+        return Specimen(module, ToyRotary(self.variant.rotary or Rotary("half", 2)), self.variant, dtype, torch.device("cpu"))
+
+
+def norms(*places: Place, weights: Iterable[Weight] = ("scale", "one_plus", "none"), **names: str) -> SearchStrategy[Norm]:
+    """A norm over one of these places; names are those of its modules, `q` and `k`."""
+
+    def at(place: Place) -> SearchStrategy[Norm]:
+        return st.builds(
+            Norm,
+            kind=st.sampled_from(["rms", "layer"]),
+            over=st.just(place[0]),
+            eps=st.just(1e-5),
+            weight=st.sampled_from(list(weights)),
+            bias=st.booleans(),
+            per_head=st.just(place[1]),
+            rounds_before_weight=st.booleans(),
+            after_rotation=st.just(False),
+            **{role: st.just(name) for role, name in names.items()},
+        )
+
+    return st.sampled_from(places).flatmap(at)
+
+
+def rotaries(width: int) -> SearchStrategy[Rotary]:
+    """A rotation of this width."""
+    return st.builds(
+        Rotary,
+        st.sampled_from(["half", "interleaved"]),
+        st.just(width),
+        st.sampled_from(["full", "repeated", "half", "complex"]),
+        st.sampled_from(["input", "float32"]),
+        st.sampled_from(["leading", "trailing"]),
+        st.sampled_from(["forward", "backward"]),
+    )
+
+
+def gates() -> SearchStrategy[Gate]:
+    """A gate of either kind, with a projection of its own or in the query's."""
+    activations = st.sampled_from(["sigmoid", "softplus"])
+    own = st.builds(Gate, st.just("gate_proj"), activations, st.sampled_from(["channel", "head"]), bias=st.none() | st.just("gate_bias"))
+    return own | st.builds(Gate, st.just("q_proj"), activations, in_query=st.just(True))
+
+
+def latents() -> SearchStrategy[Latent]:
+    """Latents of narrow ranks."""
+    return st.builds(
+        Latent,
+        kv_rank=st.integers(1, 6),
+        q_rank=st.none() | st.integers(1, 6),
+        norm=norms(("head", False), q="q_a_layernorm", k="kv_a_layernorm"),
+        q_scale=st.sampled_from([1.0, 1.7]),
+        kv_scale=st.sampled_from([1.0, 0.6]),
+    )
+
+
+@st.composite
+def sizes(draw: DrawFn, *, grouped: bool = True) -> dict[str, int]:
+    """Widths and head counts, small and odd; `pairs` of dimensions rotate."""
+    kv_heads, group, pairs = draw(st.integers(1, 3)), draw(st.integers(1, 3)) if grouped else 1, draw(st.integers(1, 5))
+    beside = draw(st.integers(0 if grouped else 1, 3))
+    widths = {"d_model": draw(st.integers(1, 24)), "d_head": 2 * pairs + beside, "d_head_v": draw(st.integers(1, 9))}
+    return {**widths, "heads": kv_heads * group, "kv_heads": kv_heads, "pairs": pairs}
+
+
+@st.composite
+def variants(draw: DrawFn) -> Variant:
+    """Any layer with weights of its own that this version of the contract can say, but for selectors, differences and biases of keys."""
+    latent = draw(st.none() | st.none() | latents())
+    size = draw(sizes(grouped=latent is None))
+    width = 2 * size["pairs"]
+    norm = None if latent else draw(st.none() | norms(("flat", False), ("head", False), ("head", True)))
+    gate = draw(st.none() | gates())
+    return Variant(
+        d_model=size["d_model"],
+        heads=size["heads"],
+        kv_heads=size["kv_heads"],
+        d_head=size["d_head"],
+        d_head_v=size["d_head_v"],
+        scale=draw(st.sampled_from([1.0, 0.3, size["d_head"] ** -0.5, -0.5])),
+        norm=norm and replace(norm, after_rotation=draw(st.booleans())),
+        value_norm=draw(st.none() | norms(("head", False), q="v_norm", k="v_norm")),
+        z_norm=draw(st.none() | norms(("head", False), ("flat", False), weights=("scale", "none"), q="o_norm", k="o_norm")),
+        k_multiplier=draw(st.sampled_from([1.0, 0.7])),
+        v_multiplier=draw(st.sampled_from([1.0, 1.3])),
+        clip=draw(st.none() | st.just(0.4)),
+        latent=latent,
+        gate=None if latent and gate and gate.in_query else gate,
+        temperature=draw(st.none() | temperatures()),
+        rotary=draw(rotaries(width) if latent else st.none() | rotaries(width)),
+        score_precision=draw(st.sampled_from(["input", "float32"])),
+        softcap=draw(st.none() | st.sampled_from([0.5, 5.0])),
+        sinks=draw(st.none() | st.just("sinks")),
+        **draw(reaches()),
+    )
+
+
+def temperatures() -> SearchStrategy[Temperature]:
+    """A temperature that is made of positions."""
+    return st.builds(Temperature, st.just(0.3), st.sampled_from([1.0, 2.0]), st.integers(0, 1), st.booleans())
+
+
+def reaches() -> SearchStrategy[dict[str, Any]]:
+    """How far a layer sees by itself: causal or not, window, chunk."""
+    some = st.integers(1, 6)
+    return st.fixed_dictionaries({"causal": st.sampled_from([True, True, False]), "window": st.none() | some, "chunk": st.none() | st.none() | some})
+
+
+OPTED: tuple[tuple[OptIn, ...], ...] = ((), ("attn_result",), ("split_qkv_input",), ("attn_in", "attn_result"))
+
+
+def masks() -> SearchStrategy[str]:
+    """The forms in which a mask is handed down, none among them."""
+    return st.sampled_from(["additive", "boolean", "none", "free", "padding"])
+
+
+def caches() -> SearchStrategy[int]:
+    """How many of the last positions come one by one, from a cache; 0 is no cache."""
+    return st.integers(0, 2)
+
+
+def scenarios() -> SearchStrategy[Scenario]:
+    """Any way of calling that the judge has, in any size."""
+    return st.builds(
+        Scenario,
+        id=st.just("drawn"),
+        says=st.just("drawn"),
+        mask=masks(),
+        left_padding=st.just(0),
+        steps=caches(),
+        opted_in=st.sampled_from(OPTED),
+        batch=st.integers(1, 3),
+        pos=st.integers(3, 9),
+    )
+
+
+def dtypes() -> SearchStrategy[str]:
+    """The dtypes of the contract."""
+    return st.sampled_from(["float32", "bfloat16", "float16", "float64"])
+
+
+@st.composite
+def drawn_layers(draw: DrawFn) -> Drawn:
+    """A layer, and a way to call it that it allows."""
+    variant = draw(variants())
+    scenario = draw(scenarios().filter(lambda scenario: possible(scenario, variant)))
+    return Drawn(variant, scenario, draw(dtypes()), draw(st.booleans()), draw(st.integers(0, 9)))
+
+
+MINIMAL = Variant(d_model=1, heads=1, kv_heads=1, d_head=2, d_head_v=1, scale=1.0)
+FULL = Variant(
+    d_model=12,
+    heads=6,
+    kv_heads=2,
+    d_head=10,
+    d_head_v=7,
+    scale=0.3,
+    norm=Norm("layer", "flat", 1e-5, "one_plus", rounds_before_weight=True),
+    rotary=Rotary("interleaved", 6, "full", "float32"),
+    softcap=0.5,
+    sinks="sinks",
+    window=3,
+)
+LATE = replace(FULL, norm=Norm("rms", "head", 1e-5, after_rotation=True), rotary=Rotary("half", 10, "complex", direction="backward"), chunk=4, clip=0.4)
+ENCODER = replace(FULL, causal=False, sinks=None, gate=Gate("gate_proj", "softplus", "head", bias="gate_bias"), z_norm=Norm("rms", "flat", 1e-5, q="o_norm"))
+LOW_RANK = Variant(
+    d_model=8,
+    heads=3,
+    kv_heads=3,
+    d_head=7,
+    d_head_v=5,
+    scale=1.0,
+    rotary=Rotary("interleaved", 4),
+    latent=Latent(3, 4, Norm("rms", "head", 1e-5, q="q_a_layernorm", k="kv_a_layernorm")),
+)
+
+
+def called(**how: Any) -> Scenario:
+    """A scenario without a name."""
+    return Scenario("drawn", "", **how)
+
+
+CORPUS: tuple[Drawn, ...] = (
+    Drawn(MINIMAL, called(batch=1, pos=3)),
+    Drawn(FULL, called(mask="none", steps=2, opted_in=("split_qkv_input", "attn_result")), "bfloat16", bias=True, seed=1),
+    Drawn(FULL, called(mask="boolean", opted_in=("attn_in",)), "float64", bias=True, seed=2),
+    Drawn(LATE, called(mask="none", steps=1), "float16", seed=3),
+    Drawn(LATE, called(mask="free", batch=3), "float32", bias=True, seed=4),
+    Drawn(ENCODER, called(mask="padding", left_padding=2), "bfloat16", seed=5),
+    Drawn(ENCODER, called(mask="none", batch=1), "float64", seed=6),
+    Drawn(LOW_RANK, called(steps=2), "float32", bias=True, seed=7),
+    Drawn(LOW_RANK, called(mask="free"), "bfloat16", seed=8),
+)
+"""Layers that are always tried, whatever is drawn: hypothesis draws others on another machine."""
+
+
+def first_fault(subject: Subject, drawn: Drawn) -> str | None:
+    """What is wrong with a subject on a drawn layer, at the first stage that is: out of order, or outside its bound; None if nothing is.
+
+    Everything is watched, and then everything but scores and pattern.
+    """
+    layer, scenario, bench = drawn.specimen, drawn.scenario, Bench(subject)
+    order = [hook.name for hook in hooks_of(layer, scenario)]
+    watches: tuple[Watch, ...] = ("all", "fused")
+    for watch in watches:
+        for trace in bench.traces(layer, scenario, watch):
+            if trace.fired != [name for name in order if watch == "all" or name not in ("hook_attn_scores", "hook_pattern")]:
+                return f"fired {trace.fired}"
+            context = context_of(trace, layer, scenario)
+            for name in trace.fired:
+                difference = compare(trace.values[name], expect(name, context))
+                if not difference.fits:
+                    return f"{name} is off by {difference.ratio} bounds ({watch})"
+    return None

@@ -1,0 +1,52 @@
+"""Keys and values of all positions (clauses CACHE-1, EDIT-4, KV-1, KV-2): of this call, of a cache, of another layer, of another sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ropebridge.calls import Call
+from ropebridge_spec import Variant, shared_key
+
+Pair = tuple[Tensor, Tensor]
+"""Keys and values, each (batch, kv_head, key, width)."""
+
+
+def given(call: Call, module: nn.Module) -> Pair:
+    """Those that an earlier layer left (KV-1)."""
+    keys, values = call.shared_kv[shared_key(module)]
+    return keys, values
+
+
+def remember(own: Pair, call: Call, module: nn.Module, variant: Variant) -> Pair:
+    """This call's after those of earlier calls, left in the cache as the family leaves them (CACHE-1, EDIT-4), and for later layers (KV-1)."""
+    pair = own
+    if call.cache is not None and variant.source is not None and variant.source.place == "after":
+        pair = apart(own, call)
+    elif call.cache is not None and variant.calling.extends_cache:
+        pair = call.cache.update(*own, call.cache_layer)
+    elif call.cache is not None:
+        pair = beside(call.cache.layers[call.cache_layer], own)
+    if variant.calling.kv_left is not None:
+        call.shared_kv[shared_key(module)] = pair
+    return pair
+
+
+def apart(own: Pair, call: Call) -> Pair:
+    """Own keys and values, then those of another sequence, which are cached apart and made once (KV-2)."""
+    pos, layer, held = call.hidden_states.shape[1], call.cache_layer, call.cache.cross_attention_cache
+    mine = call.cache.self_attention_cache.update(own[0][:, :, :pos], own[1][:, :, :pos], layer)
+    if call.source is not None:
+        held.update(own[0][:, :, pos:], own[1][:, :, pos:], layer)
+        call.cache.is_updated[layer] = True
+    beyond = held.layers[layer]
+    return torch.cat([mine[0], beyond.keys], dim=2), torch.cat([mine[1], beyond.values], dim=2)
+
+
+def beside(layer: Any, own: Pair) -> Pair:
+    """Keys and values after those that lie in a layer of a cache, which stays as it is; in a static layer before its empty places."""
+    held = int(layer.cumulative_length) if layer.is_compileable else layer.keys.shape[2]
+    keys, values = (torch.cat([old[:, :, :held], new, old[:, :, held:]], dim=2) for old, new in ((layer.keys, own[0]), (layer.values, own[1])))
+    return keys, values

@@ -1,0 +1,114 @@
+"""The guide for people who judge their own bridge, and the workflow they copy: every block runs, every option exists."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from ropebridge_conformance.cli import app
+from ropebridge_conformance.results import read_results
+from ropebridge_conformance.verdicts import Outcome
+
+DOCS = Path(__file__).parent.parent / "docs"
+yaml = pytest.importorskip("yaml")
+GUIDE = (DOCS / "JUDGING.md").read_text(encoding="utf-8")
+COMMANDS = typer.main.get_command(app).commands
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
+
+
+def lines_of_guide():
+    return [line for block in blocks("sh") for line in block.splitlines() if line]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("judging")
+    (code,) = blocks("python")
+    (path / "my_subject.py").write_text(code, encoding="utf-8")
+    return path
+
+
+@pytest.mark.timeout(600)  # nine processes, each of which imports torch
+def test_every_command_of_the_guide_runs(folder):
+    """One layer in place of the smoke profile's; else as they stand."""
+    for line in lines_of_guide():
+        words = shlex.split(
+            line.replace("--profile smoke", "--family llama --dtype float32 --dtype float64 --device cpu --check hooks_fire_once_in_contract_order")
+        )
+        assert words[0] == "ropebridge"
+        command = [sys.executable, "-c", "from ropebridge_conformance.command import main; main()", *words[1:]]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        fails_as_said = words[1] == "check" and "the_output_agrees_with_hugging_face" not in words
+        assert done.returncode == (1 if fails_as_said else 0), (line, done.stderr)
+    for name in ("report.html", "junit.xml", "badge.json", "results/all.jsonl"):
+        assert (folder / name).stat().st_size > 100
+
+
+def test_the_subject_of_the_guide_is_what_is_said_of_it(folder):
+    """Gaps are unsupported, what needs them is not exercised, and what fails is order and masks, not the judge's own footing."""
+    command = [
+        sys.executable,
+        "-c",
+        "from ropebridge_conformance.command import main; main()",
+        "check",
+        "my_subject:Factory",
+        "--family",
+        "llama",
+        "--device",
+        "cpu",
+    ]
+    subprocess.run([*command, "--dtype", "float32", "--results", "r.jsonl"], cwd=folder, capture_output=True, text=True, check=False)
+    _, verdicts = read_results(folder / "r.jsonl")
+    outcomes = {outcome: {v.clause for v in verdicts if v.verdict == outcome} for outcome in Outcome}
+    assert {"PAR-1", "IN-1", "IN-2", "OUT-2", "FIRE-2"} <= outcomes[Outcome.PASS]
+    assert {v.case for v in verdicts if v.clause == "PAR-1" and v.verdict == Outcome.FAIL} == {"llama-left_padding", "llama-no_mask"}
+    assert {"FIRE-1", "MASK-7"} <= outcomes[Outcome.FAIL]
+    assert "OUT-1" in outcomes[Outcome.NOT_EXERCISED]
+    assert not [v for v in verdicts if v.reason.startswith("raised KeyError")]
+    assert {"ROT-1", "PAT-1"} <= outcomes[Outcome.UNSUPPORTED]
+
+
+def test_the_judged_object_is_as_short_as_is_said():
+    (code,) = blocks("python")
+    wanted = [line for line in code.splitlines() if line.strip() and not line.lstrip().startswith(("#", "from", "class"))]
+    assert len(wanted) <= 15
+
+
+WORKFLOW = yaml.safe_load((DOCS / "ci" / "ropebridge.yml").read_text(encoding="utf-8"))
+STEPS = [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
+CALLS = [step["run"] for step in STEPS if step.get("run", "").startswith("ropebridge ")]
+
+
+def options_of(command):
+    return {option for parameter in COMMANDS[command].params for option in parameter.opts}
+
+
+@pytest.mark.parametrize("call", [*CALLS, *lines_of_guide()])
+def test_every_option_that_is_shown_exists(call):
+    _, command, *words = shlex.split(re.sub(r"\$\{\{.*?\}\}", "1", call))
+    assert command in COMMANDS
+    assert not {word for word in words if word.startswith("-")} - options_of(command)
+
+
+def test_the_workflow_judges_combines_reports_and_shows_a_badge():
+    assert [shlex.split(call)[1] for call in CALLS] == ["check", "combine", "report", "junit", "badge"]
+    judge, report = WORKFLOW["jobs"]["judge"], WORKFLOW["jobs"]["report"]
+    assert judge["strategy"]["matrix"]["shard"] == list(range(1, 5))
+    assert "--shard ${{ matrix.shard }}/${{ strategy.job-total }}" in CALLS[0]
+    assert not judge["strategy"]["fail-fast"], "or one shard's failure would cost the report the others"
+    assert (report["needs"], report["if"]) == ("judge", "always()")
+    assert set(WORKFLOW[True]) == {"push", "pull_request"}, "YAML reads `on` as true"
+    assert WORKFLOW["permissions"] == {"contents": "read"}
+
+
+def test_what_the_workflow_uploads_it_downloads():
+    up, down, _ = (step["with"] for step in STEPS if "artifact" in step.get("uses", ""))
+    assert re.fullmatch(down["pattern"].replace("*", ".*"), up["name"])
+    assert down["merge-multiple"]

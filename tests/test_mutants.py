@@ -1,0 +1,110 @@
+"""The judge is judged: every mutant is killed at its stage, no equivalent change is, and every clause has a check that kills a mutant of it."""
+
+import pytest
+
+from ropebridge_conformance.bench import Bench
+from ropebridge_conformance.checks import CHECKS
+from ropebridge_conformance.judge import judge
+from ropebridge_conformance.kills import count, equivalent_table, kill_table
+from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT, MUTANTS
+from ropebridge_conformance.trial import Trial, correct_runs, survives, try_mutant
+from ropebridge_conformance.verdicts import BAD
+from ropebridge_conformance.zoo import COVER
+from ropebridge_spec import CLAUSE, CLAUSES, HOOK
+
+DTYPES = ("float32", "bfloat16")
+ELSEWHERE = {"norm_in_float32": "float64", "scores_in_float32": "float64", "softmax_in_float32": "float64"}
+"""Faults that neither of the two dtypes can show, and one that can."""
+
+CONSTRUCTOR = {
+    "CFG-1": "says what a bridge's constructor accepts: a subject is given a module, and no constructor; tests/test_bridge_inputs.py",
+    "CFG-2": "says what get_random_inputs gives: a subject need not have it; tests/test_bridge_inputs.py",
+    "CFG-3": "says what happens without tables, which the judge always gives; tests/test_bridge_inputs.py",
+    "CFG-4": "says what a bridge's constructor refuses; tests/test_errors.py",
+}
+"""The clauses that no check and no mutant can be of, and why."""
+JUDGED = [clause.id for clause in CLAUSES if clause.id not in CONSTRUCTOR]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_is_killed_at_its_stage(mutant, dtype):
+    """The other dtypes are tried by `make mutants`."""
+    trial = try_mutant(mutant, dtype)
+    if not trial.exercised:
+        other = ELSEWHERE.get(mutant.name) or DTYPES[dtype == "float32"]
+        trial = try_mutant(mutant, other)
+        assert trial.exercised, "no dtype can show this fault"
+    assert trial.killed
+    assert trial.named, f"killed at {trial.killer.divergent}: {trial.killer.reason}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("equivalent", EQUIVALENTS, ids=lambda equivalent: equivalent.mutant.name)
+def test_a_change_that_is_no_fault_is_not_killed(equivalent, dtype):
+    verdicts = list(survives(equivalent, dtype))
+    assert len(verdicts) > 10
+    assert not [v.reason for v in verdicts if v.verdict in BAD]
+    assert equivalent.proof
+
+
+def test_there_are_as_many_mutants_as_are_promised():
+    assert len(MUTANTS) >= 120
+    assert len(MUTANT) == len(MUTANTS), "names are distinct"
+    assert not set(MUTANT) & {equivalent.mutant.name for equivalent in EQUIVALENTS}
+
+
+@pytest.mark.parametrize("hook", HOOK)
+def test_there_is_a_mutant_for_every_hook_point_but_copies(hook):
+    """hook_v_input is made as hook_k_input is, hook_q_gate as hook_gate."""
+    stages = {stage for mutant in MUTANTS for stage in (mutant.stage, *mutant.also)}
+    assert hook in stages or hook in ("hook_v_input", "hook_attn_in", "hook_q_gate")
+
+
+@pytest.mark.parametrize("clause", JUDGED)
+def test_a_clause_has_a_check_and_a_mutant(clause):
+    assert any(clause in check.clauses for check in CHECKS), "no check decides it"
+    assert any(mutant.breaks == clause for mutant in MUTANTS), "no mutant breaks it"
+
+
+@pytest.mark.parametrize("clause", JUDGED)
+def test_a_check_of_the_clause_kills_a_mutant_of_the_clause(clause):
+    assert any(killed_by_its_clause(mutant) for mutant in MUTANTS if mutant.breaks == clause)
+
+
+def killed_by_its_clause(mutant):
+    """Whether a check of the clause that a mutant breaks fails it, on any layer, in a dtype that can show it."""
+    arms = [check for check in CHECKS if mutant.breaks in check.clauses]
+    bench = Bench(mutant.subject())
+    questions = (q for dtype in DTYPES for case in COVER for arm in arms for q in arm.questions(case.id, dtype, "cpu"))
+    return any(judge(bench, q).verdict in BAD for q in questions if mutant.applies(q.specimen, q.situation))
+
+
+def test_only_clauses_of_the_constructor_are_left_out():
+    assert set(CONSTRUCTOR) <= set(CLAUSE)
+    assert all(clause.startswith("CFG-") for clause in CONSTRUCTOR)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_correct_run_is_never_called_wrong(dtype):
+    runs = list(correct_runs(dtype))
+    assert len(runs) > 500
+    assert not any(runs)
+
+
+def test_a_correct_run_that_is_not_is_noticed(monkeypatch):
+    wrong = MUTANT["scale_twice"].subject()
+    monkeypatch.setattr("ropebridge_conformance.trial.Factory", lambda: wrong)
+    assert next(correct_runs("float32")) == "hook_attn_scores"
+
+
+def test_the_kill_table_counts_what_was_killed_and_where():
+    name = "scale_twice"
+    survivor = Trial(name, "float32", None, True)
+    hidden = Trial(name, "float64", None, False)
+    assert count([survivor, hidden]) == "[red]0/0/1[/red]"
+    assert count([hidden]) == "-"
+    table = kill_table([survivor, hidden])
+    assert list(table.columns[0].cells) == ["hook_attn_scores", "all"]
+    assert [column.header for column in table.columns] == ["stage", "float32", "float64", "all"]
+    assert equivalent_table().row_count == len(EQUIVALENTS)
