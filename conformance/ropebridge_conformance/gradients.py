@@ -82,7 +82,7 @@ def run_backwards(layer: Any, call: CallInputs, watch: Sequence[str], backward: 
 
     hooks = [(name, look(name)) for name in watch]
     also = {"backward_hooks": [(name, spy(name, made, (edits or {}).get(name))) for name in backward]} if backward else {}
-    out, _ = layer.run({**call.given, "hidden_states": x}, hooks, **also)
+    out, _ = layer.run({**call.inputs, "hidden_states": x}, hooks, **also)
     made.cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out.device, out.dtype)
     out.backward(made.cotangent)
     made.gradients, made.at_input = {name: tensor.grad for name, tensor in kept.items()}, x.grad

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ropebridge_conformance.selection import numbers
@@ -17,11 +17,13 @@ from ropebridge_conformance.visibility import bias_of
 from ropebridge_conformance.weights import adapted_layer
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_reference import Past
-from ropebridge_spec import OptIn, Source, Variant, layer_type, position_axes, shared_key
+from ropebridge_spec import OptIn, Source, Variant, layer_type, own_names, position_axes, shared_key
 
 BATCH, POS = 2, 13
 SOURCE = 5
-"""Longer than the zoo's window, and odd; two rows, so that masks can differ in the batch. Another sequence has SOURCE positions."""
+CACHE_OFFSET = 1
+"""Longer than the zoo's window, and odd; two rows, so that masks can differ in the batch. Another sequence has SOURCE positions.
+Where a family adds an offset to the layer's number in the cache, it is CACHE_OFFSET."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,23 @@ def tables_go_on(variant: Variant) -> bool:
 
 @dataclass(frozen=True)
 class CallInputs:
-    """What one call is given, and where its positions stand."""
+    """What one call is given, and where its positions stand.
+
+    given: the arguments, tables, mask and cache under the contract's names for them (`ropebridge_spec.arguments.RENAMED`).
+    first_query: position of the first query. keys: how many keys its last query may see at most.
+    names: role -> the name that the layer's class has for it, None where it takes no such argument.
+    """
 
     given: Mapping[str, Any]
     first_query: int
     keys: int
+    names: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the layer is called with: the same under the names of its class's own signature, without what that does not take."""
+        named = ((self.names.get(role, role), value) for role, value in self.given.items())
+        return {name: value for name, value in named if name is not None}
 
     def given_kv(self, variant: Variant) -> Past | None:
         """Keys and values that an earlier layer hands down (KV-1)."""
@@ -109,7 +123,7 @@ class CallInputs:
 
     def tables(self, variant: Variant) -> tuple[Tensor, Tensor] | None:
         """cos and sin of this call's positions: the last, where the layer is handed those of earlier ones too (POS-1)."""
-        pair, pos = tables_of(self.given["position_embeddings"]), self.given["hidden_states"].shape[1]
+        pair, pos = tables_of(self.given["position_embeddings"], variant), self.given["hidden_states"].shape[1]
         if variant.calling.tables_of == "positions":
             return pair
         return pair and (pair[0][..., -pos:, :], pair[1][..., -pos:, :])
@@ -138,14 +152,23 @@ def calls(scenario: Scenario, specimen: Specimen, layer: Any, seed: int = 0) -> 
 
     Built on the layer's own `get_random_inputs` where it has one; masks, paddings and their tables are the judge's.
     """
-    base = base_inputs(scenario, specimen, layer, seed)
-    cache = {"past_key_values": DynamicCache()} if scenario.steps else {}
+    base, variant = base_inputs(scenario, specimen, layer, seed), specimen.variant
+    beside: dict[str, Any] = {"cache": DynamicCache()} if scenario.steps else {}
+    if variant.calling.layer is not None:
+        beside[variant.calling.layer] = adapted_layer(specimen.module)[0]
+    if variant.calling.cache_offset is not None:
+        beside[variant.calling.cache_offset] = CACHE_OFFSET
     first = scenario.pos - scenario.steps
     spans = [(0, first), *((i, i + 1) for i in range(first, scenario.pos))]
-    layer = {specimen.variant.calling.layer: adapted_layer(specimen.module)[0]} if specimen.variant.calling.layer else {}
-    made = [{**cut(base, specimen.variant, *span), **cache, **layer, **shared(specimen, base, span[1])} for span in spans]
-    other = 0 if specimen.variant.source is None else SOURCE
-    return [CallInputs(handed(specimen, given, first), first, stop + other) for given, (first, stop) in zip(made, spans, strict=True)]
+    made = [{**cut(base, variant, *span), **beside, **shared(specimen, base, span[1])} for span in spans]
+    other, names = 0 if variant.source is None else SOURCE, own_names(type(specimen.module), variant)
+    return [CallInputs(handed(specimen, given, first), first, stop + other, names) for given, (first, stop) in zip(made, spans, strict=True)]
+
+
+def cache_layer(given: Mapping[str, Any], module: Any, variant: Variant) -> int:
+    """Return which layer of the cache is a call's: the module's own number or the one it is called for, further on by its offset."""
+    number = given.get(variant.calling.layer or "", getattr(module, "layer_idx", None))
+    return int(number or 0) + int(given.get(variant.calling.cache_offset or "", 0))
 
 
 def handed(specimen: Specimen, given: dict[str, Any], first: int) -> dict[str, Any]:
@@ -179,7 +202,11 @@ def base_inputs(scenario: Scenario, specimen: Specimen, layer: Any, seed: int) -
     ids = (torch.arange(scenario.pos) - padded[:, None]).clamp(min=0).to(specimen.device)
     if scenario.left_padding or scenario.first or specimen.variant.source:
         inputs["position_embeddings"] = tables(specimen, inputs["hidden_states"], with_source(ids, specimen.variant) + scenario.first)
-    made = {**placed(specimen.variant, ids), "attention_mask": mask_of(scenario, specimen, padded), "shared_kv": random_kv(scenario, specimen, seed)}
+    made = {
+        **placed(specimen.variant, ids, scenario.first),
+        "attention_mask": mask_of(scenario, specimen, padded),
+        "shared_kv": random_kv(scenario, specimen, seed),
+    }
     handed_down = specimen.variant.selector and specimen.variant.selector.given
     calling = specimen.variant.calling
     dropped = {handed_down, calling.layer, calling.tables_in, calling.mask_in} - {"position_embeddings", "attention_mask"}
@@ -219,14 +246,14 @@ def random_kv(scenario: Scenario, specimen: Specimen, seed: int) -> tuple[Tensor
     return k, v
 
 
-def placed(variant: Variant, ids: Tensor) -> dict[str, Tensor]:
-    """What a layer that needs them is told of its positions: the positions, or its temperatures (SCORE-4)."""
+def placed(variant: Variant, ids: Tensor, first: int) -> dict[str, Tensor]:
+    """What a layer that needs them is told of its positions: the positions, from `first` on, or its temperatures (SCORE-4)."""
     if variant.calling.tables == "own" or variant.selector is not None:
-        return {"position_ids": ids}
+        return {"position_ids": ids + first}
     if variant.temperature is None or variant.temperature.counted:
         return {}
     if variant.temperature.given is None:
-        return {"position_ids": ids}
+        return {"position_ids": ids + first}
     return {variant.temperature.given: 1.0 + 0.1 * ids.float()[:, None, :, None]}
 
 
@@ -236,26 +263,32 @@ def get_random_inputs(specimen: Specimen, batch: int, pos: int) -> dict[str, Any
     return {"hidden_states": x, "position_embeddings": tables(specimen, x, torch.arange(pos, device=x.device)[None])}
 
 
-def tables_of(given: Any) -> tuple[Tensor, Tensor] | None:
+def tables_of(given: Any, variant: Variant) -> tuple[Tensor, Tensor] | None:
     """cos and sin of what a layer is given; of a complex table real and imaginary part, of a real one its second half and its first (POS-1)."""
     if isinstance(given, Tensor) and given.is_complex():
         return given.real, given.imag
     if isinstance(given, Tensor):
         sin, cos = given.squeeze(1).chunk(2, dim=-1)
         return cos, sin
-    return None if given is None else (given[0], given[1])
+    if given is None:
+        return None
+    return (given[0], given[1]) if variant.calling.tables_order == "cos_sin" else (given[1], given[0])
 
 
 def tables(specimen: Specimen, x: Tensor, ids: Tensor) -> Any:
     """The tables of the model's own rotary module for these position ids; None where a layer neither rotates nor must be given any."""
-    module: Any = specimen.module
-    if specimen.variant.rotary is None and specimen.variant.calling.tables == "rotating":
+    return tables_for(specimen.module, specimen.rotary, specimen.variant, x, ids)
+
+
+def tables_for(module: nn.Module, rotary: nn.Module, variant: Variant, x: Tensor, ids: Tensor) -> Any:
+    """The tables that a rotary module makes for a layer at these position ids (1 or batch, pos), as its model calls it."""
+    if variant.rotary is None and variant.calling.tables == "rotating":
         return None
-    axes = position_axes(specimen.rotary)
+    axes = position_axes(rotary, variant)
     ids = ids.expand(axes, *ids.shape) if axes > 1 else ids
-    by_type = "layer_type" in inspect.signature(type(specimen.rotary).forward).parameters
+    by_type = "layer_type" in inspect.signature(type(rotary).forward).parameters
     kind = layer_type(module) if by_type else None
-    return specimen.rotary(x, ids) if kind is None else specimen.rotary(x, ids, kind)
+    return rotary(x, ids) if kind is None else rotary(x, ids, kind)
 
 
 def mask_of(scenario: Scenario, specimen: Specimen, padded: Tensor) -> Tensor | None:
@@ -315,10 +348,11 @@ def own_keys(visible: Tensor, variant: Variant) -> Tensor:
     return visible[..., SOURCE:] if variant.source.place == "before" else visible[..., :-SOURCE]
 
 
-def tables_given(table: Any, variant: Variant, span: slice) -> dict[str, Any]:
-    """The tables of some positions, under the name that the judge knows them by and that of the layer's own argument."""
-    part = table[..., span, :].clone() if isinstance(table, Tensor) else table and tuple(t[..., span, :].clone() for t in table)
-    return {"position_embeddings": part, variant.calling.tables_in: part}
+def rows_of(table: Any, span: slice) -> Any:
+    """The tables of some positions."""
+    if isinstance(table, Tensor):
+        return table[..., span, :].clone()
+    return table and tuple(t[..., span, :].clone() for t in table)
 
 
 def cut(base: Mapping[str, Any], variant: Variant, start: int, stop: int) -> dict[str, Any]:
@@ -330,13 +364,8 @@ def cut(base: Mapping[str, Any], variant: Variant, start: int, stop: int) -> dic
     along = {name: 1 if name in ("position_ids", variant.value_added) else 2 for name in others}
     return {
         "hidden_states": base["hidden_states"][:, start:stop].clone(),
-        **tables_given(table, variant, slice(first, stop + other)),
+        "position_embeddings": rows_of(table, slice(first, stop + other)),
         **{name: base[name].narrow(axis, start, stop - start).clone() for name, axis in along.items()},
         **whole,
-        **masks_given(None if mask is None else (mask[:, :, start:stop] if mask.ndim == 4 else mask)[..., : stop + other].clone(), variant),
+        "attention_mask": None if mask is None else (mask[:, :, start:stop] if mask.ndim == 4 else mask)[..., : stop + other].clone(),
     }
-
-
-def masks_given(mask: Tensor | None, variant: Variant) -> dict[str, Tensor | None]:
-    """The mask, under the name that the judge knows it by and that of the layer's own argument."""
-    return {"attention_mask": mask, variant.calling.mask_in: mask}

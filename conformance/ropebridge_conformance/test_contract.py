@@ -186,3 +186,11 @@ def test_a_hook_that_raises_leaves_nothing_behind(subject_bench: Bench, question
 
 def test_the_module_is_left_as_it_is(subject_bench: Bench, question: Question, pytestconfig: pytest.Config) -> None:
     expect_pass(subject_bench, question, pytestconfig)
+
+
+def test_an_argument_that_is_not_understood_is_refused(subject_bench: Bench, question: Question, pytestconfig: pytest.Config) -> None:
+    expect_pass(subject_bench, question, pytestconfig)
+
+
+def test_a_step_leaves_its_positions_in_the_cache(subject_bench: Bench, question: Question, pytestconfig: pytest.Config) -> None:
+    expect_pass(subject_bench, question, pytestconfig)

@@ -35,7 +35,7 @@ def record(layer: Any, calls: Sequence[CallInputs], watch: Collection[str], edit
     for call in calls:
         trace = Trace(call, past=past_of(traces))
         hooks = [hook for name in watch for hook in hooks_at(name, trace, (edits or {}).get(name))]
-        trace.out, trace.weights = answered(layer.run({**call.given, **extra}, hooks))
+        trace.out, trace.weights = answered(layer.run({**call.inputs, **extra}, hooks))
         traces.append(trace)
     return traces
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,18 +30,11 @@ def hugging_face(specimen: Specimen, calls: Sequence[CallInputs]) -> tuple[Tenso
     outs, weights = [], []
     module: Any = specimen.module
     for call in calls:
-        given = {**call.given, cache_name(module): cache}
-        del given["attention_mask"]
-        given[specimen.variant.calling.mask_in] = additive(specimen, call)
-        returned = dict(zip(specimen.variant.calling.returns, type(module).forward(module, **accepted(module, given)), strict=True))
+        own = replace(call, given={**call.given, "cache": cache, "attention_mask": additive(specimen, call)})
+        returned = dict(zip(specimen.variant.calling.returns, type(module).forward(module, **accepted(module, own.inputs)), strict=True))
         outs.append(returned["out"])
         weights.append(returned["pattern"] if "pattern" in returned else torch.cat([returned["pattern_own"], returned["pattern_source"]], -1))
     return torch.cat(outs, 1), weights
-
-
-def cache_name(module: nn.Module) -> str:
-    """Under which name a class takes its cache."""
-    return next((name for name in ("past_key_values", "layer_past") if name in inspect.signature(type(module).forward).parameters), "past_key_values")
 
 
 def accepted(module: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:

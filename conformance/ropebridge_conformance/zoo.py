@@ -56,7 +56,7 @@ FEATURED = (
     *("deepseek_v32_0", "axk2_0", "dots3_note_1", "minimax_m3_1", "qwen4_exp_1", "diffllama_0", "doge_0", "neomme_0", "zamba2_1", "roformer_0", "moshi_0"),
     *("muse_glimmer_assistant_0", "t5gemma2_decoder_0"),
     *("modernbert_0", "gte_0", "esm_0", "t5gemma_0", "embedding_gemma2_0", "openai_privacy_filter_0", "deepseek_v2_0", "longcat_flash_0", "bailing_hybrid_1"),
-    *("gemma3n_2", "gemma4_1", "diffllama_0", "doge_0", "deepseek_v32_0", "axk2_0", "dots3_note_0"),
+    *("gemma3n_2", "gemma4_1", "dots3_note_0", "hrm_text_0", "glm_moe_dsa_1"),
 )
 COVER: tuple[Case, ...] = (*CORE, *(CASE[name] for name in FEATURED if name in CASE))
 """A layer for every feature of the contract, where the installed transformers has one."""

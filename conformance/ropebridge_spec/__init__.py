@@ -4,6 +4,18 @@ Standard library only, so that anything may import it.
 """
 
 from ropebridge_spec import bounds
+from ropebridge_spec.arguments import (
+    ARGUMENTS,
+    Argument,
+    arguments_of,
+    by_role,
+    cache_update_keywords,
+    own_names,
+    parameter_in_role,
+    parameters_of,
+    refuse_unknown_parameters,
+    takes_keywords,
+)
 from ropebridge_spec.clauses import CLAUSE, CLAUSES, Clause
 from ropebridge_spec.document import SPEC_VERSION, spec_hash
 from ropebridge_spec.errors import (
@@ -53,6 +65,7 @@ from ropebridge_spec.variant import (
 )
 
 __all__ = [
+    "ARGUMENTS",
     "CLAUSE",
     "CLAUSES",
     "FAMILIES",
@@ -62,6 +75,7 @@ __all__ = [
     "OTHERS",
     "RESERVED",
     "SPEC_VERSION",
+    "Argument",
     "AttachError",
     "Calling",
     "Clause",
@@ -99,16 +113,24 @@ __all__ = [
     "UnsupportedAttention",
     "Variant",
     "VerificationError",
+    "arguments_of",
     "attended",
     "axis_names",
     "axis_sizes",
     "bounds",
+    "by_role",
+    "cache_update_keywords",
     "describe",
     "hook_order",
     "layer_type",
+    "own_names",
+    "parameter_in_role",
+    "parameters_of",
     "position_axes",
+    "refuse_unknown_parameters",
     "shape_of",
     "shared_key",
     "spec_hash",
+    "takes_keywords",
     "ungrouped",
 ]

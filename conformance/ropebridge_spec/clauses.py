@@ -152,6 +152,12 @@ CLAUSES: tuple[Clause, ...] = (
         "that comes after is not rotated; once its keys are cached, hook_kv_in does not fire.",
         "k = [s, x] W_K + b_K, or [x, s] W_K + b_K",
     ),
+    # arguments
+    Clause(
+        "ARG-1",
+        "An argument that is not None is understood or refused, at a call and in the signature of the wrapped class. What each means stands in one table, "
+        "ropebridge_spec.ARGUMENTS: read, safe to ignore, or refused.",
+    ),
     # masks
     Clause(
         "MASK-1",

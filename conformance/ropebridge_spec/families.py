@@ -53,6 +53,8 @@ def read(module: Any, family: Family | Variant) -> Variant:
     """What a module of this family computes."""
     if isinstance(family, Variant):
         return family
+    if family.before is not None and read_path(module, f"{family.since}?") is None:
+        return read(module, family.before)
     refuse_unknown_features(module, family)
     refuse_other_attention(module, family)
     widths = read_latent_widths(module) if family.latent else read_widths(module, family)
@@ -337,8 +339,14 @@ def shared_key(module: Any) -> Any:
     return module.layer_idx if module.kv_shared_layer_index is None else module.kv_shared_layer_index
 
 
-def position_axes(rotary: Any) -> int:
-    """How many rows of position ids a rotary module is given: one for each axis it rotates by (M-RoPE, arXiv:2409.12191: time, height, width), else one."""
+def position_axes(rotary: Any, variant: Variant) -> int:
+    """How many rows of position ids a rotary module is given: one for each axis it rotates by (M-RoPE, arXiv:2409.12191: time, height, width), else one.
+
+    The module's own sections say it (one list, or one for each layer type), then its config's; then the family.
+    """
+    own = getattr(rotary, "mrope_section", None)
+    of_module = list(own.values()) if isinstance(own, Mapping) else [own]
     parameters = getattr(getattr(rotary, "config", None), "rope_parameters", None) or {}
     of_types = [parameters, *(value for value in parameters.values() if isinstance(value, Mapping))]
-    return max(len(entry.get("mrope_section") or (0,)) for entry in of_types)
+    sections = [*of_module, *(entry.get("mrope_section") for entry in of_types)]
+    return max(variant.calling.position_axes, *(len(section or (0,)) for section in sections))

@@ -116,6 +116,7 @@ class Family:
     `source_states`, `value_added` and `exclusive` are those of `Variant`.
     `causal` is the path of what says so; a layer is causal where it leads nowhere.
     `only`: a condition of which modules of the class attend by rotation; the others are cross-attention, and left alone.
+    `since`: path of an attribute that the class has in newer releases of transformers only; in those without it `before` describes the class.
     A value that the class sets but does not pass on (Gemma 3's softcap) has no path here. `source` is the transformers file that the mathematics was read from.
     """
 
@@ -150,3 +151,5 @@ class Family:
     output_dropout: str | None = None
     projections: Projections = field(default_factory=Projections)
     calling: Calling = field(default_factory=Calling)
+    since: str | None = None
+    before: Family | None = None

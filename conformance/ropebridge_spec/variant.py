@@ -226,6 +226,8 @@ class Calling:
     mask_in: name of the argument in which the mask is handed down.
     tables_in: name of the argument in which the tables are handed down; where they come as one real tensor it holds sin and then cos.
     tables_of: whether the tables are those of this call's positions, or of all `keys`, this call's last.
+    position_axes: how many rows of position ids the rotary module is given, where it does not say so itself.
+    tables_order: which comes first where the tables come as a pair.
     table_buffer: name of a buffer of the module that holds, for every position, sin and then cos; or None.
     returns: what forward returns, in order: `out`, `pattern`, `pattern_own` and `pattern_source` (its parts), `picks` (the selector's), or the
         name of an attribute of the module.
@@ -239,6 +241,8 @@ class Calling:
     mask_in: str = "attention_mask"
     tables_in: str = "position_embeddings"
     tables_of: Literal["positions", "keys"] = "positions"
+    position_axes: int = 1
+    tables_order: Literal["cos_sin", "sin_cos"] = "cos_sin"
     table_buffer: str | None = None
     returns: tuple[str, ...] = ("out", "pattern")
     extends_cache: bool = True

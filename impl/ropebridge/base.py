@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ropebridge.calls import Signature, signature_of
 from ropebridge.checkpointing import Edits
 from ropebridge.hooks import HookPoint, ScorePoint
 from ropebridge_spec import (
@@ -67,7 +68,7 @@ class AttentionBridge(nn.Module):
         self.families = families
         self.original_component: nn.Module | None = None
         self._variant: Variant | None = None
-        self._positional: tuple[str, ...] = ()
+        self._signature: Signature | None = None
         self._roles: dict[str, str] = {}
         self._edits = Edits()
 
@@ -77,6 +78,13 @@ class AttentionBridge(nn.Module):
         if self._variant is None:
             raise NotBound(f"{type(self).__name__} {self.name!r} has no attention module yet; call set_original_component(module) first")
         return self._variant
+
+    @property
+    def signature(self) -> Signature:
+        """How the wrapped class is called."""
+        if self._signature is None:
+            raise NotBound(f"{type(self).__name__} {self.name!r} has no attention module yet; call set_original_component(module) first")
+        return self._signature
 
     @property
     def hook_points(self) -> dict[str, HookPoint]:
@@ -94,6 +102,7 @@ class AttentionBridge(nn.Module):
             self._refuse_missing_component()
             return
         variant = describe(component, self.families)
+        signature = signature_of(type(component), variant)
         validate_submodules(self.name, self.submodules, component, variant)
         if self.config is not getattr(component, "config", None):  # its own speaks of it, perhaps of each layer apart
             validate_config(self.name, self.config, variant)
@@ -101,7 +110,7 @@ class AttentionBridge(nn.Module):
         validate_opt_ins(self.name, self.opted_in, component, variant, self._roles)
         self._drop_hook_points()
         self.original_component, self._variant = component, variant
-        self._positional = tuple(inspect.signature(type(component).forward).parameters)[1:]
+        self._signature = signature
         for spec in hook_order(variant, self.opted_in):
             kind = ScorePoint if spec.name == "hook_attn_scores" else HookPoint
             self.add_module(spec.name, kind(spec, f"{self.name}.{spec.name}", self._edits))
@@ -125,8 +134,19 @@ class AttentionBridge(nn.Module):
 
     @property
     def effective(self) -> Variant:
-        """The variant with one key a query head where `attn_in` is opted in to (SPLIT-3)."""
-        return ungrouped(self.variant, self.opted_in)
+        """What this call computes: one key for every query head where `attn_in` is opted in to (SPLIT-3), and no softcap where the model has none.
+
+        transformers' sdpa attention leaves a softcap out; until 5.22 Gemma 2 and its kin could be run so, and a bridge keeps to what the model does.
+        """
+        variant = ungrouped(self.variant, self.opted_in)
+        if variant.softcap is not None and getattr(self.config_in_force, "_attn_implementation", None) == "sdpa":
+            return replace(variant, softcap=None)
+        return variant
+
+    @property
+    def config_in_force(self) -> Any:
+        """The wrapped module's own config; None where it has none."""
+        return getattr(self.original_component, "config", None)
 
     def submodule(self, role: str) -> nn.Module:
         """The wrapped module's submodule in a role of `Variant.roles` or `Variant.norm_roles`."""

@@ -94,7 +94,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
             ContractError, MaskError: an input that does not fit, or an edit that breaks the contract.
             NotBound: `set_original_component` was not called.
         """
-        call = read_call(self.name, self.wrapped, self.variant, self._positional, args, kwargs)
+        call = read_call(self.name, self.wrapped, self.variant, self.signature, args, kwargs)
         self._edits.begin()
         x = self.hook("hook_in")(call.hidden_states, shared=True)
         heads = self._project(x, self._joined(x, call.source), call)

@@ -1,4 +1,4 @@
-"""What the surrounding Hugging Face layer hands to one call: sorted, checked, and nothing yet computed."""
+"""What the surrounding Hugging Face layer hands to one call: sorted by the contract's names, checked, and nothing yet computed."""
 
 from __future__ import annotations
 
@@ -9,20 +9,59 @@ from typing import Any
 from torch import Tensor, nn
 
 from ropebridge.position import positions
-from ropebridge_spec import ContractError, Source, Variant
+from ropebridge_spec import (
+    Argument,
+    ContractError,
+    Source,
+    UnsupportedAttention,
+    Variant,
+    arguments_of,
+    cache_update_keywords,
+    parameters_of,
+    refuse_unknown_parameters,
+)
 
-CACHES = ("past_key_values", "layer_past")
-"""Names under which transformers hands a layer its cache."""
-CROSSING = ("key_value_states", "encoder_hidden_states")
-"""Names under which transformers hands a layer another sequence to attend to."""
+UPDATED_WITH = ("kwargs",)
+"""The keyword arguments of `cache.update` that a bridge can pass on: transformers 5.24 hands it the call's other arguments as a dict."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How the wrapped class is called.
+
+    parameters: the names that its forward has, in order. meanings: name -> what it means, whether forward names it or not (ARG-1).
+    update_keywords: the keyword arguments with which it calls `cache.update`.
+    """
+
+    parameters: tuple[str, ...]
+    meanings: Mapping[str, Argument]
+    update_keywords: tuple[str, ...]
+
+
+def signature_of(kind: type, variant: Variant) -> Signature:
+    """Return how a class is called.
+
+    Raises:
+        UnsupportedAttention: its forward has a parameter, or passes its cache a keyword argument, whose meaning is not known (ARG-1).
+    """
+    refuse_unknown_parameters(kind, variant)
+    passed_on = cache_update_keywords(kind)
+    unknown = [name for name in passed_on if name not in UPDATED_WITH]
+    if unknown:
+        raise UnsupportedAttention(
+            f"{kind.__name__}.forward updates its cache with the keyword arguments {', '.join(map(repr, unknown))}; "
+            f"clause ARG-1 requires that each is known: {', '.join(UPDATED_WITH)}"
+        )
+    return Signature(parameters_of(kind), arguments_of(variant), passed_on)
 
 
 @dataclass(frozen=True)
 class Call:
     """One call of a layer.
 
-    hidden_states: (batch, pos, d_model). cache_layer: which layer of the cache is this one's. source: states of another sequence, None where
-    their keys lie in the cache. seen_before, first_key: how many positions the cache has seen, and the position of the first key it gives back.
+    hidden_states: (batch, pos, d_model). cache_layer: which layer of the cache is this one's. update_with: the keyword arguments with
+    which the wrapped class would update the cache. source: states of another sequence, None where their keys lie in the cache.
+    seen_before, first_key: how many positions the cache has seen, and the position of the first key it gives back.
     """
 
     hidden_states: Tensor
@@ -30,6 +69,7 @@ class Call:
     attention_mask: Any
     cache: Any
     cache_layer: int
+    update_with: Mapping[str, Any]
     position_ids: Tensor | None
     temperature: Tensor | None
     shared_kv: Any
@@ -50,35 +90,83 @@ class Call:
         return positions(seen_before, self.hidden_states.shape[1], self.hidden_states.device)
 
 
-def read_call(name: str, module: nn.Module, variant: Variant, positional: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+def read_call(name: str, module: nn.Module, variant: Variant, signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
     """Sort what was passed, in the wrapped class's own positional order.
 
     Raises:
-        ContractError: no hidden states, or of another shape; or something is asked for that the layer does not do.
+        ContractError: no hidden states, or of another shape; or an argument that is not understood, or asks for what the layer does not do (ARG-1).
     """
-    given = {**dict(zip(positional, args, strict=False)), **kwargs}
-    hidden_states = checked(name, given.get("hidden_states"), variant.d_model)
-    refuse_crossing(name, given, positional, variant.source)
+    by_role = sort_by_role(name, signature, args, kwargs)
+    hidden_states = checked(name, by_role.get("hidden_states"), variant.d_model)
     if variant.causal:
-        refuse_bidirectional(name, given.get("is_causal"))
-    calling, config = variant.calling, getattr(module, "config", None)
-    cache, layer = next((given[entry] for entry in CACHES if given.get(entry) is not None), None), layer_of(given, module, variant)
-    mask = given.get("attention_mask", given.get(calling.mask_in))
+        refuse_bidirectional(name, by_role.get("is_causal"))
+    cache, layer = by_role.get("cache"), layer_of(by_role, module)
+    refuse_other_cache(name, cache, signature)
+    mask = by_role.get("attention_mask")
+    asked = bool(by_role.get("output_attentions")) or bool(getattr(getattr(module, "config", None), "output_attentions", False))
     return Call(
         hidden_states=hidden_states,
-        position_embeddings=given.get("position_embeddings", given.get(calling.tables_in)),
+        position_embeddings=by_role.get("position_embeddings"),
         attention_mask=mask,
         cache=cache,
         cache_layer=layer,
-        position_ids=given.get("position_ids"),
-        temperature=given.get(variant.temperature.given or "") if variant.temperature else None,
-        shared_kv=given.get(variant.kv_given or calling.kv_left or ""),
-        picks=given.get(variant.selector.given or "") if variant.selector else None,
-        value_added=given.get(variant.value_added or ""),
-        source=source_of(given, variant.source, cache, layer),
-        wants_pattern=bool(given.get("output_attentions")) or bool(getattr(config, "output_attentions", False)),
+        update_with={keyword: unnamed(signature, kwargs) for keyword in signature.update_keywords},
+        position_ids=by_role.get("position_ids"),
+        temperature=by_role.get("temperature"),
+        shared_kv=by_role.get("shared_kv"),
+        picks=by_role.get("picks"),
+        value_added=by_role.get("value_added"),
+        source=source_of(by_role, variant.source, cache, layer),
+        wants_pattern=asked,
         **offsets(cache, layer, hidden_states.shape[1], mask),
     )
+
+
+def sort_by_role(name: str, signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return role -> value of the arguments that the layer reads and that are not None (ARG-1)."""
+    if len(args) > len(signature.parameters):
+        raise ContractError(
+            f"{name!r} was called with {len(args)} positional arguments, and its class takes {len(signature.parameters)}: {', '.join(signature.parameters)}"
+        )
+    by_position = dict(zip(signature.parameters, args, strict=False))
+    by_role: dict[str, Any] = {}
+    for argument, value in (*by_position.items(), *kwargs.items()):
+        if value is None:
+            continue
+        meaning = signature.meanings.get(argument)
+        if meaning is None or meaning.use == "refused":
+            raise ContractError(refusal(name, argument, meaning))
+        if meaning.use == "used" and by_role.setdefault(meaning.role, value) is not value:
+            raise ContractError(f"{name!r} was called with two values for {meaning.role}, one of them as {argument}; pass one")
+    return by_role
+
+
+def refusal(name: str, argument: str, meaning: Argument | None) -> str:
+    """Return the message for an argument that must not be passed."""
+    if meaning is None:
+        return (
+            f"{name!r} was called with {argument!r}, and what it means is not known; clause ARG-1 requires that no argument is ignored in silence\n"
+            f"  leave it out of the call of the model; what is known: print(ropebridge_spec.ARGUMENTS)"
+        )
+    return f"{name!r} was called with {argument!r}, which clause ARG-1 refuses: {meaning.reason}"
+
+
+def unnamed(signature: Signature, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of a call that the class's forward does not name: what it passes on."""
+    return {argument: value for argument, value in kwargs.items() if argument not in signature.parameters}
+
+
+def refuse_other_cache(name: str, cache: Any, signature: Signature) -> None:
+    """Refuse a cache that the wrapped class does not take, or that cannot say how many positions it holds: a paged one."""
+    if cache is None:
+        return
+    if not any(argument in signature.parameters for argument, meaning in signature.meanings.items() if meaning.role == "cache"):
+        raise ContractError(f"{name!r} was called with a cache, and its class takes none; clause ARG-1 refuses it: call the model with use_cache=False")
+    if not hasattr(cache, "get_seq_length"):
+        raise ContractError(
+            f"{name!r} was called with a {type(cache).__name__}, which has no get_seq_length(); clause ARG-1 refuses paged caches: "
+            f"generate with a DynamicCache or a StaticCache"
+        )
 
 
 def checked(name: str, hidden_states: Any, d_model: int) -> Tensor:
@@ -94,11 +182,9 @@ def checked(name: str, hidden_states: Any, d_model: int) -> Tensor:
     return hidden_states
 
 
-def layer_of(given: Mapping[str, Any], module: nn.Module, variant: Variant) -> int:
+def layer_of(by_role: Mapping[str, Any], module: nn.Module) -> int:
     """Which layer of the cache is this call's: the module's own number or the one that is named, further on by an offset where the family has one."""
-    named = given.get(variant.calling.layer or "", getattr(module, "layer_idx", None))
-    offset = variant.calling.cache_offset
-    return (named or 0) + (given.get(offset, 0) if offset else 0)
+    return int(by_role.get("layer", getattr(module, "layer_idx", None)) or 0) + int(by_role.get("cache_offset", 0))
 
 
 def offsets(cache: Any, layer: int, pos: int, mask: Any) -> dict[str, int]:
@@ -112,11 +198,11 @@ def offsets(cache: Any, layer: int, pos: int, mask: Any) -> dict[str, int]:
     return {"seen_before": int(cache.get_seq_length(layer)), "first_key": int(first_key)}
 
 
-def source_of(given: Mapping[str, Any], source: Source | None, cache: Any, layer: int) -> Tensor | None:
+def source_of(by_role: Mapping[str, Any], source: Source | None, cache: Any, layer: int) -> Tensor | None:
     """The states of another sequence; None where keys of it were made before, and lie in the cache (KV-2)."""
     if source is None or (source.place == "after" and cache is not None and cache.is_updated.get(layer)):
         return None
-    states: Tensor | None = given.get(source.argument)
+    states: Tensor | None = by_role.get("source")
     return states
 
 
@@ -127,16 +213,6 @@ def returned(names: Sequence[str], module: nn.Module, call: Call, out: Tensor, p
         own = pattern.shape[-1] - call.source.shape[1]
         made |= {"pattern_own": pattern[..., :own], "pattern_source": pattern[..., own:]}
     return tuple(made[name] if name in made else getattr(module, name) for name in names)
-
-
-def refuse_crossing(name: str, given: Mapping[str, Any], positional: Sequence[str], source: Source | None) -> None:
-    """Refuse a call that asks for attention to another sequence, of a class that can but a layer that does not."""
-    asked = [entry for entry in CROSSING if entry in positional and given.get(entry) is not None and (source is None or entry != source.argument)]
-    if asked:
-        raise ContractError(
-            f"{name!r} was given {', '.join(asked)}, and its layer attends to its own hidden_states\n"
-            f"  cross-attention is not rotated, and has no bridge: attach to the part of the model without it"
-        )
 
 
 def refuse_bidirectional(name: str, is_causal: object) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ropebridge.calls import Call
-from ropebridge_spec import Variant, shared_key
+from ropebridge_spec import ContractError, Variant, shared_key
 
 Pair = tuple[Tensor, Tensor]
 """Keys and values, each (batch, kv_head, key, width)."""
@@ -26,12 +27,33 @@ def remember(own: Pair, call: Call, module: nn.Module, variant: Variant) -> Pair
     if call.cache is not None and variant.source is not None and variant.source.place == "after":
         pair = apart(own, call)
     elif call.cache is not None and variant.calling.extends_cache:
-        pair = call.cache.update(*own, call.cache_layer)
+        pair = extended(own, call)
     elif call.cache is not None:
         pair = beside(call.cache.layers[call.cache_layer], own)
     if variant.calling.kv_left is not None:
         call.shared_kv[shared_key(module)] = pair
     return pair
+
+
+def extended(own: Pair, call: Call) -> Pair:
+    """Own keys and values after those in the cache, updated as the wrapped class updates it (CACHE-1).
+
+    Raises:
+        ContractError: the cache changed the arguments of the call, as paged caches do for a kernel of their own.
+    """
+    passed_on = {name: dict(arguments) for name, arguments in call.update_with.items()}
+    keys, values = call.cache.update(*own, call.cache_layer, **passed_on)
+    if any(changed(arguments, call.update_with[name]) for name, arguments in passed_on.items()):
+        raise ContractError(
+            f"a cache of the class {type(call.cache).__name__} changed the arguments of the call it was handed; clause ARG-1 refuses paged caches: "
+            f"generate with a DynamicCache or a StaticCache"
+        )
+    return keys, values
+
+
+def changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two mappings hold other objects, or under other names."""
+    return one.keys() != other.keys() or any(one[name] is not other[name] for name in one)
 
 
 def apart(own: Pair, call: Call) -> Pair:

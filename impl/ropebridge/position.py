@@ -59,7 +59,7 @@ class PositionEmbeddingHooksMixin:
             )
         if isinstance(self.rotary_emb, nn.Embedding):
             return self.rotary_emb.weight[position_ids].unsqueeze(1).to(hidden_states.dtype)
-        axes = position_axes(self.rotary_emb)
+        axes = position_axes(self.rotary_emb, self.variant)
         if axes > 1 and position_ids.ndim == 2:
             position_ids = position_ids.expand(axes, *position_ids.shape)  # text stands at the same place on every axis
         by_type = "layer_type" in inspect.signature(type(self.rotary_emb).forward).parameters
@@ -102,7 +102,8 @@ class PositionEmbeddingHooksMixin:
             sin, cos = given.squeeze(1).chunk(2, dim=-1)
             return cos, sin
         if isinstance(given, (tuple, list)) and len(given) == 2 and all(isinstance(table, Tensor) for table in given):
-            return given[0], given[1]
+            first, second = given
+            return (first, second) if self.variant.calling.tables_order == "cos_sin" else (second, first)
         kinds = f"{len(given)} items" if isinstance(given, (tuple, list)) else type(given).__name__
         raise ContractError(f"{self.name!r} was given position_embeddings of {kinds}; clause CFG-3 requires a pair of tensors (cos, sin)")
 

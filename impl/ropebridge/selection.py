@@ -45,8 +45,12 @@ def pick(module: nn.Module, selector: Selector, given: Given, seen: Visibility) 
         "attention_mask": mask_for(selector, seen, x.shape[0]),
         "position_ids": given.position_ids.expand(x.shape[0], -1),
         "past_key_values": given.cache,
+        "cache": given.cache,
     }
     wanted = inspect.signature(module.forward).parameters
+    unknown = [name for name in wanted if name not in arguments]
+    if unknown:
+        raise ContractError(f"the selector {type(module).__name__} takes {', '.join(unknown)}, and what they mean is not known (clause ARG-1)")
     picks: Tensor = module(**{name: value for name, value in arguments.items() if name in wanted})
     return picks
 

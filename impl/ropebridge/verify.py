@@ -7,10 +7,9 @@ Face's norms and softmax round to float32 whatever they are given, so the two ar
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +19,13 @@ from torch import Tensor, nn
 from ropebridge import kernels
 from ropebridge.mixing import side_by_side, strengths, subtract
 from ropebridge.norms import affine
+from ropebridge.proof import POS, ProofCall, held, left, proof_calls
 from ropebridge_spec import AttachError, RopebridgeError, Variant, VerificationError, attended, bounds
 
 if TYPE_CHECKING:
     from ropebridge.bridge import PositionEmbeddingsAttentionBridge
+    from ropebridge.calls import Call
 
-BATCH, POS, LEFT_PADDING = 2, 12, 2
 PLAIN = (bool, int, float, str, type(None))
 NORM_ROUNDINGS = 64
 """Roundings to float32 that query and key may carry from the module's norms and tables."""
@@ -67,36 +67,62 @@ def kind_of(bridge: PositionEmbeddingsAttentionBridge) -> tuple[object, ...]:
 
 @torch.no_grad()
 def verify_layer(bridge: PositionEmbeddingsAttentionBridge) -> None:
-    """Compare pattern and output of a bridge with those of its module's own eager forward, on rows that see a key."""
+    """Compare a bridge with its module's own eager forward, on rows that see a key: pattern, output, and what the cache then holds.
+
+    Both are called as the model would call the class: all positions at once, and a prefill, one step and three steps with a cache (CACHE-1).
+    """
     twin, module = float64_twin(bridge)
-    inputs = twin.get_random_inputs(BATCH, POS, seed=0, left_padding=LEFT_PADDING)
-    if twin.variant.calling.mask_in != "attention_mask":
-        del inputs["attention_mask"]
-    try:
-        returned = dict(zip(twin.variant.calling.returns, type(module).forward(module, **accepted(module, {**inputs, "past_key_values": None})), strict=True))
-    except RopebridgeError:
-        raise
-    except Exception as error:
-        raise VerificationError(f"{bridge.name!r}: {type(module).__name__} failed on random inputs: {error}\n  pass verify=False to go on unproved") from error
-    kept, out = record(twin, inputs)
-    wanted_out = returned["out"]
+    for call in proof_calls(twin):
+        try:
+            returned = dict(zip(twin.variant.calling.returns, type(module).forward(module, **call.module_inputs), strict=True))
+        except RopebridgeError:
+            raise
+        except Exception as error:
+            raise VerificationError(
+                f"{bridge.name!r}: {type(module).__name__} failed on random inputs: {error}\n  pass verify=False to go on unproved"
+            ) from error
+        compare_outputs(bridge, twin, returned, call)
+        compare_caches(bridge, twin, call)
+
+
+def compare_outputs(bridge: PositionEmbeddingsAttentionBridge, twin: PositionEmbeddingsAttentionBridge, returned: Mapping[str, Any], call: ProofCall) -> None:
+    """Refuse a bridge whose pattern or output, in one call of a proof, is not the module's."""
+    kept, out = record(twin, call.bridge_inputs)
     wanted_pattern = returned["pattern"] if "pattern" in returned else torch.cat([returned["pattern_own"], returned["pattern_source"]], dim=-1)
-    pattern_bound, out_bound = float32_bounds(twin, kept, given_kv_of(twin, inputs))
+    pattern_bound, out_bound = float32_bounds(twin, kept)
     live = kept["hook_attn_scores"].amax(-1) > -torch.inf
     got_pattern = kept["hook_pattern"]
     if twin.variant.sinks is not None:  # some modules return the pattern before the sink took its share; z shows that share
         got_pattern, wanted_pattern, pattern_bound = whole(got_pattern), whole(wanted_pattern), 2 * pattern_bound / row_sum(got_pattern)
-    refuse_mismatch(bridge, "pattern", (got_pattern - wanted_pattern)[live], pattern_bound[live])
+    where = "" if call.caches is None else " with a cache"
+    refuse_mismatch(bridge, f"pattern{where}", (got_pattern - wanted_pattern)[live], pattern_bound[live])
     rows = live.all(1)
-    refuse_mismatch(bridge, "output", (out - wanted_out)[rows], out_bound[rows])
+    refuse_mismatch(bridge, f"output{where}", (out - returned["out"])[rows], out_bound[rows])
 
 
-def accepted(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
-    """What a module's forward takes by name; None for what it must be given and is not."""
-    parameters = dict(list(inspect.signature(type(module).forward).parameters.items())[1:])
-    anything = any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    needed = {p.name for p in parameters.values() if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD}
-    return dict.fromkeys(needed) | {name: value for name, value in given.items() if anything or name in parameters}
+def compare_caches(bridge: PositionEmbeddingsAttentionBridge, twin: PositionEmbeddingsAttentionBridge, call: ProofCall) -> None:
+    """Refuse a bridge that leaves other keys and values than the module, in the cache (CACHE-1) or for later layers (KV-1).
+
+    Where heads share a latent the module caches the latent, and the bridge each head's key and value (EDIT-4): there the lengths are compared.
+    """
+    left_by_module, left_by_bridge = (left(inputs, twin.wrapped, twin.variant) for inputs in (call.module_inputs, call.bridge_inputs))
+    compare_keys(bridge, "handed on", left_by_module, left_by_bridge)
+    if call.caches is not None:
+        theirs, ours, layer = call.caches
+        compare_keys(bridge, "cached", held(theirs, layer), held(ours, layer))
+
+
+def compare_keys(bridge: PositionEmbeddingsAttentionBridge, what: str, by_module: Mapping[str, Tensor], by_bridge: Mapping[str, Tensor]) -> None:
+    """Refuse keys and values (batch, head, key, width) that differ from the module's."""
+    kind = type(bridge.original_component).__name__
+    for name, wanted in by_module.items():
+        got = by_bridge.get(name, wanted[:, :, :0])
+        if wanted.shape[2] != got.shape[2]:
+            raise VerificationError(f"{bridge.name!r}: of the {what} {name} it leaves {got.shape[2]} positions, and the {kind} it wraps {wanted.shape[2]}")
+        if bridge.variant.latent is None:
+            got = got.repeat_interleave(wanted.shape[1] // got.shape[1], dim=1)  # Falcon caches a key head for every query head
+            bound = bounds.growth(NORM_ROUNDINGS, "float32") * wanted.abs().amax(-1, keepdim=True).expand_as(wanted)
+            refuse_mismatch(bridge, f"{what} {name}", got - wanted, bound)
 
 
 def row_sum(pattern: Tensor) -> Tensor:
@@ -129,28 +155,35 @@ def copy_without_hooks(module: nn.Module) -> nn.Module:
 
 
 def record(twin: PositionEmbeddingsAttentionBridge, inputs: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
-    """Run a bridge once and keep what every hook point held."""
+    """Run a bridge once and return what every hook point held, with the keys and values that were attended to as `keys` and `values`; and the output."""
     kept: dict[str, Tensor] = {}
-    for name, point in twin.hook_points.items():
-        point.add_hook(lambda tensor, hook, name=name: kept.__setitem__(name, tensor))
+    remember = type(twin)._remember
+
+    def remember_and_keep(heads: Mapping[str, Tensor], call: Call) -> tuple[Tensor, Tensor]:
+        kept["keys"], kept["values"] = remember(twin, heads, call)
+        return kept["keys"], kept["values"]
+
+    object.__setattr__(twin, "_remember", remember_and_keep)
+    handles = [point.add_hook(lambda tensor, hook, name=name: kept.__setitem__(name, tensor)) for name, point in twin.hook_points.items()]
     returned = twin(**inputs)
+    for handle in handles:
+        handle.remove()
     return kept, returned[twin.variant.calling.returns.index("out")]
 
 
-def float32_bounds(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor], given_kv: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+def float32_bounds(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """How far pattern and output may be off where scores, softmax and values round to float32."""
     variant, dtype = twin.variant, "float32"
-    names = attended(variant)
-    q = by_head(kept, names[0]).transpose(1, 2)
-    k, v = (by_head(kept, name).transpose(1, 2) for name in names[1:]) if given_kv is None else given_kv
+    q = by_head(kept, attended(variant)[0]).transpose(1, 2)
+    k, v = kept["keys"], kept["values"]
     scores, pattern = kept["hook_attn_scores"], kept["hook_pattern"]
     magnitude = kernels.grouped_product(q.abs() * abs(variant.scale) * hottest(variant), k.abs().transpose(2, 3))
     delta = (magnitude * bounds.growth(NORM_ROUNDINGS, dtype)).amax(-1, keepdim=True)
     below = (scores.amax(-1, keepdim=True) - scores).nan_to_num(nan=0.0, posinf=0.0)
-    pattern_bound = bounds.softmax(pattern, below, keys=POS + 1, dtype=dtype) + pattern * (2 * delta).expm1()
+    pattern_bound = bounds.softmax(pattern, below, keys=k.shape[2] + 1, dtype=dtype) + pattern * (2 * delta).expm1()
     v = v if variant.differential is None else side_by_side(v)
     z = kernels.mix(pattern, v)
-    z_bound = bounds.fused(z, kernels.mix(pattern, v.abs()), delta, keys=POS + 1, dtype=dtype)
+    z_bound = bounds.fused(z, kernels.mix(pattern, v.abs()), delta, keys=k.shape[2] + 1, dtype=dtype)
     z_bound = finished(twin, z.transpose(1, 2), z_bound.transpose(1, 2), kept)
     out_bound = z_bound.flatten(-2) @ outward(twin, kept).abs()
     return pattern_bound, out_bound + bounds.UNIT[dtype] * kept["hook_out"].abs()
@@ -160,14 +193,6 @@ def outward(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor]) ->
     """(in, out): what z is multiplied by; the identity where the layer around projects."""
     z = kept["hook_z"].flatten(-2)
     return linear_map(twin.submodule("o"), like=z) if twin.variant.projections.o else torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-
-
-def given_kv_of(twin: PositionEmbeddingsAttentionBridge, inputs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
-    """Keys and values that an earlier layer hands down."""
-    if twin.variant.kv_given is None:
-        return None
-    ((keys, values),) = inputs[twin.variant.kv_given].values()
-    return keys, values
 
 
 def by_head(kept: dict[str, Tensor], name: str) -> Tensor:

@@ -7,7 +7,9 @@ from ropebridge_conformance.checks.parity import joined, whole_call
 from ropebridge_conformance.compare import compare
 from ropebridge_conformance.oracle import Expectation
 from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed
+from ropebridge_conformance.scenarios import Scenario, cache_layer, calls, possible
 from ropebridge_conformance.witness import carried_bounds
+from ropebridge_spec import Variant
 
 
 def steps_from_a_cache_add_up_to_the_whole(bench: Bench, q: Question) -> Finding:
@@ -33,4 +35,32 @@ def steps_from_a_cache_add_up_to_the_whole(bench: Bench, q: Question) -> Finding
     return passed(difference)
 
 
-CHECKS = (Check("steps_from_a_cache_add_up_to_the_whole", clause("CACHE-1"), steps_from_a_cache_add_up_to_the_whole, ("decode",)),)
+def a_step_leaves_its_positions_in_the_cache(bench: Bench, q: Question) -> Finding:
+    """CACHE-1: after each call the cache holds, in the layer that is this one's, as many positions as have been."""
+    layer = bench.layer(q.specimen, q.situation.opted_in)
+    seen = 0
+    for call in calls(q.situation, q.specimen, layer):
+        layer.run(call.inputs)
+        seen += call.given["hidden_states"].shape[1]
+        held = call.given["cache"].get_seq_length(cache_layer(call.given, q.specimen.module, q.specimen.variant))
+        if held != seen:
+            return failed(f"the cache holds {held} positions of this layer after {seen}", divergent="hook_rot_k")
+    return passed()
+
+
+def leaves_keys(scenario: Scenario, variant: Variant) -> bool:
+    """Layers that leave keys and values of their own in the cache."""
+    return possible(scenario, variant) and variant.kv_given is None and variant.calling.extends_cache
+
+
+CHECKS = (
+    Check("steps_from_a_cache_add_up_to_the_whole", clause("CACHE-1"), steps_from_a_cache_add_up_to_the_whole, ("decode",)),
+    Check(
+        "a_step_leaves_its_positions_in_the_cache",
+        clause("CACHE-1"),
+        a_step_leaves_its_positions_in_the_cache,
+        ("decode",),
+        where=leaves_keys,
+        dtypes=("float32",),
+    ),
+)

@@ -67,7 +67,7 @@ def counted(bench: Bench, q: Question, watch: Watch) -> tuple[Made, CallInputs]:
     call = calls(q.situation, q.specimen, layer)[0]
     hooks = [(name, nothing) for name in watched(q.specimen, q.situation, watch)]
     with torch.no_grad(), Made() as made:
-        layer.run(call.given, hooks)
+        layer.run(call.inputs, hooks)
     return made, call
 
 
@@ -83,7 +83,7 @@ def no_number_is_read_on_the_way(bench: Bench, q: Question) -> Finding:
         hooks = [(name, nothing) for name in watched(q.specimen, q.situation, watch)]
         for call in calls(q.situation, q.specimen, layer):
             with Made() as made:
-                layer.run(call.given, hooks)
+                layer.run(call.inputs, hooks)
             if made.reads:
                 return failed(f"{made.reads[0]} reads a number off a tensor (watching {watch})", divergent="hook_in")
     return passed()

@@ -30,19 +30,19 @@ def layers_do_not_see_each_other(bench: Bench, q: Question) -> Finding:
     """ISO-1: two layers, one of them edited, called one inside the other and side by side in threads, give what each gives alone."""
     (edited, one), (plain, other) = (twin(bench, q, seed) for seed in (0, 1))
     within: list[Tensor] = []
-    alone = edited.run(one.given, [(EDITED, double)])[0], plain.run(other.given)[0]
-    if torch.equal(alone[0], edited.run(one.given)[0]):
+    alone = edited.run(one.inputs, [(EDITED, double)])[0], plain.run(other.inputs)[0]
+    if torch.equal(alone[0], edited.run(one.inputs)[0]):
         return vacuous("the edit changed nothing")
 
     def call_the_other(tensor: Tensor, hook: Any) -> Tensor:
-        within.append(plain.run(other.given)[0])
+        within.append(plain.run(other.inputs)[0])
         return double(tensor, hook)
 
-    inside = edited.run(one.given, [(EDITED, call_the_other)])[0]
+    inside = edited.run(one.inputs, [(EDITED, call_the_other)])[0]
     if len(within) != 1 or not (torch.equal(inside, alone[0]) and torch.equal(within[0], alone[1])):
         return failed("of two layers, one called within the other's hook, one gave something else than alone", divergent=EDITED)
     with ThreadPoolExecutor(2) as pool:
-        both = [pool.submit(repeat, run) for run in (lambda: edited.run(one.given, [(EDITED, double)])[0], lambda: plain.run(other.given)[0])]
+        both = [pool.submit(repeat, run) for run in (lambda: edited.run(one.inputs, [(EDITED, double)])[0], lambda: plain.run(other.inputs)[0])]
         outs = [future.result() for future in both]
     if all(torch.equal(out, wanted) for made, wanted in zip(outs, alone, strict=True) for out in made):
         return passed()
@@ -77,7 +77,7 @@ def a_hook_that_raises_leaves_nothing_behind(bench: Bench, q: Question) -> Findi
         raise Raised(q.hook)
 
     try:
-        layer.run(call.given, [(q.hook, raise_it)])
+        layer.run(call.inputs, [(q.hook, raise_it)])
     except Raised:
         pass
     else:

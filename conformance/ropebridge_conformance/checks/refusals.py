@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from ropebridge_conformance.bench import Bench, hooks_of
 from ropebridge_conformance.questions import Check, Finding, Question, any_hook, clause, failed, passed, vacuous
 from ropebridge_conformance.scenarios import CallInputs, calls
-from ropebridge_spec import HookSpec
+from ropebridge_spec import HookSpec, arguments_of
 
 CLAUSE_ID = re.compile(r"\b[A-Z]+-\d+\b")
 Unfit = Callable[[Tensor], object]
@@ -56,12 +57,41 @@ def scores_that_are_no_numbers_are_refused(bench: Bench, q: Question) -> Finding
 def a_mask_that_does_not_fit_is_refused(bench: Bench, q: Question) -> Finding:
     """MASK-4: a mask of another form or shape is refused; that of the scenario is not."""
     layer, call = prepared(bench, q)
-    if words_of(lambda: layer.run(call.given)) is not None:
+    if words_of(lambda: layer.run(call.inputs)) is not None:
         return vacuous("the layer refuses a mask that fits")
     for what, mask in unfit_masks(call):
-        if words_of(partial(layer.run, {**call.given, "attention_mask": mask})) is None:
+        if words_of(partial(layer.run, with_mask(call, mask))) is None:
             return failed(f"a mask that is {what} was taken; clause MASK-4 requires that it is refused", divergent="hook_attn_scores")
     return passed()
+
+
+def an_argument_that_is_not_understood_is_refused(bench: Bench, q: Question) -> Finding:
+    """ARG-1: arguments that nobody knows, or that change what is computed in a way that is not served, are refused, and the next call is what it was."""
+    layer, call = prepared(bench, q)
+    before = layer.run(call.inputs)[0]
+    for name, value in REFUSED.items():
+        if words_of(partial(layer.run, {**call.inputs, name: value})) is None:
+            return failed(f"the argument {name} was taken and ignored; clause ARG-1 requires that it is refused", divergent="hook_in")
+    harmless = {name: True for name, argument in arguments_of(q.specimen.variant).items() if argument.use == "ignored"}
+    words = words_of(partial(layer.run, {**call.inputs, **harmless}))
+    if words is not None:
+        return failed(f"arguments that are safe to ignore were refused: {words}", divergent="hook_in")
+    same = torch.equal(layer.run(call.inputs)[0], before)
+    return passed() if same else failed("after a refusal the same call gave something else", divergent="hook_out")
+
+
+REFUSED: dict[str, object] = {
+    "an_argument_that_nobody_knows": 1,
+    "cu_seq_lens_q": torch.tensor([0, 5, 13], dtype=torch.int32),
+    "seq_idx": torch.zeros(2, 13, dtype=torch.int32),
+    "block_table": torch.zeros(2, 1, dtype=torch.int32),
+}
+"""An unknown argument, those of packed sequences, and one of a paged cache."""
+
+
+def with_mask(call: CallInputs, mask: object) -> dict[str, Any]:
+    """What a layer is called with, with another mask."""
+    return replace(call, given={**call.given, "attention_mask": mask}).inputs
 
 
 def unfit_masks(call: CallInputs) -> Iterator[tuple[str, object]]:
@@ -112,7 +142,7 @@ def prepared(bench: Bench, q: Question) -> tuple[Any, CallInputs]:
 
 def refusal(layer: Any, call: CallInputs, name: str, edit: Unfit) -> str | None:
     """In which words a call with this edit is refused; None if it is not."""
-    return words_of(lambda: layer.run(call.given, [(name, lambda tensor, hook: edit(tensor))]))
+    return words_of(lambda: layer.run(call.inputs, [(name, lambda tensor, hook: edit(tensor))]))
 
 
 def words_of(run: Callable[[], object]) -> str | None:
@@ -142,5 +172,12 @@ CHECKS = (
         also=("FIRE-4",),
     ),
     Check("scores_that_are_no_numbers_are_refused", clause("SCORE-3"), scores_that_are_no_numbers_are_refused, ("prefill",), scores_alone),
+    Check(
+        "an_argument_that_is_not_understood_is_refused",
+        clause("ARG-1"),
+        an_argument_that_is_not_understood_is_refused,
+        ("prefill",),
+        dtypes=ONCE,
+    ),
     Check("a_mask_that_does_not_fit_is_refused", clause("MASK-4"), a_mask_that_does_not_fit_is_refused, ("left_padding",), dtypes=ONCE),
 )

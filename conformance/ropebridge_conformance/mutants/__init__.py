@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ropebridge_conformance.mutants import cache, gradients, hooks, layers, masks, mixing, norm, output, pattern, projection, rotary, scores
+from ropebridge_conformance.mutants import arguments, cache, gradients, hooks, layers, masks, mixing, norm, output, pattern, projection, rotary, scores
 from ropebridge_conformance.mutants.equivalent import EQUIVALENTS, Equivalent
 from ropebridge_conformance.mutants.mutant import ARMS, Mutant
 from ropebridge_conformance.scenarios import Scenario
@@ -17,7 +17,7 @@ from ropebridge_reference import STAGES
 
 __all__ = ["ARMS", "EQUIVALENTS", "MUTANT", "MUTANTS", "Equivalent", "Mutant", "foils"]
 
-TOPICS = (projection, norm, rotary, scores, masks, pattern, mixing, output, cache, hooks, gradients, layers)
+TOPICS = (projection, norm, rotary, scores, masks, pattern, mixing, output, cache, arguments, hooks, gradients, layers)
 MUTANTS: tuple[Mutant, ...] = tuple(mutant for topic in TOPICS for mutant in topic.MUTANTS)
 MUTANT: Mapping[str, Mutant] = {mutant.name: mutant for mutant in MUTANTS}
 

@@ -298,3 +298,19 @@ def shares_nothing(specimen: Specimen, scenario: Scenario) -> bool:
     """Layers whose keys and values are their own, and nobody else's."""
     v = specimen.variant
     return v.kv_given is None and v.calling.kv_left is None and v.selector is None
+
+
+def owns_tables(specimen: Specimen, scenario: Scenario) -> bool:
+    """Layers that make their own tables of position ids."""
+    return specimen.variant.rotary is not None and specimen.variant.calling.tables == "own"
+
+
+def temperature_of_ids(specimen: Specimen, scenario: Scenario) -> bool:
+    """Layers whose query's temperature is made of the position ids handed down."""
+    temperature = specimen.variant.temperature
+    return temperature is not None and temperature.given is None and not temperature.counted
+
+
+def alone_in_sequence(specimen: Specimen, scenario: Scenario) -> bool:
+    """Layers whose keys are of their own sequence alone."""
+    return specimen.variant.source is None

@@ -25,6 +25,7 @@ from ropebridge_conformance.mutants.mutant import (
     Mutant,
     change,
 )
+from ropebridge_conformance.scenarios import cache_layer
 from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run
 from ropebridge_reference import (
     rotate,
@@ -64,9 +65,9 @@ def caches(wrong: Rewrite) -> Around:
 
     def around(layer: ReferenceLayer) -> Run:
         def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
-            made, cache = layer.call(inputs, hooks, backward), inputs.get("past_key_values")
+            made, cache = layer.call(inputs, hooks, backward), inputs.get("cache")
             if cache is not None:
-                held, pos = cache.layers[getattr(layer.module, "layer_idx", 0)], inputs["hidden_states"].shape[1]
+                held, pos = cache.layers[cache_layer(inputs, layer.module, layer.variant)], inputs["hidden_states"].shape[1]
                 held.keys[:, :, -pos:], held.values[:, :, -pos:] = wrong(layer, inputs, held.keys[:, :, -pos:], held.values[:, :, -pos:])
             return made
 
@@ -89,11 +90,11 @@ def keys_as_they_were(layer: ReferenceLayer) -> Run:
     """The cache is given keys and values that no hook has edited."""
 
     def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
-        cache = inputs.get("past_key_values")
+        cache = inputs.get("cache")
         if cache is None:
             return layer.call(inputs, hooks, backward)
         beside = copy.deepcopy(cache)
-        made = layer.call({**inputs, "past_key_values": beside}, hooks, backward)
+        made = layer.call({**inputs, "cache": beside}, hooks, backward)
         layer.call(inputs, [], [])
         return made
 

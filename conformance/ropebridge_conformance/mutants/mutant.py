@@ -13,7 +13,7 @@ from ropebridge_conformance.scenarios import Scenario
 from ropebridge_conformance.subjects.reference import Factory, Hooks, ReferenceLayer, Run, Show, as_it_is, show, weights_as_they_are
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_reference import STAGES, Stages, Weights
-from ropebridge_spec import HOOK, HookFunction, Variant
+from ropebridge_spec import HOOK, HookFunction, Variant, by_role
 
 ARMS = (
     "hooks_fire_once_in_contract_order",
@@ -40,7 +40,7 @@ class Mutant:
     stage: the hook point at which it shows first. also: others at which it shows by itself, in layers of which also_where is true.
     applies: whether a specimen and a scenario can show it.
     stages: the reference's functions, one of them wrong. show: how values are shown to hooks, perhaps wrongly. weights: what is
-        made of the learned tensors. around: what is made of a whole call.
+        made of the learned tensors. around: what is made of a whole call. read: how the arguments of a call are read.
     clause: the clause it breaks; by default that of the stage's value.
     arms: the checks it is put to, in order.
     foil: whether its wrong values prove an input (`foils`): not where they stay within the bounds, nor where another's do already.
@@ -54,6 +54,7 @@ class Mutant:
     show: Show = show
     weights: Callable[[Weights, Variant], Weights] = weights_as_they_are
     around: Around = as_it_is
+    read: Callable[[Mapping[str, Any], Variant], Mapping[str, Any]] = by_role
     also: tuple[str, ...] = ()
     also_where: Applies = always
     clause: str = ""
@@ -73,7 +74,7 @@ class Mutant:
 
     def subject(self) -> Factory:
         """The mutant as a subject, which declares no gap."""
-        return Factory(name=self.name, stages=self.stages, show=self.show, weights=self.weights, around=self.around, unsupported={})
+        return Factory(name=self.name, stages=self.stages, show=self.show, weights=self.weights, around=self.around, read=self.read, unsupported={})
 
 
 def change(**wrong: Callable[..., Any]) -> Stages:

@@ -35,6 +35,7 @@ from ropebridge_conformance.mutants.mutant import (
     shows_as,
     turns_to,
 )
+from ropebridge_conformance.scenarios import cache_layer
 from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run
 from ropebridge_reference import (
     rotate,
@@ -108,8 +109,8 @@ def half_the_pairs(x: Tensor, turn: Tensor, rotary: Rotary) -> Tensor:
 
 def tables_of_position_nought(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     """A step that reads a cache is given the tables of the first position."""
-    cache, tables = inputs.get("past_key_values"), inputs["position_embeddings"]
-    if cache is None or cache.get_seq_length(getattr(layer.module, "layer_idx", 0)) == 0 or not isinstance(tables, tuple):
+    cache, tables = inputs.get("cache"), inputs["position_embeddings"]
+    if cache is None or cache.get_seq_length(cache_layer(inputs, layer.module, layer.variant)) == 0 or not isinstance(tables, tuple):
         return inputs
     return {**inputs, "position_embeddings": (torch.ones_like(tables[0]), torch.zeros_like(tables[1]))}
 

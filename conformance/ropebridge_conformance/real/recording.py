@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from ropebridge_conformance.scenarios import CallInputs, Scenario
 from ropebridge_conformance.traces import Trace, hooks_at
 from ropebridge_conformance.zoo import Specimen
-from ropebridge_spec import describe
+from ropebridge_spec import by_role, describe, own_names, parameters_of
 
 
 class Attached(Protocol):
@@ -84,10 +83,11 @@ def inputs_kept(module: nn.Module, trace: Trace) -> Iterator[None]:
 
 
 def keep_inputs(trace: Trace, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """The call of a trace, by the names that the module's own class gives its arguments."""
-    names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
-    given = {"position_embeddings": None, "attention_mask": None, **dict(zip(names, args, strict=False)), **kwargs}
-    trace.call = CallInputs(given, 0, given["hidden_states"].shape[1])
+    """The call of a trace, by the contract's names."""
+    kind, variant = type(module), describe(module)
+    passed = {**dict(zip(parameters_of(kind), args, strict=False)), **kwargs}
+    given = {"position_embeddings": None, "attention_mask": None, **by_role(passed, variant)}
+    trace.call = CallInputs(given, 0, given["hidden_states"].shape[1], own_names(kind, variant))
 
 
 def specimen_of(model: Any, module: nn.Module) -> Specimen:

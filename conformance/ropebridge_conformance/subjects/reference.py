@@ -11,13 +11,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from ropebridge_conformance.scenarios import CallInputs, tables_of
+from ropebridge_conformance.scenarios import CallInputs, cache_layer, tables_for, tables_of
 from ropebridge_conformance.selection import call_selector, picked
 from ropebridge_conformance.visibility import bias_of
 from ropebridge_conformance.weights import read_weights
 from ropebridge_reference import STAGES, Past, Stages, Weights, attention
 from ropebridge_reference.attention import Select
-from ropebridge_spec import FAMILIES, HOOK, ContractError, Family, HookFunction, HookNeverFired, OptIn, UnknownHook, Variant, describe, hook_order, shared_key
+from ropebridge_spec import (
+    FAMILIES,
+    HOOK,
+    ContractError,
+    Family,
+    HookFunction,
+    HookNeverFired,
+    OptIn,
+    UnknownHook,
+    Variant,
+    by_role,
+    describe,
+    hook_order,
+    shared_key,
+)
 
 Hooks = Sequence[tuple[str, HookFunction]]
 Run = Callable[[Mapping[str, Any], Hooks, Hooks], tuple[Tensor, Tensor | None]]
@@ -84,13 +98,18 @@ class ReferenceLayer:
     """The reference around one attention module."""
 
     module: nn.Module
+    rotary: nn.Module
     variant: Variant
     opted_in: tuple[OptIn, ...]
     factory: Factory
 
     def run(self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()) -> tuple[Tensor, Tensor | None]:
-        """One call; a transformers cache in `inputs["past_key_values"]` is read, and extended."""
-        return self.factory.around(self)(inputs, hooks, backward_hooks)
+        """One call, by the names of the module's own signature; a transformers cache is read, and extended.
+
+        Raises:
+            ContractError: an argument that is not known, or is refused (ARG-1).
+        """
+        return self.factory.around(self)(self.factory.read(inputs, self.variant), hooks, backward_hooks)
 
     @property
     def stages(self) -> Stages:
@@ -101,14 +120,14 @@ class ReferenceLayer:
         return replace(stages, mix=lambda p, v: stages.mix(dropout(p, rate), v))
 
     def call(self, inputs: Mapping[str, Any], hooks: Hooks, backward_hooks: Hooks) -> tuple[Tensor, Tensor | None]:
-        """One call of the reference itself."""
+        """One call of the reference itself, by the contract's names."""
         self._refuse_unknown([*hooks, *backward_hooks])
-        x, cache = inputs["hidden_states"], inputs.get("past_key_values")
+        x, cache, layer = inputs["hidden_states"], inputs.get("cache"), cache_layer(inputs, self.module, self.variant)
         call = CallInputs(inputs, 0, 0)
-        past = call.given_kv(self.variant) or self._past(cache, inputs.get(self.variant.calling.layer or ""))
+        past = call.given_kv(self.variant) or self._past(cache, layer)
         first = 0 if past is None else past.key.shape[1] - (x.shape[1] if self.variant.kv_given else 0)
         bias = bias_of(inputs["attention_mask"], first, x.shape[1], self.variant, x.device, self.stages, call.source_length(self.variant))
-        positions, added = replace(call, first_query=first), call.value_added(self.variant)
+        positions, added = self._with_tables(replace(call, first_query=first)), call.value_added(self.variant)
 
         def at(name: str, value: Tensor) -> Tensor:
             shown = self.factory.show(name, value, [fn for hook, fn in hooks if hook == name])
@@ -116,7 +135,7 @@ class ReferenceLayer:
 
         made = attention(
             x,
-            call.tables(self.variant),
+            positions.tables(self.variant),
             bias,
             self.factory.weights(read_weights(self.module, self.variant), self.variant),
             self.variant,
@@ -132,10 +151,16 @@ class ReferenceLayer:
         if self.variant.calling.kv_left is not None:
             inputs[self.variant.calling.kv_left][shared_key(self.module)] = tuple(t.transpose(1, 2) for t in (made.past.key, made.past.value))
         if cache is not None and not self.variant.kv_given:
-            layer: Any = inputs.get(self.variant.calling.layer or "", self.module.layer_idx)
             cache.update(*(t[:, first:].transpose(1, 2) for t in (made.past.key, made.past.value)), layer)
         out = dropout(made.out, self.variant.output_dropout, self.module.training)
         return out, made.pattern if inputs.get("output_attentions") else None
+
+    def _with_tables(self, call: CallInputs) -> CallInputs:
+        """The call, with the tables that a layer makes for itself of its positions where it is handed none."""
+        if self.variant.calling.tables != "own" or call.given.get("position_embeddings") is not None:
+            return call
+        tables = tables_for(self.module, self.rotary, self.variant, call.given["hidden_states"], call.ids())
+        return replace(call, given={**call.given, "position_embeddings": tables})
 
     def _refuse_unknown(self, hooks: Hooks) -> None:
         """A hook at a point that the layer does not have would never fire (FIRE-3)."""
@@ -151,17 +176,16 @@ class ReferenceLayer:
             return None
 
         def select(x: Tensor, c_q: Tensor | None, tables: Any) -> Tensor:
-            tables = tables and with_earlier(tables, tables_of(call.given["position_embeddings"]))
+            tables = tables and with_earlier(tables, tables_of(call.given["position_embeddings"], self.variant))
             rank = self.variant.latent.q_rank if self.variant.latent else None
             given = {"hidden_states": x, "q_resid": None if c_q is None else c_q[..., :rank], "position_embeddings": tables}
-            given |= {"position_ids": call.ids(), "past_key_values": call.given.get("past_key_values")}
+            given |= {"position_ids": call.ids(), "past_key_values": call.given.get("cache"), "cache": call.given.get("cache")}
             picks = call.given[selector.given] if selector.given else call_selector(self.module, selector, given, bias)
             return picked(picks, selector, self.variant, bias.shape[-1])
 
         return select
 
-    def _past(self, cache: Any, layer: int | None) -> Past | None:
-        layer = getattr(self.module, "layer_idx", 0) if layer is None else layer
+    def _past(self, cache: Any, layer: int) -> Past | None:
         if cache is None or cache.get_seq_length(layer) == 0:
             return None
         held = cache.layers[layer]
@@ -176,7 +200,8 @@ def with_earlier(tables: tuple[Tensor, Tensor], given: tuple[Tensor, Tensor] | N
 
 @dataclass(frozen=True)
 class Factory:
-    """The reference as a subject; a mutant gives it other stages, other weights, another way to show a value to its hooks, or something around each call.
+    """The reference as a subject; a mutant gives it other stages, other weights, another way to show a value to its hooks, something around
+    each call, or another way to read what it is called with.
 
     families: what `describe` knows. unsupported: what it declares not to have.
     """
@@ -186,9 +211,10 @@ class Factory:
     show: Show = show
     weights: Callable[[Weights, Variant], Weights] = weights_as_they_are
     around: Callable[[ReferenceLayer], Run] = as_it_is
+    read: Callable[[Mapping[str, Any], Variant], Mapping[str, Any]] = by_role
     families: Mapping[str, Family | Variant] = field(default_factory=lambda: FAMILIES)
     unsupported: Mapping[str, str] = field(default_factory=lambda: GAPS)
 
     def layer(self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()) -> ReferenceLayer:
         """The reference around an attention module."""
-        return ReferenceLayer(module, describe(module, self.families), tuple(opted_in), self)
+        return ReferenceLayer(module, rotary, describe(module, self.families), tuple(opted_in), self)

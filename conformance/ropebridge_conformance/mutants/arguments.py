@@ -1,0 +1,203 @@
+"""Faults of what a call is handed: each argument of the table is ignored in turn (ARG-1), or what nobody knows is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ropebridge_conformance.mutants.applies import (
+    Applies,
+    all_of,
+    alone_in_sequence,
+    cached,
+    called,
+    has,
+    masked,
+    owns_tables,
+    padded,
+    rotates,
+    tables_by_row,
+    temperature_of_ids,
+)
+from ropebridge_conformance.mutants.mutant import Around, Mutant, given_other
+from ropebridge_conformance.scenarios import tables_for
+from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run
+from ropebridge_spec import Variant, arguments_of
+from ropebridge_spec.arguments import RENAMED
+
+HELD = ("a_step_leaves_its_positions_in_the_cache",)
+RETURNED = ("returned_weights_are_the_pattern",)
+UNDERSTOOD = ("an_argument_that_is_not_understood_is_refused",)
+Name = Callable[[Variant], str | None]
+
+
+def without(name: str) -> Around:
+    """The layer is called as if this argument had not been passed."""
+    return given_other(lambda layer, inputs: {key: value for key, value in inputs.items() if key != name})
+
+
+def cache_dropped(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The cache is ignored, and of the mask what stands for the keys of this call is read."""
+    mask, pos = inputs["attention_mask"], inputs["hidden_states"].shape[1]
+    return {**inputs, "cache": None, "attention_mask": None if mask is None else mask[..., -pos:]}
+
+
+def nothing_in(name: Name) -> Around:
+    """The layer reads zeros in place of what an argument of its family holds."""
+
+    def ignore(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        argument = name(layer.variant)
+        assert argument is not None
+        return {**inputs, argument: inputs[argument] * 0}
+
+    return given_other(ignore)
+
+
+def tables_of_its_own(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tables handed down are ignored, and made again of positions that count on from the cache."""
+    x, cache = inputs["hidden_states"], inputs.get("cache")
+    first = 0 if cache is None else cache.get_seq_length(getattr(layer.module, "layer_idx", None) or 0)
+    ids = torch.arange(first, first + x.shape[1], device=x.device)[None]
+    return {**inputs, "position_embeddings": tables_for(layer.module, layer.rotary, layer.variant, x, ids)}
+
+
+def no_weights_returned(layer: ReferenceLayer) -> Run:
+    """Weights are not returned, whoever asks for them."""
+
+    def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+        return layer.call(inputs, hooks, backward)[0], None
+
+    return run
+
+
+def earlier_keys_zero(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An earlier layer's keys and values are taken for 0."""
+    name = layer.variant.kv_given
+    assert name is not None
+    return {**inputs, name: {kind: (k * 0, v * 0) for kind, (k, v) in inputs[name].items()}}
+
+
+def temperature_one(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The temperatures that are handed down are taken for 1."""
+    temperature = layer.variant.temperature
+    assert temperature is not None
+    assert temperature.given is not None
+    return {**inputs, temperature.given: torch.ones_like(inputs[temperature.given])}
+
+
+def offset_forgotten(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The offset of the layer's number in the cache is taken for 0."""
+    return {**inputs, layer.variant.calling.cache_offset or "": 0}
+
+
+def layer_forgotten(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The number of the layer that is called is taken for another."""
+    name = layer.variant.calling.layer or ""
+    return {**inputs, name: inputs[name] + 1}
+
+
+def every_picked_key(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An earlier layer's picks are taken to be the first keys."""
+    selector = layer.variant.selector
+    assert selector is not None
+    assert selector.given is not None
+    picks = inputs[selector.given]
+    return {**inputs, selector.given: torch.arange(picks.shape[-1], device=picks.device, dtype=picks.dtype).expand_as(picks)}
+
+
+def taken_unread(given: Mapping[str, Any], variant: Variant) -> Mapping[str, Any]:
+    """Return what a call is given by role, and drop what is not known or refused."""
+    meanings = arguments_of(variant)
+    known = {name: value for name, value in given.items() if name in meanings and meanings[name].use == "used"}
+    return {meanings[name].role if meanings[name].role in RENAMED else name: value for name, value in known.items()}
+
+
+def ignores(name: str, fault: str, stage: str, applies: Applies, around: Around, clause: str, **more: Any) -> Mutant:
+    """A mutant that ignores one argument."""
+    return Mutant(name, fault, stage, applies, around=around, clause=clause, foil=False, **more)
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    ignores("cache_ignored", "the cache is ignored", "hook_attn_scores", cached, given_other(cache_dropped), "CACHE-1"),
+    ignores(
+        "mask_ignored",
+        "the mask is ignored",
+        "hook_attn_scores",
+        masked("free"),
+        given_other(lambda layer, inputs: {**inputs, "attention_mask": None}),
+        "MASK-1",
+        arms=("the_mask_is_the_whole_truth",),
+    ),
+    ignores(
+        "tables_ignored",
+        "the tables are ignored, and made of counted positions",
+        "hook_cos",
+        all_of(rotates, padded, tables_by_row, alone_in_sequence),
+        given_other(tables_of_its_own),
+        "POS-1",
+    ),
+    ignores(
+        "position_ids_ignored",
+        "a layer with tables of its own counts positions for itself",
+        "hook_cos",
+        all_of(owns_tables, padded),
+        without("position_ids"),
+        "POS-1",
+    ),
+    ignores(
+        "temperature_ids_ignored",
+        "the query's temperature is that of counted positions",
+        "hook_attn_scores",
+        all_of(temperature_of_ids, padded),
+        without("position_ids"),
+        "SCORE-4",
+    ),
+    ignores("output_attentions_ignored", "weights are never returned", "hook_pattern", called("prefill"), no_weights_returned, "PAT-3", arms=RETURNED),
+    ignores(
+        "given_kv_ignored", "an earlier layer's keys and values are taken for 0", "hook_attn_scores", has("kv_given"), given_other(earlier_keys_zero), "KV-1"
+    ),
+    ignores(
+        "source_ignored",
+        "the states of another sequence are taken for 0",
+        "hook_kv_in",
+        has("source"),
+        nothing_in(lambda v: v.source.argument if v.source else None),
+        "KV-2",
+    ),
+    ignores(
+        "value_added_ignored", "what is handed down is not added to the value", "hook_v", has("value_added"), nothing_in(lambda v: v.value_added), "PROJ-1"
+    ),
+    ignores(
+        "temperature_ignored",
+        "the temperature that is handed down is ignored",
+        "hook_attn_scores",
+        has("temperature", "given"),
+        given_other(temperature_one),
+        "SCORE-4",
+    ),
+    ignores(
+        "picks_given_ignored", "an earlier layer's picks are ignored", "hook_attn_scores", has("selector", "given"), given_other(every_picked_key), "SEL-1"
+    ),
+    ignores(
+        "cache_offset_ignored",
+        "the offset of the layer in the cache is ignored",
+        "hook_rot_k",
+        all_of(cached, has("calling", "cache_offset")),
+        given_other(offset_forgotten),
+        "CACHE-1",
+        arms=HELD,
+    ),
+    ignores(
+        "layer_ignored",
+        "the number of the layer that is called is ignored",
+        "hook_rot_k",
+        all_of(cached, has("calling", "layer")),
+        given_other(layer_forgotten),
+        "CACHE-1",
+        arms=HELD,
+    ),
+    Mutant("anything_taken", "arguments that nobody knows are taken and ignored", "hook_in", read=taken_unread, clause="ARG-1", arms=UNDERSTOOD, foil=False),
+)
