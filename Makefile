@@ -6,10 +6,10 @@ FAMILIES ?=
 RESULTS ?= results/run.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint real spec mutants coverage bench clean
+.PHONY: help run test lint legs leg-oldest leg-newest real spec mutants coverage bench clean
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -22,6 +22,7 @@ help: ## what there is
 
 run: .venv/installed ## judge reference and bridge on the zoo of tiny random layers
 	$(BIN)/ropebridge check --jobs $(JOBS) --results $(RESULTS) $(addprefix --family ,$(FAMILIES))
+	$(if $(filter all,$(FAMILIES)),$(BIN)/pytest -q -n $(JOBS) tests/test_generation.py)
 
 test: .venv/installed ## the test suite
 	$(BIN)/pytest -n $(JOBS)
@@ -34,6 +35,14 @@ lint: .venv/installed ## ruff and mypy --strict
 coverage: .venv/installed ## judge every family, and write docs/COVERAGE.md and its baseline
 	$(BIN)/ropebridge check --family all --jobs $(JOBS) --results results/all.jsonl
 	$(BIN)/ropebridge coverage results/all.jsonl
+
+leg-oldest: .venv/installed ## the oldest supported transformers: the core zoo in float32, and generation
+	.ci/leg oldest 'transformers==5.17.*'
+
+leg-newest: .venv/installed ## the newest transformers that pip has: the same
+	.ci/leg newest transformers
+
+legs: leg-oldest leg-newest ## both
 
 mutants: .venv/installed ## judge the judge: every mutant must be killed at its stage
 	$(BIN)/ropebridge mutants --jobs $(JOBS)
@@ -48,4 +57,4 @@ spec: .venv/installed ## write SPEC.md and the README's hook table from the cont
 	$(BIN)/python -m ropebridge_spec
 
 clean: ## remove what the other commands made
-	rm -rf .venv results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .legs results .pytest_cache .mypy_cache .ruff_cache .hypothesis

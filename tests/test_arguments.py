@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
 from ropebridge import PositionEmbeddingsAttentionBridge, attach
+from ropebridge_conformance import recipes
 from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.checks import CHECKS
 from ropebridge_conformance.judge import judge
@@ -258,9 +259,9 @@ def test_a_cache_is_updated_with_what_the_class_itself_passes(name: str) -> None
     model = tiny(name)
     inputs = inputs_of(name, model.config)
     alone, bridged = Recording(), Recording()
-    model(**inputs, past_key_values=alone)
+    model(**inputs, **{recipes.cache_name(model): alone})
     with attach(model, verify=False):
-        model(**inputs, past_key_values=bridged)
+        model(**inputs, **{recipes.cache_name(model): bridged})
     assert [names_in(update) for update in bridged.updates] == [names_in(update) for update in alone.updates]
     assert len(alone.updates) == model.config.num_hidden_layers
 

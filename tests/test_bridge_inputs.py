@@ -52,7 +52,7 @@ def test_random_inputs_have_their_three_keys_and_default_sizes(bridge: Any) -> N
 
 def test_random_inputs_are_what_the_wrapped_module_takes(bridge: Any) -> None:
     module = bridge.original_component
-    out, _ = type(module).forward(module, **bridge.get_random_inputs(3, 7), past_key_values=None)
+    out, _ = type(module).forward(module, **bridge.get_random_inputs(3, 7))
     assert out.shape == (3, 7, 60)
 
 

@@ -53,7 +53,7 @@ def output(bridge: Any, inputs: dict[str, Any], path: str = "unwatched") -> Tens
 def hugging_face(bridge: Any, inputs: dict[str, Any]) -> Tensor:
     """The wrapped module's own eager forward."""
     module = bridge.original_component
-    return type(module).forward(module, **inputs, past_key_values=None)[0]
+    return type(module).forward(module, **inputs)[0]
 
 
 def close(got: Tensor, wanted: Tensor) -> None:

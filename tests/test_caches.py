@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import QuantizedCache
 
 from ropebridge import attach
-from ropebridge_conformance.recipes import build_model, inputs_of
+from ropebridge_conformance.recipes import build_model, cache_name, inputs_of
 from ropebridge_conformance.zoo import randomise
 
 BACKENDS = {"fp8": None, "quanto": "optimum.quanto", "hqq": "hqq"}
@@ -23,7 +23,7 @@ def steps(model: Any, ids: Tensor, backend: str) -> Tensor:
     options = {} if backend == "fp8" else {"nbits": 4, "q_group_size": 20, "axis_key": 0, "axis_value": 0, "residual_length": 4}
     cache = QuantizedCache(backend, model.config, **options)
     spans = [(0, 6), *((at, at + 1) for at in range(6, ids.shape[1]))]
-    return torch.cat([model(ids[:, start:stop], past_key_values=cache, use_cache=True).logits for start, stop in spans], dim=1)
+    return torch.cat([model(ids[:, start:stop], **{cache_name(model): cache}, use_cache=True).logits for start, stop in spans], dim=1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

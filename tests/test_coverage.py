@@ -1,10 +1,14 @@
 """The coverage page and the baseline it is made from: what transformers has, what is served, and what changed since."""
 
+from collections import Counter
+
 import pytest
+import torch
 import transformers
 
 from ropebridge_conformance import coverage
 from ropebridge_conformance.installed import Found, classes_of, installed_classes
+from ropebridge_conformance.zoo import CASES, specimen
 from ropebridge_spec import FAMILIES
 
 ATTENTION = '''
@@ -36,11 +40,16 @@ def test_the_page_is_what_the_baseline_says(pytestconfig):
 
 
 def test_every_served_class_was_judged_in_every_dtype_and_passed():
+    """The reference declares one gap, once for each kind of layer: it makes the pattern whether or not anybody watches (MEM-1)."""
+    kinds = Counter(type(specimen(case.id, torch.float32, "cpu").module).__name__ for case in CASES)
     served = [c for c in coverage.read_baseline()["classes"] if c["status"] == "served"]
     assert {c["class"] for c in served} == set(FAMILIES)
     for entry in served:
         assert set(entry["verdicts"]) == {"float32", "bfloat16", "float16", "float64"}, entry["class"]
-        assert all(set(outcomes) == {"pass"} for outcomes in entry["verdicts"].values()), entry["class"]
+        for outcomes in entry["verdicts"].values():
+            assert set(outcomes) <= {"pass", "unsupported"}, entry["class"]
+            assert outcomes["pass"] > 100, entry["class"]
+            assert outcomes.get("unsupported", 0) <= kinds[entry["class"]], entry["class"]
 
 
 @same_transformers

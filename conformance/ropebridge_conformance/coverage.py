@@ -81,7 +81,7 @@ def verdicts_by_class(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Counte
 
 def cells(family: Family) -> str:
     """What a family computes beside plain rotary attention, in words."""
-    parts = {part.name: getattr(family, part.name) for part in fields(family) if part.name not in ("source", "dropout")}
+    parts = {part.name: getattr(family, part.name) for part in fields(family) if part.name not in ("source", "dropout", "since", "before")}
     other = {name: value for name, value in parts.items() if value != getattr(Family(), name)}
     return ", ".join(f"{name}{settings_of(value) if is_dataclass(value) else ''}" for name, value in other.items()) or "plain"
 

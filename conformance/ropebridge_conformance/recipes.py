@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 WINDOW = 5
@@ -158,7 +161,8 @@ def mrope(*section: int) -> dict[str, Any]:
 class Recipe:
     """One family's tiny model.
 
-    name: the family. package: its package in transformers, where that has another name.
+    name: the family. package: its package in transformers, where that has another name; model_package: that of its model, where it is another family's.
+    since: the first release of transformers whose config takes what the recipe says.
     layers: one of each kind of attention layer that the model has.
     config: what the config sets beside `SIZES`; `...` leaves out what stands there.
     inputs: what a forward is given: token ids, token ids of several codebooks, embeddings, a pair of texts for encoder and decoder, a text and
@@ -174,6 +178,7 @@ class Recipe:
     config_class: str
     model_class: str
     package: str = ""
+    model_package: str = ""
     layers: tuple[int, ...] = (0,)
     config: Mapping[str, Any] = field(default_factory=dict)
     inputs: Literal["ids", "codebooks", "embeds", "pair", "speech", "seeing", "draft"] = "ids"
@@ -181,15 +186,18 @@ class Recipe:
     extra: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     codebooks: int = 3
     part: str = ""
+    since: str = ""
 
     @property
     def installed(self) -> bool:
         """Whether the installed transformers has the family: an older one may not."""
-        return find_spec(f"transformers.models.{self.package or self.name}") is not None
+        new_enough = not self.since or Version(version("transformers")) >= Version(self.since)
+        return new_enough and find_spec(f"transformers.models.{self.package or self.name}") is not None
 
     def load(self, stem: str, name: str) -> Any:
         """A class of the family's package."""
         package = self.package or self.name
+        package = self.model_package or package if stem == "modeling" else package
         return getattr(import_module(f"transformers.models.{package}.{stem}_{package}"), name)
 
 
@@ -359,6 +367,12 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("dots1", "Dots1Config", "Dots1ForCausalLM", layers=(0, 1), config={"layer_types": LOCAL_GLOBAL}),
     Recipe("mellum", "MellumConfig", "MellumForCausalLM", layers=(0, 1), config={"layer_types": LOCAL_GLOBAL}),
     Recipe("apertus", "ApertusConfig", "ApertusForCausalLM"),
+    Recipe("apertus1p5", "Apertus1p5TextConfig", "Apertus1p5TextForCausalLM"),
+    Recipe("exaone", "ExaoneConfig", "LlamaForCausalLM", model_package="llama"),
+    Recipe("sarvam_moe", "SarvamMoEConfig", "Glm4MoeForCausalLM", model_package="glm4_moe"),
+    Recipe(
+        "lara_mini", "LaraMiniConfig", "LaraMiniForCausalLM", config={"num_hidden_layers": 3, "layer_types": ["linear_attention", *LOCAL_GLOBAL]}, layers=(1, 2)
+    ),
     Recipe("hy_v3", "HYV3Config", "HYV3ForCausalLM"),
     Recipe("lfm2", "Lfm2Config", "Lfm2ForCausalLM", layers=(1,), config={"layer_types": ["conv", "full_attention"]}),
     Recipe("cohere", "CohereConfig", "CohereForCausalLM", config={"use_qk_norm": True}),
@@ -713,6 +727,7 @@ RECIPES: tuple[Recipe, ...] = (
         "GPTNeoXJapaneseConfig",
         "GPTNeoXJapaneseForCausalLM",
         config={"head_dim": 10, "attention_dropout": 0.0, "intermediate_multiple_size": 2, "rope_parameters": HALF_ROTARY},
+        since="5.18",  # before, the model itself fails with a partial rotation
     ),
     # keys and values shared between layers
     Recipe(
@@ -930,6 +945,13 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("deepseek_v32", "DeepseekV32Config", "DeepseekV32ForCausalLM", config=SELECTING),
     Recipe("glm_moe_dsa", "GlmMoeDsaConfig", "GlmMoeDsaForCausalLM", config={**SELECTING, "indexer_types": ["full", "shared"]}, layers=(0, 1)),
     Recipe("hy_v4", "HYV4Config", "HYV4ForCausalLM", config={**SELECTING, "indexer_types": ["full", "shared"], "hc_mult": 2}, layers=(0, 1)),
+    Recipe(
+        "hy_v4_vl",
+        "HYV4VLTextConfig",
+        "HYV4VLTextModel",
+        config={**SELECTING, "indexer_types": ["full", "shared"], "hc_mult": 2, "rope_parameters": mrope(2, 1, 1)},
+        layers=(0, 1),
+    ),
     Recipe("axk2", "AXK2Config", "AXK2ForCausalLM", config={**SELECTING, "gated_norm_rank": 4}),
     Recipe(
         "dots3_note",
@@ -973,6 +995,7 @@ RECIPES: tuple[Recipe, ...] = (
         "qwen4_exp",
         "Qwen4ExpTextConfig",
         "Qwen4ExpForCausalLM",
+        since="5.18",
         config={
             "layer_types": ["linear_attention", "indexed_attention"],
             "rope_parameters": {**HALF_ROTARY, "mrope_section": [2, 1, 1]},
@@ -990,6 +1013,7 @@ RECIPES: tuple[Recipe, ...] = (
     # multi-head latent attention
     Recipe("axk1", "AXK1Config", "AXK1ForCausalLM", config=LATENT),
     Recipe("deepseek_v3", "DeepseekV3Config", "DeepseekV3ForCausalLM", config=LATENT),
+    Recipe("sarvam_mla", "SarvamMLAConfig", "DeepseekV3ForCausalLM", model_package="deepseek_v3", config=LATENT),
     Recipe("glm4_moe_lite", "Glm4MoeLiteConfig", "Glm4MoeLiteForCausalLM", config=LATENT),
     Recipe("youtu", "YoutuConfig", "YoutuForCausalLM", config={**LATENT, "rope_interleave": False}),
     Recipe("deepseek_v2", "DeepseekV2Config", "DeepseekV2ForCausalLM", config={**LATENT, "q_lora_rank": None, "topk_method": "greedy"}),
@@ -1049,6 +1073,11 @@ def inputs_of(name: str, config: Any, batch: int = 2, pos: int = 12) -> dict[str
     if recipe.inputs == "speech":
         return {"input_ids": ids, "decoder_input_ids": torch.randint(3, 40, (*shape, recipe.codebooks), generator=draw)}
     return {"input_ids": ids, "decoder_input_ids": ids.flip(0)} if recipe.inputs == "pair" else {"input_ids": ids}
+
+
+def cache_name(model: Any) -> str:
+    """Return under which name a model's forward takes its cache and its output holds it: `cache` since transformers 5.24, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
 
 
 def extra_of(name: str) -> dict[str, Tensor]:

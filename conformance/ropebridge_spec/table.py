@@ -60,6 +60,7 @@ FAMILIES: Mapping[str, Family | Variant] = {
     ),
     **rows(
         Family(norm=NormKind(rounds_before_weight=True)),
+        Apertus1p5TextAttention="apertus1p5",
         ApertusAttention="apertus",
         HYV3Attention="hy_v3",
         Qwen3VLMoeTextAttention="qwen3_vl_moe",
@@ -85,6 +86,15 @@ FAMILIES: Mapping[str, Family | Variant] = {
         Exaone4Attention="exaone4",
         ExaoneMoeAttention="exaone_moe",
         Kolibri1Attention="kolibri1",
+    ),
+    **rows(
+        Family(
+            norm=NormKind(rounds_before_weight=True),
+            rotary=RotaryKind(where=("sliding_window",)),
+            window="sliding_window",
+            calling=Calling(tables="rotating"),
+        ),
+        LaraMiniAttention="lara_mini",
     ),
     **rows(
         Family(norm=NormKind(over="flat"), rotary=RotaryKind(precision="float32")),
@@ -455,6 +465,17 @@ FAMILIES: Mapping[str, Family | Variant] = {
             calling=Calling(returns=("out", "pattern", "picks")),
         ),
         HYV4Attention="hy_v4",
+    ),
+    **rows(
+        Family(
+            rotary=RotaryKind(pairing="interleaved", end="trailing", precision="float32"),
+            latent=LatentKind(),
+            gate=GateKind(),
+            sinks="sinks",
+            selector=SelectorKind(through="prev_topk_indices"),
+            calling=Calling(returns=("out", "pattern", "picks")),
+        ),
+        HYV4VLAttention="hy_v4_vl",
     ),
     **rows(
         Family(

@@ -13,7 +13,9 @@ from ropebridge.base import AttentionBridge
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.hooks import HookHandle, HookPoint
 from ropebridge.position import PositionEmbeddingHooksMixin
+from ropebridge.versions import UntestedTransformers
 from ropebridge_spec import (
+    ARGUMENTS,
     FAMILIES,
     AttachError,
     ContractError,
@@ -36,6 +38,7 @@ from ropebridge_spec import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "ARGUMENTS",
     "FAMILIES",
     "AttachError",
     "AttentionBridge",
@@ -56,6 +59,7 @@ __all__ = [
     "SubmoduleError",
     "UnknownHook",
     "UnsupportedAttention",
+    "UntestedTransformers",
     "Variant",
     "VerificationError",
     "attach",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.hooks import Direction, HookFunction, HookPoint, refuse_uncallable
 from ropebridge.verify import verify_layers
+from ropebridge.versions import warn_if_untested
 from ropebridge_spec import FAMILIES, OTHERS, RESERVED, AttachError, ContractError, Family, HookNeverFired, UnknownHook, UnsupportedAttention, Variant
 from ropebridge_spec.paths import holds
 
@@ -45,13 +46,14 @@ def attach(
         families: class name -> `Family` or `Variant`; add to it to serve a class this version does not know.
 
     Returns:
-        The bridged model. `detach()` it, or use it as a context manager.
+        The bridged model. `detach()` it, or use it as a context manager. Warns (UntestedTransformers) under a transformers newer than was tested.
 
     Raises:
-        UnsupportedAttention: a rotary attention class that no family serves.
+        UnsupportedAttention: a rotary attention class that no family serves, or whose forward has a parameter that is not known.
         AttachError: the model is attached to already, holds no rotary attention, or no numbers to verify with (the meta device).
         VerificationError: a layer did not reproduce the module it wraps; the model is left as it was.
     """
+    warn_if_untested()
     options = {"use_attn_in": use_attn_in, "use_split_qkv_input": use_split_qkv_input, "use_attn_result": use_attn_result}
     found = list(rotary_attention(model, families))
     names = hook_names([(path, layer_number(path, module)) for path, module in found])

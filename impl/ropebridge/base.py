@@ -136,7 +136,7 @@ class AttentionBridge(nn.Module):
     def effective(self) -> Variant:
         """What this call computes: one key for every query head where `attn_in` is opted in to (SPLIT-3), and no softcap where the model has none.
 
-        transformers' sdpa attention leaves a softcap out; until 5.22 Gemma 2 and its kin could be run so, and a bridge keeps to what the model does.
+        transformers' sdpa attention leaves a softcap out; until 5.20 Gemma 2 and its kin could be run so, and a bridge keeps to what the model does.
         """
         variant = ungrouped(self.variant, self.opted_in)
         if variant.softcap is not None and getattr(self.config_in_force, "_attn_implementation", None) == "sdpa":

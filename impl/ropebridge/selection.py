@@ -18,7 +18,7 @@ class Given:
     """What a selector may ask for.
 
     hidden_states: (batch, pos, d_model). q_latent: (batch, pos, q_rank), or None. tables: (cos, sin), or None.
-    position_ids: (batch or 1, pos). cache: the model's, or None.
+    position_ids: (batch or 1, pos), with an axis before it where the model rotates by several. cache: the model's, or None.
     """
 
     hidden_states: Tensor
@@ -43,7 +43,7 @@ def pick(module: nn.Module, selector: Selector, given: Given, seen: Visibility) 
         "q_resid": given.q_latent,
         "position_embeddings": given.tables,
         "attention_mask": mask_for(selector, seen, x.shape[0]),
-        "position_ids": given.position_ids.expand(x.shape[0], -1),
+        "position_ids": given.position_ids.expand(*given.position_ids.shape[:-2], x.shape[0], -1),  # ([axis,] batch, pos)
         "past_key_values": given.cache,
         "cache": given.cache,
     }
@@ -66,8 +66,8 @@ def mask_for(selector: Selector, seen: Visibility, batch: int) -> Tensor:
 
 def allowed(picks: Tensor, selector: Selector, heads: int, keys: int) -> Tensor:
     """(batch, head or 1, query, key): whether a key was picked for a query."""
-    if selector.picks == "mask":
-        return picks
+    if selector.picks == "mask":  # additive in transformers 5.18 to 5.20, where the mask that it is given is
+        return picks if picks.dtype == torch.bool else picks > torch.finfo(picks.dtype).min / 2
     if selector.picks == "keys":
         none = torch.zeros(*picks.shape[:-1], keys, dtype=torch.bool, device=picks.device)
         return none.scatter(-1, picks.long(), True).unsqueeze(1)

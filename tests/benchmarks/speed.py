@@ -40,7 +40,7 @@ def contestants(pos):
     eager, _ = layer("eager")
     unwatched, watched = bridged(sdpa, rotary), bridged(sdpa, rotary)
     watched.hook_points["hook_pattern"].add_hook(lambda tensor, hook: None)
-    inputs = {**unwatched.get_random_inputs(1, pos, seed=0), "past_key_values": None}
+    inputs = unwatched.get_random_inputs(1, pos, seed=0)
     causal = {**inputs, "attention_mask": None}
     return {
         "Hugging Face sdpa": lambda: sdpa(**causal),
