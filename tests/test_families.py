@@ -13,9 +13,10 @@ import transformers
 from torch import Tensor
 
 from ropebridge import attach
+from ropebridge.versions import sdpa_refuses_softcaps
 from ropebridge_conformance.recipes import INSTALLED, build_model, cache_name, extra_of, inputs_of
 from ropebridge_conformance.zoo import attention_layer, randomise
-from ropebridge_spec import FAMILIES, Family, UnsupportedAttention, VerificationError
+from ropebridge_spec import FAMILIES, ContractError, Family, UnsupportedAttention, VerificationError
 
 STEPS, LEFT_PADDING = 8, 3
 every_recipe = pytest.mark.parametrize("name", [recipe.name for recipe in INSTALLED])
@@ -112,6 +113,29 @@ def test_the_model_gives_what_it_gives_alone_under_left_padding(name: str) -> No
     wanted = final(run(**inputs, attention_mask=padding))
     with attach(model, verify=False):
         agree(final(run(**inputs, attention_mask=padding)), wanted, padding[:, -wanted.shape[1] :].bool())
+
+
+@pytest.mark.parametrize("name", ["gemma2", "vaultgemma"])
+@torch.no_grad()
+def test_a_softcap_that_sdpa_leaves_out_is_left_out(name: str) -> None:
+    """Until transformers 5.20 these models could be run by sdpa, which caps nothing; since then it raises. A bridge does what the model does."""
+    model = tiny(name)
+    inputs = inputs_of(name, model.config)
+    capped = final(model(**inputs))
+    model.config._attn_implementation = "sdpa"
+    if sdpa_refuses_softcaps():
+        with pytest.raises(ValueError, match="does not support `softcap`"):
+            model(**inputs)
+        with attach(model), pytest.raises(ContractError, match=r"caps its scores \(SCORE-1\), and its model attends by sdpa, which refuses that; call"):
+            model(**inputs)
+        return
+    wanted = final(model(**inputs))
+    assert float((wanted - capped).abs().max()) > 0.1
+    with attach(model) as bridged:
+        agree(final(model(**inputs)), wanted)
+        agree(final(bridged.run_with_cache(**inputs)[0]), wanted)
+        model.config._attn_implementation = "eager"
+        agree(final(model(**inputs)), capped)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ SIGNS: Mapping[str, str] = {
     "mistrallarge4": "latents that layers share, and each brings up by itself",
     "compress": "a learned compressor makes keys beside its own",
     "experts.map": "experts in place of a query projection",
+    "self.sqk": "learned scales on the rotated query and on the gate, and norms of unit length",
     "qkv_proj(hidden_states, past": "a convolution over earlier positions before its heads",
     "key_value_states": "cross-attention",
     "encoder_hidden_states": "cross-attention",

@@ -172,8 +172,10 @@ def by_role(given: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     """Return what a layer is called with, with the roles in `RENAMED` in place of the class's own names for them.
 
     Raises:
-        ContractError: an argument that is not None and not known, or that is refused (ARG-1).
+        ContractError: an argument that is not None and not known, or that is refused (ARG-1), also is_causal=False in a causal layer (MASK-2).
     """
+    if variant.causal and given.get("is_causal") is False:
+        raise ContractError("the layer was called with is_causal=False, and is causal (MASK-2); pass a four-axis mask that says what each query may see")
     meanings, renamed = arguments_of(variant), {}
     for name, value in given.items():
         meaning = meanings.get(name)

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from ropebridge.calls import Signature, signature_of
 from ropebridge.checkpointing import Edits
 from ropebridge.hooks import HookPoint, ScorePoint
+from ropebridge.versions import sdpa_refuses_softcaps
 from ropebridge_spec import (
     FAMILIES,
     HOOKS,
+    ContractError,
     Family,
     NotBound,
     OptIn,
@@ -136,12 +138,19 @@ class AttentionBridge(nn.Module):
     def effective(self) -> Variant:
         """What this call computes: one key for every query head where `attn_in` is opted in to (SPLIT-3), and no softcap where the model has none.
 
-        transformers' sdpa attention leaves a softcap out; until 5.20 Gemma 2 and its kin could be run so, and a bridge keeps to what the model does.
+        Until transformers 5.20 sdpa attention leaves a softcap out, and Gemma 2 and its kin could be run so; since then it raises. A bridge does the same.
+
+        Raises:
+            ContractError: the layer is capped, and its model attends by an sdpa that refuses that.
         """
         variant = ungrouped(self.variant, self.opted_in)
-        if variant.softcap is not None and getattr(self.config_in_force, "_attn_implementation", None) == "sdpa":
-            return replace(variant, softcap=None)
-        return variant
+        if variant.softcap is None or getattr(self.config_in_force, "_attn_implementation", None) != "sdpa":
+            return variant
+        if sdpa_refuses_softcaps():
+            raise ContractError(
+                f"{self.name!r} caps its scores (SCORE-1), and its model attends by sdpa, which refuses that; call model.set_attn_implementation('eager')"
+            )
+        return replace(variant, softcap=None)
 
     @property
     def config_in_force(self) -> Any:

@@ -17,6 +17,7 @@ from ropebridge_spec import (
     Variant,
     arguments_of,
     cache_update_keywords,
+    parameter_in_role,
     parameters_of,
     refuse_unknown_parameters,
 )
@@ -30,11 +31,12 @@ class Signature:
     """How the wrapped class is called.
 
     parameters: the names that its forward has, in order. meanings: name -> what it means, whether forward names it or not (ARG-1).
-    update_keywords: the keyword arguments with which it calls `cache.update`.
+    takes_cache: whether it takes a cache. update_keywords: the keyword arguments with which it calls `cache.update`.
     """
 
     parameters: tuple[str, ...]
     meanings: Mapping[str, Argument]
+    takes_cache: bool
     update_keywords: tuple[str, ...]
 
 
@@ -52,7 +54,8 @@ def signature_of(kind: type, variant: Variant) -> Signature:
             f"{kind.__name__}.forward updates its cache with the keyword arguments {', '.join(map(repr, unknown))}; "
             f"clause ARG-1 requires that each is known: {', '.join(UPDATED_WITH)}"
         )
-    return Signature(parameters_of(kind), arguments_of(variant), passed_on)
+    takes_cache = parameter_in_role(kind, variant, "cache") is not None
+    return Signature(parameters_of(kind), arguments_of(variant), takes_cache, passed_on)
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def refuse_other_cache(name: str, cache: Any, signature: Signature) -> None:
     """Refuse a cache that the wrapped class does not take, or that cannot say how many positions it holds: a paged one."""
     if cache is None:
         return
-    if not any(argument in signature.parameters for argument, meaning in signature.meanings.items() if meaning.role == "cache"):
+    if not signature.takes_cache:
         raise ContractError(f"{name!r} was called with a cache, and its class takes none; clause ARG-1 refuses it: call the model with use_cache=False")
     if not hasattr(cache, "get_seq_length"):
         raise ContractError(

@@ -10,6 +10,11 @@ from packaging.version import Version
 OLDEST_TESTED, NEWEST_TESTED = "5.17", "5.24"
 
 
+def sdpa_refuses_softcaps(installed: str = transformers.__version__) -> bool:
+    """Return whether the installed transformers' sdpa attention raises where a layer caps its scores; before 5.21 it left the cap out."""
+    return Version(installed).release[:2] >= (5, 21)
+
+
 class UntestedTransformers(UserWarning):
     """The installed transformers is newer than the newest that was tested."""
 

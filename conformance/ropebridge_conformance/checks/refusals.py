@@ -69,7 +69,8 @@ def an_argument_that_is_not_understood_is_refused(bench: Bench, q: Question) -> 
     """ARG-1: arguments that nobody knows, or that change what is computed in a way that is not served, are refused, and the next call is what it was."""
     layer, call = prepared(bench, q)
     before = layer.run(call.inputs)[0]
-    for name, value in REFUSED.items():
+    bidirectional = {"is_causal": False} if q.specimen.variant.causal else {}
+    for name, value in {**REFUSED, **bidirectional}.items():
         if words_of(partial(layer.run, {**call.inputs, name: value})) is None:
             return failed(f"the argument {name} was taken and ignored; clause ARG-1 requires that it is refused", divergent="hook_in")
     harmless = {name: True for name, argument in arguments_of(q.specimen.variant).items() if argument.use == "ignored"}
@@ -86,7 +87,7 @@ REFUSED: dict[str, object] = {
     "seq_idx": torch.zeros(2, 13, dtype=torch.int32),
     "block_table": torch.zeros(2, 1, dtype=torch.int32),
 }
-"""An unknown argument, those of packed sequences, and one of a paged cache."""
+"""An unknown argument, those of packed sequences, and one of a paged cache; a causal layer refuses is_causal=False beside them."""
 
 
 def with_mask(call: CallInputs, mask: object) -> dict[str, Any]:

@@ -314,3 +314,8 @@ def temperature_of_ids(specimen: Specimen, scenario: Scenario) -> bool:
 def alone_in_sequence(specimen: Specimen, scenario: Scenario) -> bool:
     """Layers whose keys are of their own sequence alone."""
     return specimen.variant.source is None
+
+
+def causal(specimen: Specimen, scenario: Scenario) -> bool:
+    """Layers that see no later position."""
+    return specimen.variant.causal

@@ -12,8 +12,10 @@ from ropebridge_conformance.mutants.applies import (
     Applies,
     all_of,
     alone_in_sequence,
+    always,
     cached,
     called,
+    causal,
     has,
     masked,
     owns_tables,
@@ -25,7 +27,7 @@ from ropebridge_conformance.mutants.applies import (
 from ropebridge_conformance.mutants.mutant import Around, Mutant, given_other
 from ropebridge_conformance.scenarios import tables_for
 from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run
-from ropebridge_spec import Variant, arguments_of
+from ropebridge_spec import Variant, arguments_of, by_role
 from ropebridge_spec.arguments import RENAMED
 
 HELD = ("a_step_leaves_its_positions_in_the_cache",)
@@ -108,6 +110,16 @@ def every_picked_key(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mappin
     return {**inputs, selector.given: torch.arange(picks.shape[-1], device=picks.device, dtype=picks.dtype).expand_as(picks)}
 
 
+def hidden_states_zero(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The hidden states are taken for 0."""
+    return {**inputs, "hidden_states": torch.zeros_like(inputs["hidden_states"])}
+
+
+def is_causal_unread(given: Mapping[str, Any], variant: Variant) -> Mapping[str, Any]:
+    """Return what a call is given by role, and drop is_causal."""
+    return by_role({name: value for name, value in given.items() if name != "is_causal"}, variant)
+
+
 def taken_unread(given: Mapping[str, Any], variant: Variant) -> Mapping[str, Any]:
     """Return what a call is given by role, and drop what is not known or refused."""
     meanings = arguments_of(variant)
@@ -122,6 +134,7 @@ def ignores(name: str, fault: str, stage: str, applies: Applies, around: Around,
 
 MUTANTS: tuple[Mutant, ...] = (
     ignores("cache_ignored", "the cache is ignored", "hook_attn_scores", cached, given_other(cache_dropped), "CACHE-1"),
+    ignores("hidden_states_ignored", "the hidden states are taken for 0", "hook_in", always, given_other(hidden_states_zero), "IN-1"),
     ignores(
         "mask_ignored",
         "the mask is ignored",
@@ -198,6 +211,16 @@ MUTANTS: tuple[Mutant, ...] = (
         given_other(layer_forgotten),
         "CACHE-1",
         arms=HELD,
+    ),
+    Mutant(
+        "is_causal_ignored",
+        "a causal layer that is called with is_causal=False goes on causally",
+        "hook_in",
+        causal,
+        read=is_causal_unread,
+        clause="ARG-1",
+        arms=UNDERSTOOD,
+        foil=False,
     ),
     Mutant("anything_taken", "arguments that nobody knows are taken and ignored", "hook_in", read=taken_unread, clause="ARG-1", arms=UNDERSTOOD, foil=False),
 )
