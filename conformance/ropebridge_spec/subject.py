@@ -23,9 +23,11 @@ class Layer(Protocol):
         """One forward call, and nothing left of its hooks for the next.
 
         Args:
-            inputs: `hidden_states` (batch, pos, d_model); `position_embeddings` (cos, sin), None where the layer takes no
-                tables; `attention_mask` with four axes or two, or None (MASK-1 to MASK-3); and at decode
-                `past_key_values`, a transformers cache that the call extends.
+            inputs: the keyword arguments that the module's own forward would be called with, by the names of its signature in the
+                installed transformers: `hidden_states` (batch, pos, d_model); `position_embeddings` (cos, sin), None where the
+                layer takes no tables, and not there where it makes its own; `attention_mask` with four axes or two, or None
+                (MASK-1 to MASK-3); at decode a transformers cache that the call extends, as `cache`, `past_key_values` or
+                `layer_past`. What it does not understand it refuses (ARG-1).
             hooks: pairs of a hook point's short name (`hook_rot_q`) and a function; several may share a name.
             backward_hooks: pairs of a hook point's short name and a function of the gradient there, which it may replace
                 (GRAD-1); they are called in the backward pass that follows. Given only by the checks about them: a subject
