@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
+from transformers.models.llama.modeling_llama import LlamaAttention
+from transformers.utils.generic import TransformersKwargs
 
 from ropebridge import PositionEmbeddingsAttentionBridge, attach
 from ropebridge_conformance import recipes
@@ -84,6 +87,11 @@ def test_each_entry_of_the_table_says_why() -> None:
     for argument in ARGUMENTS.values():
         assert len(argument.reason.split()) >= 4
         assert bool(argument.role) == (argument.use == "used")
+
+
+@pytest.mark.parametrize("keywords", [TransformersKwargs, FlashAttentionKwargs], ids=lambda keywords: keywords.__name__)
+def test_every_keyword_that_transformers_says_it_passes_on_is_in_the_table(keywords: Any) -> None:
+    assert set(keywords.__annotations__) <= set(ARGUMENTS)
 
 
 # ---- a class ----
@@ -190,6 +198,43 @@ def test_a_bridge_that_caches_other_values_does_not_pass_its_proof(monkeypatch: 
     monkeypatch.setattr(memory, "extended", spoiled)
     with pytest.raises(VerificationError, match="its cached values is off by"):
         attach(tiny())
+
+
+class Delegating(LlamaAttention):
+    """Names no argument, and hands all on."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+
+class Partly(LlamaAttention):
+    """Names the first argument alone."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
+        return super().forward(hidden_states, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [Delegating, Partly])
+@torch.no_grad()
+def test_a_subclass_that_hands_its_arguments_on_is_called_by_the_names_of_its_base(kind: type) -> None:
+    assert parameters_of(kind) == parameters_of(LlamaAttention)
+    model = tiny()
+    prompt = {**inputs_of("llama", model.config, pos=4), "max_new_tokens": 6, "do_sample": False}
+    alone = model.generate(**prompt)
+    with attach(with_class(kind), families={**FAMILIES, kind.__name__: FAMILIES["LlamaAttention"]}) as bridged:
+        assert torch.equal(bridged.model.generate(**prompt), alone)
+
+
+class Swallowing(LlamaAttention):
+    """Takes any argument, and hands on no cache."""
+
+    def forward(self, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
+        return super().forward(hidden_states, position_embeddings, attention_mask)
+
+
+def test_a_subclass_that_drops_the_cache_does_not_pass_its_proof() -> None:
+    with pytest.raises(VerificationError, match=r"of the cached keys it leaves 8 positions, and the Swallowing it wraps 0$"):
+        attach(with_class(Swallowing), families={**FAMILIES, "Swallowing": FAMILIES["LlamaAttention"]})
 
 
 # ---- a call ----

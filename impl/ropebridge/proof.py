@@ -39,7 +39,10 @@ class ProofCall:
 
 
 def proof_calls(twin: PositionEmbeddingsAttentionBridge) -> Iterator[ProofCall]:
-    """Yield the calls in order: all positions without a cache, and where the class takes a cache those of `SPANS` with one."""
+    """Yield the calls in order: all positions without a cache, and where the class takes a cache those of `SPANS` with one.
+
+    A layer that is handed an earlier layer's keys and values (KV-1) reads no cache, and one that only reads a cache is called once with it.
+    """
     variant, names = twin.variant, own_names(type(twin.wrapped), twin.variant)
     given = by_role(twin.get_random_inputs(BATCH, POS, seed=0, left_padding=LEFT_PADDING), variant)
     yield ProofCall(arguments(twin, {**given, "cache": None}), arguments(twin, {**given, "cache": None}))

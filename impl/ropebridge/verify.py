@@ -115,8 +115,9 @@ def compare_caches(bridge: PositionEmbeddingsAttentionBridge, twin: PositionEmbe
 def compare_keys(bridge: PositionEmbeddingsAttentionBridge, what: str, by_module: Mapping[str, Tensor], by_bridge: Mapping[str, Tensor]) -> None:
     """Refuse keys and values (batch, head, key, width) that differ from the module's."""
     kind = type(bridge.original_component).__name__
-    for name, wanted in by_module.items():
-        got = by_bridge.get(name, wanted[:, :, :0])
+    for name, example in {**by_bridge, **by_module}.items():
+        nothing = example[:, :, :0]  # what a cache holds that was never updated
+        wanted, got = by_module.get(name, nothing), by_bridge.get(name, nothing)
         if wanted.shape[2] != got.shape[2]:
             raise VerificationError(f"{bridge.name!r}: of the {what} {name} it leaves {got.shape[2]} positions, and the {kind} it wraps {wanted.shape[2]}")
         if bridge.variant.latent is None:
