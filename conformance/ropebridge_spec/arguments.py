@@ -159,6 +159,31 @@ def refuse_unknown_parameters(kind: type, variant: Variant) -> None:
         )
 
 
+def meaning_of(layer: str, argument: str, meanings: Mapping[str, Argument]) -> Argument:
+    """Return what an argument of a call means; `layer` is what the message calls the layer.
+
+    Raises:
+        ContractError: it is not known, or is refused (ARG-1).
+    """
+    meaning = meanings.get(argument)
+    if meaning is None:
+        raise ContractError(
+            f"{layer} was called with {argument!r}, and what it means is not known; clause ARG-1 requires that no argument is ignored in silence\n"
+            f"  leave it out of the call of the model; what is known: print(ropebridge_spec.ARGUMENTS)"
+        )
+    if meaning.use == "refused":
+        raise ContractError(f"{layer} was called with {argument!r}, which clause ARG-1 refuses: {meaning.reason}")
+    return meaning
+
+
+def refuse_bidirectional(layer: str, variant: Variant, is_causal: object) -> None:
+    """Refuse a call that asks a causal layer for attention to later positions: without a mask it would be causal all the same (MASK-2)."""
+    if variant.causal and is_causal is False:
+        raise ContractError(
+            f"{layer} was called with is_causal=False, and its layer is causal (MASK-2)\n  pass a four-axis attention_mask that says what each query may see"
+        )
+
+
 RENAMED = ("position_embeddings", "attention_mask", "cache")
 """The roles that classes have names of their own for, and that every reader of a call knows by their role."""
 
@@ -174,14 +199,11 @@ def by_role(given: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     Raises:
         ContractError: an argument that is not None and not known, or that is refused (ARG-1), also is_causal=False in a causal layer (MASK-2).
     """
-    if variant.causal and given.get("is_causal") is False:
-        raise ContractError("the layer was called with is_causal=False, and is causal (MASK-2); pass a four-axis mask that says what each query may see")
+    refuse_bidirectional("the layer", variant, given.get("is_causal"))
     meanings, renamed = arguments_of(variant), {}
     for name, value in given.items():
-        meaning = meanings.get(name)
-        if value is not None and (meaning is None or meaning.use == "refused"):
-            raise ContractError(f"the layer was called with {name!r}; clause ARG-1 refuses it: {meaning.reason if meaning else 'what it means is not known'}")
-        role = meaning.role if meaning and meaning.role in RENAMED else name
+        meaning = meanings.get(name) if value is None else meaning_of("the layer", name, meanings)
+        role = meaning.role if meaning is not None and meaning.role in RENAMED else name
         if value is not None or role not in renamed:
             renamed[role] = value
     return renamed

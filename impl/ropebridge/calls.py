@@ -17,8 +17,10 @@ from ropebridge_spec import (
     Variant,
     arguments_of,
     cache_update_keywords,
+    meaning_of,
     parameter_in_role,
     parameters_of,
+    refuse_bidirectional,
     refuse_unknown_parameters,
 )
 
@@ -101,8 +103,7 @@ def read_call(name: str, module: nn.Module, variant: Variant, signature: Signatu
     """
     by_role = sort_by_role(name, signature, args, kwargs)
     hidden_states = checked(name, by_role.get("hidden_states"), variant.d_model)
-    if variant.causal:
-        refuse_bidirectional(name, by_role.get("is_causal"))
+    refuse_bidirectional(repr(name), variant, by_role.get("is_causal"))
     cache, layer = by_role.get("cache"), layer_of(by_role, module)
     refuse_other_cache(name, cache, signature)
     mask = by_role.get("attention_mask")
@@ -136,22 +137,10 @@ def sort_by_role(name: str, signature: Signature, args: Sequence[Any], kwargs: M
     for argument, value in (*by_position.items(), *kwargs.items()):
         if value is None:
             continue
-        meaning = signature.meanings.get(argument)
-        if meaning is None or meaning.use == "refused":
-            raise ContractError(refusal(name, argument, meaning))
+        meaning = meaning_of(repr(name), argument, signature.meanings)
         if meaning.use == "used" and by_role.setdefault(meaning.role, value) is not value:
             raise ContractError(f"{name!r} was called with two values for {meaning.role}, one of them as {argument}; pass one")
     return by_role
-
-
-def refusal(name: str, argument: str, meaning: Argument | None) -> str:
-    """Return the message for an argument that must not be passed."""
-    if meaning is None:
-        return (
-            f"{name!r} was called with {argument!r}, and what it means is not known; clause ARG-1 requires that no argument is ignored in silence\n"
-            f"  leave it out of the call of the model; what is known: print(ropebridge_spec.ARGUMENTS)"
-        )
-    return f"{name!r} was called with {argument!r}, which clause ARG-1 refuses: {meaning.reason}"
 
 
 def unnamed(signature: Signature, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,11 +205,3 @@ def returned(names: Sequence[str], module: nn.Module, call: Call, out: Tensor, p
         own = pattern.shape[-1] - call.source.shape[1]
         made |= {"pattern_own": pattern[..., :own], "pattern_source": pattern[..., own:]}
     return tuple(made[name] if name in made else getattr(module, name) for name in names)
-
-
-def refuse_bidirectional(name: str, is_causal: object) -> None:
-    """Refuse a call that asks for attention to later positions: without a mask the layer would be causal all the same."""
-    if is_causal is False:
-        raise ContractError(
-            f"{name!r} was called with is_causal=False, and its layer is causal (MASK-2)\n  pass a four-axis attention_mask that says what each query may see"
-        )
