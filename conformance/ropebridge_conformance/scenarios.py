@@ -200,7 +200,7 @@ def base_inputs(scenario: Scenario, specimen: Specimen, layer: Any, seed: int) -
     padded = torch.zeros(scenario.batch, dtype=torch.long)
     padded[-1] = scenario.left_padding
     ids = (torch.arange(scenario.pos) - padded[:, None]).clamp(min=0).to(specimen.device)
-    if scenario.left_padding or scenario.first or specimen.variant.source:
+    if scenario.left_padding or scenario.first or specimen.variant.source or specimen.variant.calling.tables == "own":
         inputs["position_embeddings"] = tables(specimen, inputs["hidden_states"], with_source(ids, specimen.variant) + scenario.first)
     made = {
         **placed(specimen.variant, ids, scenario.first),

@@ -538,7 +538,7 @@ FAMILIES: Mapping[str, Family | Variant] = {
     ),
     **rows(
         Family(
-            rotary=RotaryKind(pairing="interleaved", table="half", width="rotary_dim"),
+            rotary=RotaryKind(pairing="interleaved", table="half", width="rotary_dim", precision="float32"),
             score_precision="float32",
             dropout="attention_dropout",
             output_dropout="resid_dropout.p",

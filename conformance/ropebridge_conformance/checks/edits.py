@@ -85,9 +85,9 @@ def an_edit_in_place_stays_in_the_layer(bench: Bench, q: Question) -> Finding:
     assert q.hook is not None
     layer = bench.layer(q.specimen, q.situation.opted_in)
     call = calls(q.situation, q.specimen, layer)[0]
-    before = [tensor.clone() for tensor in held(call)]
+    before = [(tensor, tensor.clone()) for tensor in held(call)]
     record(layer, [call], watched(q.specimen, q.situation, "all"), {q.hook: edit_in_place})
-    if all(torch.equal(one, other) for one, other in zip(before, held(call), strict=True)):
+    if all(torch.equal(tensor, as_it_was) for tensor, as_it_was in before):
         return passed()
     return failed(f"an edit in place at {q.hook} changed what the caller holds; clause EDIT-2 requires that it stays in the layer", divergent=q.hook)
 

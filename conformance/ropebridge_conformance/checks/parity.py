@@ -13,10 +13,11 @@ from ropebridge_conformance.compare import Difference, compare
 from ropebridge_conformance.oracle import Expectation
 from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed
 from ropebridge_conformance.scenarios import CORE, CallInputs, calls
-from ropebridge_conformance.traces import Trace
+from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.witness import carried_bounds, hugging_face, live_rows, truth
 
 RMS_RATIO, MAX_RATIO = 1.05, 2.0
+SEEDS = 4
 HALF = ("bfloat16", "float16")
 
 
@@ -51,17 +52,27 @@ def the_output_agrees_with_hugging_face(bench: Bench, q: Question) -> Finding:
 
 
 def half_precision_is_as_near_the_truth_as_hugging_face(bench: Bench, q: Question) -> Finding:
-    """PAR-2: no further from float64 than Hugging Face in the same dtype, in root mean square and at the worst element."""
-    got = joined(bench.traces(q.specimen, q.situation, "none")).double()
-    call = whole_call(bench, q)
-    theirs, exact = hugging_face(q.specimen, [call])[0].double(), truth(q.specimen, call)
-    usable = theirs.isfinite().all(-1)
-    ours, their_error = (got - exact)[usable], (theirs - exact)[usable]
+    """PAR-2: no further from float64 than Hugging Face in the same dtype, in root mean square and at the worst element, over inputs from several seeds.
+
+    Of one input of this size the ratio strays: honest variants were seen at 1.058 of Hugging Face's error.
+    """
+    of_seeds = [errors_of(bench, q, seed) for seed in range(SEEDS)]
+    ours, their_error = (torch.cat(errors) for errors in zip(*of_seeds, strict=True))
     rms, worst = (float(norm(ours) / norm(their_error)) for norm in (root_mean_square, largest))
     finding = Difference(max(rms / RMS_RATIO, worst / MAX_RATIO), rms, RMS_RATIO, ())
     if rms <= RMS_RATIO and worst <= MAX_RATIO:
         return passed(finding)
     return failed(f"error {rms:.3f} times Hugging Face's in root mean square (allowed {RMS_RATIO}), {worst:.2f} at worst ({MAX_RATIO})", finding, "hook_out")
+
+
+def errors_of(bench: Bench, q: Question, seed: int) -> tuple[Tensor, Tensor]:
+    """How far the subject's output, and Hugging Face's, (row, d_model), is from float64 where Hugging Face's is finite, on the inputs of one seed."""
+    layer = bench.layer(q.specimen, q.situation.opted_in)
+    (call,) = calls(replace(q.situation, steps=0), q.specimen, layer, seed)
+    got = joined(record(layer, calls(q.situation, q.specimen, layer, seed), ())).double()
+    theirs, exact = hugging_face(q.specimen, [call])[0].double(), truth(q.specimen, call)
+    usable = theirs.isfinite().all(-1)
+    return (got - exact)[usable], (theirs - exact)[usable]
 
 
 def root_mean_square(error: Tensor) -> Tensor:
