@@ -237,6 +237,24 @@ def test_a_subclass_that_drops_the_cache_does_not_pass_its_proof() -> None:
         attach(with_class(Swallowing), families={**FAMILIES, "Swallowing": FAMILIES["LlamaAttention"]})
 
 
+@torch.no_grad()
+def test_a_bridge_that_hands_on_other_values_does_not_pass_its_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 3n's later layers read what an earlier one left (KV-1)."""
+    from ropebridge import bridge, memory
+
+    remember = memory.remember
+
+    def spoiled(own: Any, call: Any, module: Any, variant: Any) -> Any:
+        pair = remember(own, call, module, variant)
+        for kind, (keys, values) in dict(call.shared_kv or {}).items():
+            call.shared_kv[kind] = (keys, values * 1.001)
+        return pair
+
+    monkeypatch.setattr(bridge.memory, "remember", spoiled)
+    with pytest.raises(VerificationError, match="its handed on values is off by"):
+        attach(tiny("gemma3n"))
+
+
 # ---- a call ----
 
 

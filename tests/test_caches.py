@@ -7,11 +7,29 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import QuantizedCache
+from transformers import DynamicCache, EncoderDecoderCache, QuantizedCache
 
 from ropebridge import attach
 from ropebridge_conformance.recipes import build_model, cache_name, inputs_of
 from ropebridge_conformance.zoo import randomise
+
+
+@torch.no_grad()
+def test_a_layer_that_is_handed_the_caches_of_two_sequences_reads_its_own() -> None:
+    """RoFormer's self-attention takes an EncoderDecoderCache as well as a plain one."""
+    model = build_model("roformer")
+    randomise(model)
+    ids = inputs_of("roformer", model.config)["input_ids"]
+
+    def steps() -> Tensor:
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        spans = [slice(0, 6), *(slice(at, at + 1) for at in range(6, ids.shape[1]))]
+        return torch.cat([model(ids[:, span], **{cache_name(model): cache}, use_cache=True).logits for span in spans], dim=1)
+
+    alone = steps()
+    with attach(model):
+        assert torch.allclose(steps(), alone, atol=1e-5 * float(alone.abs().max()))
+
 
 BACKENDS = {"fp8": None, "quanto": "optimum.quanto", "hqq": "hqq"}
 """Who quantises, and the package it needs."""

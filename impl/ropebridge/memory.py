@@ -42,7 +42,8 @@ def extended(own: Pair, call: Call) -> Pair:
         ContractError: the cache changed the arguments of the call, as paged caches do for a kernel of their own.
     """
     passed_on = {name: dict(arguments) for name, arguments in call.update_with.items()}
-    keys, values = call.cache.update(*own, call.cache_layer, **passed_on)
+    cache = getattr(call.cache, "self_attention_cache", call.cache)  # RoFormer may be handed the caches of two sequences
+    keys, values = cache.update(*own, call.cache_layer, **passed_on)
     if any(changed(arguments, call.update_with[name]) for name, arguments in passed_on.items()):
         raise ContractError(
             f"a cache of the class {type(call.cache).__name__} changed the arguments of the call it was handed; clause ARG-1 refuses paged caches: "

@@ -44,15 +44,16 @@ def proof_calls(twin: PositionEmbeddingsAttentionBridge) -> Iterator[ProofCall]:
     A layer that is handed an earlier layer's keys and values (KV-1) reads no cache, and one that only reads a cache is called once with it.
     """
     variant, names = twin.variant, own_names(type(twin.wrapped), twin.variant)
-    given = by_role(twin.get_random_inputs(BATCH, POS, seed=0, left_padding=LEFT_PADDING), variant)
-    yield ProofCall(arguments(twin, {**given, "cache": None}), arguments(twin, {**given, "cache": None}))
+    given = {**by_role(twin.get_random_inputs(BATCH, POS, seed=0, left_padding=LEFT_PADDING), variant), "cache": None}
+    yield ProofCall(arguments(twin, fresh(given, variant)), arguments(twin, fresh(given, variant)))
     if names["cache"] is None or variant.kv_given is not None:
         return
     layer = cache_layer(twin, given)
     ours, theirs = new_cache(twin, layer), new_cache(twin, layer)
     for start, stop in SPANS if variant.calling.extends_cache else ((0, POS),):
         span = part(given, variant, start, stop, theirs, layer)
-        yield ProofCall(arguments(twin, {**span, "cache": theirs}), arguments(twin, {**fresh(span, variant), "cache": ours}), (theirs, ours, layer))
+        by_module, by_bridge = ({**fresh(span, variant), "cache": cache} for cache in (theirs, ours))
+        yield ProofCall(arguments(twin, by_module), arguments(twin, by_bridge), (theirs, ours, layer))
 
 
 def arguments(twin: PositionEmbeddingsAttentionBridge, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,9 +90,9 @@ def new_cache(twin: PositionEmbeddingsAttentionBridge, layer: int) -> Any:
 
 
 def fresh(span: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
-    """Return the same inputs, with a mapping of its own to leave keys and values in."""
-    left = variant.calling.kv_left
-    return {**span, left: {}} if left is not None else dict(span)
+    """Return the same inputs, with an empty mapping of their own to leave keys and values in (KV-1)."""
+    leaves_in = variant.calling.kv_left
+    return {**span, leaves_in: {}} if leaves_in is not None else dict(span)
 
 
 def part(given: Mapping[str, Any], variant: Variant, start: int, stop: int, cache: Any, layer: int) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def part(given: Mapping[str, Any], variant: Variant, start: int, stop: int, cach
     if variant.source is not None:
         states = given[variant.source.argument]
         cut[variant.source.argument] = states[:, :0] if before and start else states
-    return fresh(cut, variant)
+    return cut
 
 
 def along(name: str, value: Any, variant: Variant, span: slice) -> Any:
