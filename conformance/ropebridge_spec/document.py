@@ -7,6 +7,7 @@ import hashlib
 import json
 
 from ropebridge_spec import bounds
+from ropebridge_spec.arguments import ARGUMENTS
 from ropebridge_spec.clauses import CLAUSES
 from ropebridge_spec.family import Family
 from ropebridge_spec.hooks import HOOKS, RESERVED
@@ -70,6 +71,12 @@ def clause_table() -> str:
     return table(["clause", "text", "formula"], [[c.id, c.text, f"`{c.formula}`" if c.formula else ""] for c in CLAUSES])
 
 
+def argument_table() -> str:
+    """Return what each argument means to a layer, as a Markdown table."""
+    rows = [[f"`{name}`", argument.use, f"`{argument.role}`" if argument.role else "", argument.reason] for name, argument in ARGUMENTS.items()]
+    return table(["argument", "use", "role", "what is read, or why it is ignored or refused"], rows)
+
+
 def family_table() -> str:
     """The families this version serves, as a Markdown table."""
     rows = []
@@ -101,6 +108,7 @@ def spec_document() -> str:
         hash=spec_hash(),
         hooks=hook_table(),
         clauses=clause_table(),
+        arguments=argument_table(),
         families=family_table(),
         units=unit_table(),
         reserved=table(["name", "kept for"], [[f"`{name}`", text] for name, text in RESERVED.items()]),
@@ -144,6 +152,13 @@ flattened axis; `table_batch` is batch or 1; `d_head_v` is `d_head` unless the f
 ## Clauses
 
 {clauses}
+
+## Arguments of an attention forward
+
+What transformers hands a layer by these names (ARG-1). A family may give names to more: its tables, its mask, keys and values of an earlier layer,
+another sequence. Any other argument is refused.
+
+{arguments}
 
 ## What a layer computes: `Variant`
 
