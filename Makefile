@@ -6,7 +6,7 @@ FAMILIES ?=
 RESULTS ?= results/run.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint legs leg-oldest leg-newest real spec mutants coverage bench clean
+.PHONY: help run test lint legs leg-oldest leg-newest real spec mutants coverage subjects bench clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -43,6 +43,11 @@ leg-newest: .venv/installed ## the newest transformers that pip has: the same
 	.ci/leg newest transformers
 
 legs: leg-oldest leg-newest ## both
+
+subjects: .venv/installed ## judge Hugging Face's own eager attention, and write docs/subjects
+	-$(BIN)/ropebridge check ropebridge_conformance.subjects.hugging_face:Factory --jobs $(JOBS) --results results/hugging_face.jsonl
+	$(BIN)/python -m ropebridge_conformance.subject_report results/hugging_face.jsonl \
+		--known-failures conformance/ropebridge_conformance/subjects/hugging_face.toml --page docs/subjects/hugging_face.md
 
 mutants: .venv/installed ## judge the judge: every mutant must be killed at its stage
 	$(BIN)/ropebridge mutants --jobs $(JOBS)
