@@ -247,8 +247,13 @@ def random_kv(scenario: Scenario, specimen: Specimen, seed: int) -> tuple[Tensor
 
 
 def placed(variant: Variant, ids: Tensor, first: int) -> dict[str, Tensor]:
-    """What a layer that needs them is told of its positions: the positions, from `first` on, or its temperatures (SCORE-4)."""
-    if variant.calling.tables == "own" or variant.selector is not None:
+    """What a layer that needs them is told of its positions: the positions, from `first` on, or its temperatures (SCORE-4).
+
+    A selector reads from them how many keys there are, and is told the places in this call.
+    """
+    if variant.selector is not None:
+        return {"position_ids": ids}
+    if variant.calling.tables == "own":
         return {"position_ids": ids + first}
     if variant.temperature is None or variant.temperature.counted:
         return {}

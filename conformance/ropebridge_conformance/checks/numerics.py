@@ -11,10 +11,11 @@ from torch import Tensor
 from ropebridge_conformance.bench import Bench, watched
 from ropebridge_conformance.checks.values import judge_stage
 from ropebridge_conformance.compare import Difference, compare
-from ropebridge_conformance.oracle import Context, Expectation, context_of, expect
+from ropebridge_conformance.oracle import Context, Expectation, context_of, expect, fitting
 from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed, vacuous, value_clause
 from ropebridge_conformance.scenarios import Scenario, calls, possible, tables_go_on
 from ropebridge_conformance.traces import record
+from ropebridge_reference import rotate, turns
 from ropebridge_spec import HookSpec, Variant, attended
 
 LEAN = math.sqrt(2 * math.log(2e9))
@@ -33,23 +34,33 @@ def the_errors_of_a_stage_do_not_lean(bench: Bench, q: Question) -> Finding:
     assert q.hook is not None
     trace, context = bench.traces(q.specimen, q.situation, "all")[0], bench.contexts(q.specimen, q.situation)[0]
     expected = expect(q.hook, context)
-    clip = context.clips(q.hook) if q.hook in CLIPPED else None
-    leaning = lean(expected.value + expected.value.sign() * expected.bound / 4, expected, clip)
+    counted = ~tied(q.hook, context, expected.value) & expected.value.isfinite()
+    leaning = lean(expected.value + expected.value.sign() * expected.bound / 4, expected, counted)
     if not expected.bound.count_nonzero():
         return passed() if torch.equal(trace.values[q.hook].double(), expected.value) else failed(f"{q.hook} is not what it copies", divergent=q.hook)
     if abs(leaning) <= LEAN:
         return vacuous(f"errors of a quarter of the bound, all one way, would pass: {leaning:.3g}")
-    found = lean(trace.values[q.hook].double(), expected, clip)
+    found = lean(trace.values[q.hook].double(), expected, counted)
     difference = Difference(abs(found) / LEAN, abs(found), LEAN, ())
     if difference.fits:
         return passed(difference)
     return failed(f"the errors of {q.hook} lean {'up' if found > 0 else 'down'} by {abs(found):.3g}, which chance does not ({LEAN:.2f})", difference, q.hook)
 
 
-def lean(value: Tensor, expected: Expectation, clip: float | None) -> float:
-    """The statistic, over elements that are numbers; those that are clipped all have the error of the bound they are clipped to."""
-    usable = expected.value.isfinite() & (expected.value.abs() != (clip or torch.inf))
-    e, y, b = (t[usable] for t in (value - expected.value, expected.value, expected.bound.expand_as(expected.value)))
+def tied(hook: str, c: Context, value: Tensor) -> Tensor:
+    """Where values are one number by their making, and so have one error: those that are clipped (CLIP-1), and those rotated from two that are."""
+    clip, rotary = c.variant.clip, c.variant.rotary
+    if clip is not None and rotary is not None and hook in ("hook_rot_q", "hook_rot_k"):
+        clipped = (c.turned(hook[-1]).abs() == clip).double()
+        turn = turns(*fitting((c.values["hook_cos"], c.values["hook_sin"]), clipped.shape[1]), rotary)
+        return rotate(clipped, torch.ones_like(turn), rotary) == 2  # of the pair both
+    bound = c.clips(hook) if hook in CLIPPED else None
+    return value.abs() == (torch.inf if bound is None else bound)
+
+
+def lean(value: Tensor, expected: Expectation, counted: Tensor) -> float:
+    """The statistic, over the elements that count."""
+    e, y, b = (t[counted] for t in (value - expected.value, expected.value, expected.bound.expand_as(expected.value)))
     return float((e * y).sum() / (b * y).square().sum().sqrt())
 
 
