@@ -51,7 +51,8 @@ def tied(hook: str, c: Context, value: Tensor) -> Tensor:
     """Where values are one number by their making, and so have one error: those that are clipped (CLIP-1), and those rotated from two that are."""
     clip, rotary = c.variant.clip, c.variant.rotary
     if clip is not None and rotary is not None and hook in ("hook_rot_q", "hook_rot_k"):
-        clipped = (c.turned(hook[-1]).abs() == clip).double()
+        shown_as = float(torch.tensor(clip, dtype=getattr(torch, c.dtype)))
+        clipped = (c.turned(hook[-1]).abs() == shown_as).double()
         turn = turns(*fitting((c.values["hook_cos"], c.values["hook_sin"]), clipped.shape[1]), rotary)
         return rotate(clipped, torch.ones_like(turn), rotary) == 2  # of the pair both
     bound = c.clips(hook) if hook in CLIPPED else None
