@@ -39,6 +39,15 @@ def build_model(family: str, attn: str = "eager", seed: int = 0, **config: Any) 
     return model.eval()
 
 
+WAITING = ("test_survival.py", "test_wheel.py", "test_plugin.py")
+"""Files whose tests wait for processes of their own, for minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that wait, so that others run beside them and none is left to wait for at the end."""
+    items.sort(key=lambda item: item.path.name not in WAITING)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Tensors this small only lose by being shared out among threads, and lose most where tests run side by side."""

@@ -79,8 +79,9 @@ HIDDEN = ("mask_not_infinite",)
 """What the translation makes good, and the subjects declare as a gap for it."""
 
 
-BEHIND = [m for m in MUTANTS if m.stage in TURNED and m.stages is not STAGES and m.foil and m.name not in HIDDEN]
-"""Faults of a stage's own value, such as prove inputs, at the hooks that are shown in another layout and beside them."""
+FAULTS = [m for m in MUTANTS if m.stages is not STAGES and m.foil and m.name not in HIDDEN]
+BEHIND = [m for stage in TURNED for m in [m for m in FAULTS if m.stage == stage][:2]]
+"""Two faults of each stage whose hook is shown in another layout, and of the pattern that follows."""
 
 
 def killer_of(mutant):
