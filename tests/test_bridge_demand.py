@@ -25,7 +25,12 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.elements = max([self.elements, *(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))])
+        self.elements = max(
+            [
+                self.elements,
+                *(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)),
+            ]
+        )
         return result
 
 
@@ -37,7 +42,9 @@ def largest(bridge: Any, layer_inputs: Any) -> int:
 
 
 @pytest.mark.parametrize("layer", [0, 1])
-def test_nothing_of_size_query_by_key_is_made_where_nobody_watches(bridge_layer: Any, family: str, layer: int) -> None:
+def test_nothing_of_size_query_by_key_is_made_where_nobody_watches(
+    bridge_layer: Any, family: str, layer: int
+) -> None:
     bridge = bridge_layer(family, layer, config={"max_position_embeddings": 1024})
     inputs = bridge.get_random_inputs(1, POS, seed=0)
     assert largest(bridge, inputs) < bridge.variant.heads * POS * POS / 2
@@ -55,13 +62,17 @@ def _compiler() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_compiler")
 @torch.no_grad()
-def test_a_bridged_model_compiles_as_the_model_alone_does(build: Any, tokens: Tensor, family: str) -> None:
+def test_a_bridged_model_compiles_as_the_model_alone_does(
+    build: Any, tokens: Tensor, family: str
+) -> None:
     """Into one graph; transformers' own experts break that of GPT-OSS."""
     model = build(family)
     wanted = model(tokens, use_cache=False).logits
     with attach(model) as bridged:
         compiled = torch.compile(bridged.model, backend="eager", fullgraph=family != "gpt_oss")
-        torch.testing.assert_close(compiled(tokens, use_cache=False).logits, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            compiled(tokens, use_cache=False).logits, wanted, rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.usefixtures("_compiler")
@@ -76,7 +87,11 @@ def test_a_layer_compiles_into_one_graph_and_its_hooks_fire(bridge_layer: Any, f
     with bridge.hook_points["hook_z"].add_hook(lambda tensor, hook: tensor * 0):
         edited = compiled(**inputs)[0]
     bias = bridge.b_O
-    torch.testing.assert_close(edited, torch.zeros_like(edited) if bias is None else bias.expand_as(edited))
-    with bridge.hook_points["hook_pattern"].add_hook(lambda tensor, hook: kept.append(tensor.clone())):
+    torch.testing.assert_close(
+        edited, torch.zeros_like(edited) if bias is None else bias.expand_as(edited)
+    )
+    with bridge.hook_points["hook_pattern"].add_hook(
+        lambda tensor, hook: kept.append(tensor.clone())
+    ):
         compiled(**inputs)
     assert [tuple(pattern.shape) for pattern in kept] == [(2, 6, 9, 9)]

@@ -1,4 +1,5 @@
-"""Dropout applies in training mode only, after hook_pattern, and draws the same numbers watched or not (clause DROP-1)."""
+"""Dropout applies in training mode only, after hook_pattern, and draws the same numbers watched or
+not (clause DROP-1)."""
 
 from __future__ import annotations
 
@@ -20,9 +21,16 @@ def bridge(bridge_layer: Any, family: str) -> Any:
     return bridge
 
 
-def output(bridge: Any, inputs: dict[str, Any], seed: int, *watched: str) -> tuple[Tensor, dict[str, Tensor]]:
+def output(
+    bridge: Any, inputs: dict[str, Any], seed: int, *watched: str
+) -> tuple[Tensor, dict[str, Tensor]]:
     kept: dict[str, Tensor] = {}
-    handles = [bridge.hook_points[name].add_hook(lambda tensor, hook: kept.__setitem__(hook.spec.name, tensor.detach().clone())) for name in watched]
+    handles = [
+        bridge.hook_points[name].add_hook(
+            lambda tensor, hook: kept.__setitem__(hook.spec.name, tensor.detach().clone())
+        )
+        for name in watched
+    ]
     torch.manual_seed(seed)
     out, _ = bridge(**inputs)
     for handle in handles:
@@ -59,7 +67,8 @@ def test_the_pattern_is_shown_before_dropout(bridge: Any, pos: int) -> None:
 
 @torch.no_grad()
 def test_dropout_scales_what_it_keeps_by_the_rate(bridge: Any) -> None:
-    """Values of one: z is then the sum of what was kept of each row, 1 / (1 - rate) times its share."""
+    """Values of one: z is then the sum of what was kept of each row, 1 / (1 - rate) times its
+    share."""
     inputs = bridge.get_random_inputs(1, 9, seed=0)
     bridge.hook_points["hook_v"].add_hook(lambda tensor, hook: torch.ones_like(tensor))
     bridge.hook_points["hook_pattern"].add_hook(lambda tensor, hook: torch.full_like(tensor, 1 / 9))
@@ -74,7 +83,9 @@ def test_dropout_scales_what_it_keeps_by_the_rate(bridge: Any) -> None:
 def test_in_evaluation_nothing_is_dropped(bridge: Any, watched: tuple[str, ...]) -> None:
     bridge.original_component.eval()
     inputs = bridge.get_random_inputs(2, 9, seed=0)
-    assert torch.equal(output(bridge, inputs, 7, *watched)[0], output(bridge, inputs, 8, *watched)[0])
+    assert torch.equal(
+        output(bridge, inputs, 7, *watched)[0], output(bridge, inputs, 8, *watched)[0]
+    )
 
 
 def test_dropout_reaches_the_gradient(bridge: Any) -> None:

@@ -1,4 +1,5 @@
-"""The hooks of one bridged layer: what they are shown, what an edit does, and that looking does nothing."""
+"""The hooks of one bridged layer: what they are shown, what an edit does, and that looking does
+nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ from ropebridge import HookNeverFired
 from ropebridge_spec import axis_sizes, hook_order, shape_of
 
 ORDER = [
-    "hook_in", "hook_q", "hook_k", "hook_v", "hook_q_normed", "hook_k_normed", "hook_cos", "hook_sin",
-    "hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern", "hook_z", "hook_out",
+    "hook_in", "hook_q", "hook_k", "hook_v", "hook_q_normed", "hook_k_normed", "hook_cos",
+    "hook_sin", "hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern", "hook_z",
+    "hook_out",
 ]  # fmt: skip
 ALWAYS = [name for name in ORDER if not name.endswith("normed")]
 DIFFERENTIABLE = [name for name in ALWAYS if name not in ("hook_cos", "hook_sin")]
@@ -22,7 +24,8 @@ LATE = {"hook_attn_scores", "hook_pattern"}
 
 
 def nudge(tensor: Tensor) -> Tensor:
-    """An affine edit: a mere shift of scores would be invisible to softmax, a mere product of -inf a NaN."""
+    """An affine edit: a mere shift of scores would be invisible to softmax, a mere product of -inf
+    a NaN."""
     return torch.where(tensor.isfinite(), tensor * 1.25 + 0.01, tensor)
 
 
@@ -38,7 +41,12 @@ def run(bridge: Any, inputs: dict[str, Any], **hooks: Any) -> tuple[Tensor, dict
     """One call with hooks by name; its output, and every stage that was recorded after them."""
     kept: dict[str, Tensor] = {}
     handles = [bridge.hook_points[name].add_hook(fn) for name, fn in hooks.items()]
-    handles += [point.add_hook(lambda tensor, hook: kept.__setitem__(hook.spec.name, tensor.detach().clone())) for point in bridge.hook_points.values()]
+    handles += [
+        point.add_hook(
+            lambda tensor, hook: kept.__setitem__(hook.spec.name, tensor.detach().clone())
+        )
+        for point in bridge.hook_points.values()
+    ]
     out, _ = bridge(**inputs)
     for handle in handles:
         handle.remove()
@@ -66,7 +74,9 @@ def test_every_hook_has_the_shape_and_dtype_of_the_contract(bridge: Any) -> None
     inputs = bridge.get_random_inputs(2, 9, seed=0, dtype=torch.float32)
     _, kept = run(bridge, inputs)
     sizes = axis_sizes(bridge.variant, batch=2, pos=9, key=9)
-    assert {name: tuple(tensor.shape) for name, tensor in kept.items()} == {spec.name: shape_of(spec, sizes) for spec in hook_order(bridge.variant)}
+    assert {name: tuple(tensor.shape) for name, tensor in kept.items()} == {
+        spec.name: shape_of(spec, sizes) for spec in hook_order(bridge.variant)
+    }
     assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
 
 
@@ -87,21 +97,32 @@ def test_a_single_watched_hook_fires_exactly_once(llama: Any, llama_inputs: Any,
 
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("name", [name for name in ALWAYS if name not in LATE])
-def test_looking_at_what_the_kernel_does_not_make_gives_the_same_bits(bridge: Any, name: str, grad: bool) -> None:
+def test_looking_at_what_the_kernel_does_not_make_gives_the_same_bits(
+    bridge: Any, name: str, grad: bool
+) -> None:
     inputs = bridge.get_random_inputs(2, 9, seed=0, left_padding=2)
     with torch.set_grad_enabled(grad):
-        assert torch.equal(output(bridge, inputs, **{name: lambda tensor, hook: None}), output(bridge, inputs))
+        assert torch.equal(
+            output(bridge, inputs, **{name: lambda tensor, hook: None}), output(bridge, inputs)
+        )
 
 
 @pytest.mark.parametrize("pos", [9, 300], ids=["one_block", "three_blocks"])
 @pytest.mark.parametrize("layer", [0, 1], ids=["first_layer", "second_layer"])
 @pytest.mark.parametrize("mask", ["explicit_mask", "no_mask"])
 @torch.no_grad()
-def test_the_watched_path_agrees_with_the_unwatched_one(bridge_layer: Any, family: str, layer: int, pos: int, mask: str) -> None:
+def test_the_watched_path_agrees_with_the_unwatched_one(
+    bridge_layer: Any, family: str, layer: int, pos: int, mask: str
+) -> None:
     bridge = bridge_layer(family, layer, requires_attention_mask=mask == "explicit_mask")
     inputs = bridge.get_random_inputs(2, pos, seed=0)
     unwatched = output(bridge, inputs)
-    watched = output(bridge, inputs, hook_attn_scores=lambda tensor, hook: None, hook_pattern=lambda tensor, hook: None)
+    watched = output(
+        bridge,
+        inputs,
+        hook_attn_scores=lambda tensor, hook: None,
+        hook_pattern=lambda tensor, hook: None,
+    )
     torch.testing.assert_close(watched, unwatched, rtol=1e-5, atol=2e-6)
 
 
@@ -111,10 +132,16 @@ def test_the_watched_path_agrees_with_the_unwatched_one(bridge_layer: Any, famil
 @pytest.mark.parametrize("how", ["replaced", "in_place"])
 @pytest.mark.parametrize("name", ALWAYS)
 @torch.no_grad()
-def test_an_edit_leaves_earlier_stages_alone_and_moves_later_ones(bridge: Any, name: str, how: str) -> None:
+def test_an_edit_leaves_earlier_stages_alone_and_moves_later_ones(
+    bridge: Any, name: str, how: str
+) -> None:
     inputs = bridge.get_random_inputs(2, 9, seed=0, left_padding=2)
     _, plain = run(bridge, inputs)
-    out, edited = run(bridge, inputs, **{name: nudge_in_place if how == "in_place" else lambda tensor, hook: nudge(tensor)})
+    out, edited = run(
+        bridge,
+        inputs,
+        **{name: nudge_in_place if how == "in_place" else lambda tensor, hook: nudge(tensor)},
+    )
     stages = list(plain)
     before, at, after = stages[: stages.index(name)], name, stages[-1]
     assert [stage for stage in before if not torch.equal(edited[stage], plain[stage])] == []
@@ -134,8 +161,11 @@ def test_an_edit_in_place_is_the_same_as_a_replacement(bridge: Any, name: str, g
 
 
 @pytest.mark.parametrize("name", ALWAYS)
-def test_the_gradient_under_an_edit_in_place_is_that_under_a_replacement(bridge: Any, name: str) -> None:
-    """Softmax and the fused kernel keep what they made for the backward pass: an edit must not reach that."""
+def test_the_gradient_under_an_edit_in_place_is_that_under_a_replacement(
+    bridge: Any, name: str
+) -> None:
+    """Softmax and the fused kernel keep what they made for the backward pass: an edit must not
+    reach that."""
 
     def gradient(edit: Any) -> Tensor:
         inputs = bridge.get_random_inputs(2, 9, seed=0, left_padding=2)
@@ -143,7 +173,9 @@ def test_the_gradient_under_an_edit_in_place_is_that_under_a_replacement(bridge:
         output(bridge, inputs, **{name: edit}).square().sum().backward()
         return inputs["hidden_states"].grad
 
-    torch.testing.assert_close(gradient(nudge_in_place), gradient(lambda tensor, hook: nudge(tensor)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        gradient(nudge_in_place), gradient(lambda tensor, hook: nudge(tensor)), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["hook_in", "hook_cos", "hook_sin"])
@@ -187,10 +219,18 @@ def test_a_key_edit_moves_only_the_heads_of_its_group(bridge_layer: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("stage", "later"), [("hook_k", "hook_rot_k"), ("hook_rot_q", "hook_attn_scores"), ("hook_attn_scores", "hook_pattern"), ("hook_pattern", "hook_z")]
+    ("stage", "later"),
+    [
+        ("hook_k", "hook_rot_k"),
+        ("hook_rot_q", "hook_attn_scores"),
+        ("hook_attn_scores", "hook_pattern"),
+        ("hook_pattern", "hook_z"),
+    ],
 )
 @torch.no_grad()
-def test_an_edit_at_one_position_reaches_only_what_reads_it(llama: Any, llama_inputs: Any, stage: str, later: str) -> None:
+def test_an_edit_at_one_position_reaches_only_what_reads_it(
+    llama: Any, llama_inputs: Any, stage: str, later: str
+) -> None:
     """The last position is edited: nothing that an earlier query sees may move."""
 
     def edit(tensor: Tensor, hook: Any) -> None:
@@ -218,14 +258,19 @@ def test_a_pattern_set_by_hand_is_what_mixes_the_values(llama: Any, llama_inputs
     torch.testing.assert_close(kept["hook_z"], wanted, rtol=0, atol=0)
 
 
-def test_olmo2_leaves_the_residual_stream_alone_under_an_edit_of_hook_in(build: Any, tokens: Tensor) -> None:
-    """Its attention is given the residual stream itself; only the attention's own output may move it."""
+def test_olmo2_leaves_the_residual_stream_alone_under_an_edit_of_hook_in(
+    build: Any, tokens: Tensor
+) -> None:
+    """Its attention is given the residual stream itself; only the attention's own output may move
+    it."""
     from ropebridge import attach
 
     model: Any = build("olmo2")
     block = model.model.layers[0]
     residuals: list[Tensor] = []
-    block.self_attn.register_forward_pre_hook(lambda module, args, kwargs: residuals.append(kwargs["hidden_states"]), with_kwargs=True)
+    block.self_attn.register_forward_pre_hook(
+        lambda module, args, kwargs: residuals.append(kwargs["hidden_states"]), with_kwargs=True
+    )
 
     with attach(model) as bridged, torch.no_grad():
         bridged.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_in", wipe)])
@@ -234,7 +279,9 @@ def test_olmo2_leaves_the_residual_stream_alone_under_an_edit_of_hook_in(build: 
 
 @pytest.mark.parametrize("name", ["hook_cos", "hook_sin"])
 @torch.no_grad()
-def test_a_table_edited_in_one_layer_is_whole_in_the_next(build: Any, tokens: Tensor, family: str, name: str) -> None:
+def test_a_table_edited_in_one_layer_is_whole_in_the_next(
+    build: Any, tokens: Tensor, family: str, name: str
+) -> None:
     from ropebridge import attach
 
     with attach(build(family)) as bridged:
@@ -249,8 +296,11 @@ def test_a_table_edited_in_one_layer_is_whole_in_the_next(build: Any, tokens: Te
 
 @pytest.mark.parametrize("path", ["fused", "explicit"])
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_a_gradient_retained_at_a_hook_is_the_derivative_by_it(bridge: Any, name: str, path: str) -> None:
-    """GRAD-1. Against a finite difference in float64 along a random direction; NaN and None both fail."""
+def test_a_gradient_retained_at_a_hook_is_the_derivative_by_it(
+    bridge: Any, name: str, path: str
+) -> None:
+    """GRAD-1. Against a finite difference in float64 along a random direction; NaN and None both
+    fail."""
     bridge.original_component.double()
     inputs = bridge.get_random_inputs(2, 7, seed=0, dtype=torch.float64)
     held: list[Tensor] = []
@@ -263,14 +313,27 @@ def test_a_gradient_retained_at_a_hook_is_the_derivative_by_it(bridge: Any, name
         noise = torch.randn(tensor.shape, generator=draw, dtype=tensor.dtype)
         direction.append(torch.where(tensor.isfinite(), noise, 0.0))
 
-    look = {"hook_pattern": lambda tensor, hook: None} if path == "explicit" and name != "hook_pattern" else {}
+    look = (
+        {"hook_pattern": lambda tensor, hook: None}
+        if path == "explicit" and name != "hook_pattern"
+        else {}
+    )
     inputs["hidden_states"].requires_grad_()
     output(bridge, inputs, **{name: hold}, **look).square().sum().backward()
     slope = float((held[0].grad.nan_to_num() * direction[0]).sum())
 
     def along(step: float) -> float:
         with torch.no_grad():
-            return float(output(bridge, inputs, **{name: lambda tensor, hook: tensor + step * direction[0]}, **look).square().sum())
+            return float(
+                output(
+                    bridge,
+                    inputs,
+                    **{name: lambda tensor, hook: tensor + step * direction[0]},
+                    **look,
+                )
+                .square()
+                .sum()
+            )
 
     step = 1e-5
     assert slope == pytest.approx((along(step) - along(-step)) / (2 * step), rel=2e-4)
@@ -297,7 +360,9 @@ def test_a_backward_hook_is_shown_the_gradient_and_may_replace_it(bridge: Any, n
 
 
 @pytest.mark.parametrize("name", ["hook_rot_q", "hook_pattern", "hook_z"])
-def test_a_backward_hook_follows_what_a_forward_hook_put_in_place(llama: Any, llama_inputs: Any, name: str) -> None:
+def test_a_backward_hook_follows_what_a_forward_hook_put_in_place(
+    llama: Any, llama_inputs: Any, name: str
+) -> None:
     llama_inputs["hidden_states"].requires_grad_()
     put: list[Tensor] = []
 
@@ -308,7 +373,10 @@ def test_a_backward_hook_follows_what_a_forward_hook_put_in_place(llama: Any, ll
 
     shown: list[Tensor] = []
     point = llama.hook_points[name]
-    with point.add_hook(replace), point.add_hook(lambda gradient, hook: shown.append(gradient), dir="bwd"):
+    with (
+        point.add_hook(replace),
+        point.add_hook(lambda gradient, hook: shown.append(gradient), dir="bwd"),
+    ):
         llama(**llama_inputs)[0].square().sum().backward()
     assert torch.equal(shown[0], put[0].grad)
 
@@ -328,17 +396,24 @@ def test_backward_hooks_see_what_earlier_ones_left(llama: Any, llama_inputs: Any
 def test_a_backward_hook_where_gradients_are_off_is_an_error(llama: Any, llama_inputs: Any) -> None:
     llama.hook_points["hook_z"].add_hook(lambda gradient, hook: None, dir="bwd")
     message = (
-        r"^the backward hook at 'blocks\.0\.attn\.hook_z' cannot fire: no gradient flows through this tensor\n  gradients are off here: run the model outside"
+        r"^the backward hook at 'blocks\.0\.attn\.hook_z' cannot fire: no gradient flows through"
+        r" this tensor\n  gradients are off here: run the model outside"
     )
     with torch.no_grad(), pytest.raises(HookNeverFired, match=message):
         llama(**llama_inputs)
 
 
-def test_a_backward_hook_where_nothing_requires_a_gradient_is_an_error(llama: Any, llama_inputs: Any) -> None:
+def test_a_backward_hook_where_nothing_requires_a_gradient_is_an_error(
+    llama: Any, llama_inputs: Any
+) -> None:
     llama.original_component.requires_grad_(False)
     llama.hook_points["hook_z"].add_hook(lambda gradient, hook: None, dir="bwd")
     with pytest.raises(
-        HookNeverFired, match=r"cannot fire: no gradient flows through this tensor\n  let the model's input, or a weight before this point, require a gradient$"
+        HookNeverFired,
+        match=(
+            r"cannot fire: no gradient flows through this tensor\n  let the model's input, or a"
+            r" weight before this point, require a gradient$"
+        ),
     ):
         llama(**llama_inputs)
 
@@ -397,7 +472,9 @@ def test_a_hook_may_remove_itself_while_it_runs(llama: Any, llama_inputs: Any) -
     assert called == ["once", "other", "other"]
 
 
-def test_recomputing_is_false_in_a_plain_forward_and_backward(llama: Any, llama_inputs: Any) -> None:
+def test_recomputing_is_false_in_a_plain_forward_and_backward(
+    llama: Any, llama_inputs: Any
+) -> None:
     said: list[bool] = []
     llama_inputs["hidden_states"].requires_grad_()
     with llama.hook_points["hook_z"].add_hook(lambda tensor, hook: said.append(hook.recomputing)):
@@ -411,8 +488,11 @@ def test_recomputing_is_false_in_a_plain_forward_and_backward(llama: Any, llama_
 @pytest.mark.parametrize("name", ["hook_rot_k", "hook_v", "hook_k"])
 @pytest.mark.parametrize("how", ["replaced", "in_place"])
 @torch.no_grad()
-def test_an_edit_of_key_or_value_enters_the_cache_and_later_steps_see_it(bridge: Any, name: str, how: str) -> None:
-    """EDIT-4. An edit in the prefill alone moves the decode step exactly as the same edit of those positions without a cache."""
+def test_an_edit_of_key_or_value_enters_the_cache_and_later_steps_see_it(
+    bridge: Any, name: str, how: str
+) -> None:
+    """EDIT-4. An edit in the prefill alone moves the decode step exactly as the same edit of those
+    positions without a cache."""
     inputs = bridge.get_random_inputs(2, 5, seed=0)
 
     def edit_first_four(tensor: Tensor, hook: Any) -> Tensor | None:
@@ -443,7 +523,9 @@ def part(inputs: dict[str, Any], rows: slice, keys: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt_neox"])
 @pytest.mark.parametrize(("name", "role"), [("hook_q", "q"), ("hook_v", "v"), ("hook_out", "o")])
-def test_an_edit_in_place_does_not_reach_a_raw_hook_on_the_projection(bridge: Any, name: str, role: str) -> None:
+def test_an_edit_in_place_does_not_reach_a_raw_hook_on_the_projection(
+    bridge: Any, name: str, role: str
+) -> None:
     """EDIT-2, with gradients: what the projection gave is somebody else's too."""
     kept: list[Tensor] = []
     projection = bridge.submodule(role if role in bridge._roles else "qkv")

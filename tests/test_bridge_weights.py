@@ -20,7 +20,12 @@ VIEWS = {
     "W_V": ("v_proj", (2, 60, 20)),
     "W_O": ("o_proj", (6, 20, 60)),
 }
-BIASES = {"b_Q": ("q_proj", (6, 20)), "b_K": ("k_proj", (2, 20)), "b_V": ("v_proj", (2, 20)), "b_O": ("o_proj", (60,))}
+BIASES = {
+    "b_Q": ("q_proj", (6, 20)),
+    "b_K": ("k_proj", (2, 20)),
+    "b_V": ("v_proj", (2, 20)),
+    "b_O": ("o_proj", (60,)),
+}
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -55,7 +60,9 @@ def test_an_input_weight_multiplies_the_input_of_its_head(llama: Any, name: str)
     role = name[-1].lower()
     x = torch.randn(2, 5, 60, generator=torch.Generator().manual_seed(0))
     wanted = llama.submodule(role)(x).unflatten(-1, (-1, 20))
-    given = torch.einsum("bpm,hmn->bphn", x, getattr(llama, name)) + getattr(llama, name.replace("W", "b"))
+    given = torch.einsum("bpm,hmn->bphn", x, getattr(llama, name)) + getattr(
+        llama, name.replace("W", "b")
+    )
     torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -63,7 +70,9 @@ def test_an_input_weight_multiplies_the_input_of_its_head(llama: Any, name: str)
 def test_the_output_weight_multiplies_the_z_of_its_head(llama: Any) -> None:
     z = torch.randn(2, 5, 6, 20, generator=torch.Generator().manual_seed(0))
     wanted = llama.submodule("o")(z.flatten(-2))
-    torch.testing.assert_close(torch.einsum("bphn,hnm->bpm", z, llama.W_O) + llama.b_O, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        torch.einsum("bphn,hnm->bpm", z, llama.W_O) + llama.b_O, wanted, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_a_gradient_through_a_view_reaches_the_module(llama: Any) -> None:
@@ -78,19 +87,30 @@ def test_the_weights_in_a_fused_projection_are_each_roles_own(bridge_layer: Any,
     """And views of it: what is written to one arrives in the module."""
     bridge = bridge_layer(name)
     inputs, kept = bridge.get_random_inputs(2, 5, seed=0), {}
-    handles = [bridge.hook_points[f"hook_{role}"].add_hook(lambda tensor, hook: kept.__setitem__(hook.spec.name, tensor)) for role in "qkv"]
+    handles = [
+        bridge.hook_points[f"hook_{role}"].add_hook(
+            lambda tensor, hook: kept.__setitem__(hook.spec.name, tensor)
+        )
+        for role in "qkv"
+    ]
     bridge(**inputs)
     for handle in handles:
         handle.remove()
     for role in "QKV":
         weight, bias = getattr(bridge, f"W_{role}"), getattr(bridge, f"b_{role}")
-        given = torch.einsum("bpm,hmn->bphn", inputs["hidden_states"], weight) + (0 if bias is None else bias)
+        given = torch.einsum("bpm,hmn->bphn", inputs["hidden_states"], weight) + (
+            0 if bias is None else bias
+        )
         torch.testing.assert_close(given, kept[f"hook_{role.lower()}"], rtol=1e-5, atol=1e-5)
-        assert weight.untyped_storage().data_ptr() == bridge.submodule("qkv").weight.untyped_storage().data_ptr()
+        assert (
+            weight.untyped_storage().data_ptr()
+            == bridge.submodule("qkv").weight.untyped_storage().data_ptr()
+        )
 
 
 class Wrapped(nn.Module):
-    """A projection with something around it, as LoRA puts it; its weight, if it shows one, is not all of it."""
+    """A projection with something around it, as LoRA puts it; its weight, if it shows one, is not
+    all of it."""
 
     def __init__(self, inner: nn.Linear, shows_weight: bool) -> None:
         super().__init__()
@@ -122,14 +142,20 @@ def wrapped(projection: nn.Linear, how: str) -> nn.Module:
 WRAPPED, QUANTISED = ("wrapped", "wrapped_with_a_weight"), ("packed", "int8", "float8")
 
 
-@pytest.mark.parametrize(("name", "how"), [*product({**VIEWS, **BIASES}, WRAPPED), *product(VIEWS, QUANTISED)])
-def test_a_weight_that_is_not_there_in_full_is_refused_by_name(llama: Any, name: str, how: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "how"), [*product({**VIEWS, **BIASES}, WRAPPED), *product(VIEWS, QUANTISED)]
+)
+def test_a_weight_that_is_not_there_in_full_is_refused_by_name(
+    llama: Any, name: str, how: str
+) -> None:
     attribute = {**VIEWS, **BIASES}[name][0]
     module = wrapped(llama.original_component.get_submodule(attribute), how)
     setattr(llama.original_component, attribute, module)
     message = (
-        rf"^'blocks\.0\.attn' has no {name} to show: '{attribute}' is a {type(module).__name__}, and {name} is read off a torch\.nn\.Linear\n"
-        rf"  merge or dequantise it first \(.*\), or run it as it is: bridge\.submodule\('{attribute[0]}'\)\(x\)$"
+        rf"^'blocks\.0\.attn' has no {name} to show: '{attribute}' is a {type(module).__name__},"
+        rf" and {name} is read off a torch\.nn\.Linear\n"
+        r"  merge or dequantise it first \(.*\), or run it as it is:"
+        rf" bridge\.submodule\('{attribute[0]}'\)\(x\)$"
     )
     with pytest.raises(SubmoduleError, match=message):
         getattr(llama, name)
@@ -144,9 +170,13 @@ def test_a_bias_beside_a_quantised_weight_is_shown(llama: Any, name: str, how: s
 
 
 @pytest.mark.parametrize("name", ["W_Q", "b_V"])
-def test_a_weight_in_a_wrapped_fused_projection_is_refused_by_name(bridge_layer: Any, name: str) -> None:
+def test_a_weight_in_a_wrapped_fused_projection_is_refused_by_name(
+    bridge_layer: Any, name: str
+) -> None:
     bridge = bridge_layer("phi3")
-    bridge.original_component.qkv_proj = Wrapped(bridge.original_component.qkv_proj, shows_weight=False)
+    bridge.original_component.qkv_proj = Wrapped(
+        bridge.original_component.qkv_proj, shows_weight=False
+    )
     with pytest.raises(SubmoduleError, match=rf"has no {name} to show: 'qkv_proj' is a Wrapped"):
         getattr(bridge, name)
 
@@ -158,7 +188,17 @@ def test_a_parametrised_projection_shows_the_weight_it_multiplies_by(llama: Any)
     assert torch.equal(llama.W_Q, before.clamp(min=0))
 
 
-FUSED = ("codegen", "falcon", "falcon_mqa", "falcon_mha", "persimmon", "gpt_neox_japanese", "qwen3_next", "modernbert", "gptj")
+FUSED = (
+    "codegen",
+    "falcon",
+    "falcon_mqa",
+    "falcon_mha",
+    "persimmon",
+    "gpt_neox_japanese",
+    "qwen3_next",
+    "modernbert",
+    "gptj",
+)
 
 
 @pytest.mark.parametrize("name", FUSED)
@@ -170,11 +210,17 @@ def test_views_of_weights_give_what_the_hooks_hold_however_the_rows_lie(name: st
     with attach(model) as bridged:
         layer = bridged.layers[0]
         names = {role: f"{layer.name}.hook_{role}" for role in ("in", "q", "k", "v")}
-        _, cache = bridged.run_with_cache(**inputs_of(name, model.config), names_filter=list(names.values()))
+        _, cache = bridged.run_with_cache(
+            **inputs_of(name, model.config), names_filter=list(names.values())
+        )
         for role in "qkv":
-            made = torch.einsum("bpd,hde->bphe", cache[names["in"]], getattr(layer, f"W_{role.upper()}"))
+            made = torch.einsum(
+                "bpd,hde->bphe", cache[names["in"]], getattr(layer, f"W_{role.upper()}")
+            )
             bias = getattr(layer, f"b_{role.upper()}")
-            torch.testing.assert_close(made if bias is None else made + bias, cache[names[role]], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                made if bias is None else made + bias, cache[names[role]], rtol=1e-4, atol=1e-5
+            )
 
 
 def test_what_comes_up_from_a_latent_has_no_one_weight() -> None:
@@ -188,7 +234,13 @@ def test_what_comes_up_from_a_latent_has_no_one_weight() -> None:
 
 def test_inputs_of_heads_that_share_a_latent_are_not_split() -> None:
     """LAT-1."""
-    with pytest.raises(UnsupportedAttention, match=r"use_attn_in gives each head an input of its own, and the heads of DeepseekV3Attention share a latent"):
+    with pytest.raises(
+        UnsupportedAttention,
+        match=(
+            r"use_attn_in gives each head an input of its own, and the heads of DeepseekV3Attention"
+            r" share a latent"
+        ),
+    ):
         attach(build_model("deepseek_v3"), use_attn_in=True)
 
 

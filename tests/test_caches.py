@@ -24,7 +24,13 @@ def test_a_layer_that_is_handed_the_caches_of_two_sequences_reads_its_own() -> N
     def steps() -> Tensor:
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         spans = [slice(0, 6), *(slice(at, at + 1) for at in range(6, ids.shape[1]))]
-        return torch.cat([model(ids[:, span], **{cache_name(model): cache}, use_cache=True).logits for span in spans], dim=1)
+        return torch.cat(
+            [
+                model(ids[:, span], **{cache_name(model): cache}, use_cache=True).logits
+                for span in spans
+            ],
+            dim=1,
+        )
 
     alone = steps()
     with attach(model):
@@ -37,16 +43,28 @@ BACKENDS = {"fp8": None, "quanto": "optimum.quanto", "hqq": "hqq"}
 
 @torch.no_grad()
 def steps(model: Any, ids: Tensor, backend: str) -> Tensor:
-    """Logits of a prefill and of steps, from a cache in eight bits, or in four but for the last four positions."""
-    options = {} if backend == "fp8" else {"nbits": 4, "q_group_size": 20, "axis_key": 0, "axis_value": 0, "residual_length": 4}
+    """Logits of a prefill and of steps, from a cache in eight bits, or in four but for the last
+    four positions."""
+    options = (
+        {}
+        if backend == "fp8"
+        else {"nbits": 4, "q_group_size": 20, "axis_key": 0, "axis_value": 0, "residual_length": 4}
+    )
     cache = QuantizedCache(backend, model.config, **options)
     spans = [(0, 6), *((at, at + 1) for at in range(6, ids.shape[1]))]
-    return torch.cat([model(ids[:, start:stop], **{cache_name(model): cache}, use_cache=True).logits for start, stop in spans], dim=1)
+    return torch.cat(
+        [
+            model(ids[:, start:stop], **{cache_name(model): cache}, use_cache=True).logits
+            for start, stop in spans
+        ],
+        dim=1,
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_quantised_cache_gives_what_it_gives_alone(backend: str) -> None:
-    """Prefill and steps; what quantising itself moves is a hundred thousand times as much, so the cache was in use."""
+    """Prefill and steps; what quantising itself moves is a hundred thousand times as much, so the
+    cache was in use."""
     if BACKENDS[backend]:
         pytest.importorskip(BACKENDS[backend])
     model = build_model("llama")

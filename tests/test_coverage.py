@@ -1,4 +1,5 @@
-"""The coverage page and the baseline it is made from: what transformers has, what is served, and what changed since."""
+"""The coverage page and the baseline it is made from: what transformers has, what is served, and
+what changed since."""
 
 from collections import Counter
 
@@ -19,7 +20,8 @@ class {name}(nn.Module):
         {body}
 '''
 same_transformers = pytest.mark.skipif(
-    transformers.__version__ != coverage.read_baseline()["transformers"], reason="the page speaks of another version of transformers"
+    transformers.__version__ != coverage.read_baseline()["transformers"],
+    reason="the page speaks of another version of transformers",
 )
 
 
@@ -30,22 +32,32 @@ def installed():
 
 @same_transformers
 def test_the_baseline_is_what_is_installed_and_what_the_table_serves(installed):
-    known = {c["class"]: (c["file"], c["fingerprint"], c["status"], c["reason"]) for c in coverage.read_baseline()["classes"]}
-    assert known == {f.name: (f.file, f.fingerprint, f.status, f.reason) for f in installed}, "stale: run ropebridge coverage"
+    known = {
+        c["class"]: (c["file"], c["fingerprint"], c["status"], c["reason"])
+        for c in coverage.read_baseline()["classes"]
+    }
+    assert known == {f.name: (f.file, f.fingerprint, f.status, f.reason) for f in installed}, (
+        "stale: run ropebridge coverage"
+    )
 
 
 def test_the_page_is_what_the_baseline_says(pytestconfig):
     page = pytestconfig.rootpath / "docs" / "COVERAGE.md"
-    assert page.read_text(encoding="utf-8") == coverage.page_of(coverage.read_baseline()), "stale: run ropebridge coverage"
+    assert page.read_text(encoding="utf-8") == coverage.page_of(coverage.read_baseline()), (
+        "stale: run ropebridge coverage"
+    )
 
 
 def test_every_served_class_was_judged_in_every_dtype_and_passed():
-    """The reference declares one gap, once for each kind of layer: it makes the pattern whether or not anybody watches (MEM-1)."""
+    """The reference declares one gap, once for each kind of layer: it makes the pattern whether or
+    not anybody watches (MEM-1)."""
     kinds = Counter(type(specimen(case.id, torch.float32, "cpu").module).__name__ for case in CASES)
     served = [c for c in coverage.read_baseline()["classes"] if c["status"] == "served"]
     assert {c["class"] for c in served} == set(FAMILIES)
     for entry in served:
-        assert set(entry["verdicts"]) == {"float32", "bfloat16", "float16", "float64"}, entry["class"]
+        assert set(entry["verdicts"]) == {"float32", "bfloat16", "float16", "float64"}, entry[
+            "class"
+        ]
         for outcomes in entry["verdicts"].values():
             assert set(outcomes) <= {"pass", "unsupported"}, entry["class"]
             assert outcomes["pass"] > 0, entry["class"]
@@ -61,9 +73,18 @@ def test_a_class_is_ours_if_its_forward_turns_by_the_tables_it_is_given(tmp_path
     path = tmp_path / "models" / "new" / "modeling_new.py"
     path.parent.mkdir(parents=True)
     ours = ATTENTION.format(name="NewAttention", body="cos, sin = position_embeddings")
-    others = ATTENTION.format(name="DetectorAttention", body="return hidden_states + position_embeddings")
-    path.write_text(ours + others + "\nclass PlainAttention:\n    def forward(self, x):\n        return rotary(x)\n", encoding="utf-8")
-    assert [(found.name, found.file) for found in classes_of(path, tmp_path)] == [("NewAttention", "models/new/modeling_new.py")]
+    others = ATTENTION.format(
+        name="DetectorAttention", body="return hidden_states + position_embeddings"
+    )
+    path.write_text(
+        ours
+        + others
+        + "\nclass PlainAttention:\n    def forward(self, x):\n        return rotary(x)\n",
+        encoding="utf-8",
+    )
+    assert [(found.name, found.file) for found in classes_of(path, tmp_path)] == [
+        ("NewAttention", "models/new/modeling_new.py")
+    ]
 
 
 def test_a_fingerprint_sees_code_and_not_words(tmp_path):
@@ -73,17 +94,25 @@ def test_a_fingerprint_sees_code_and_not_words(tmp_path):
         return next(classes_of(path, tmp_path)).fingerprint
 
     text = ATTENTION.format(name="NewAttention", body="cos, sin = position_embeddings")
-    assert fingerprint(text) == fingerprint(text.replace("Words", "Other words").replace("= position", "=   position"))
+    assert fingerprint(text) == fingerprint(
+        text.replace("Words", "Other words").replace("= position", "=   position")
+    )
     assert fingerprint(text) != fingerprint(text.replace("cos, sin", "sin, cos"))
 
 
 @pytest.mark.parametrize(
     ("known", "what"),
-    [(None, "unknown"), ({"fingerprint": "other"}, "changed, served"), ({"fingerprint": "same"}, None)],
+    [
+        (None, "unknown"),
+        ({"fingerprint": "other"}, "changed, served"),
+        ({"fingerprint": "same"}, None),
+    ],
     ids=["unknown", "changed", "as_it_was"],
 )
 def test_a_change_is_told(known, what):
-    change = coverage.change_of(Found("LlamaAttention", "models/llama/modeling_llama.py", "", "same"), known)
+    change = coverage.change_of(
+        Found("LlamaAttention", "models/llama/modeling_llama.py", "", "same"), known
+    )
     assert (change and change.what) == what
 
 

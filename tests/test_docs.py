@@ -33,11 +33,19 @@ def test_what_the_readme_shows_imports_what_it_uses():
     """Each snippet that is no session stands alone, but for the reader's own names."""
     import ropebridge
 
-    snippets = [text for text in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL) if ">>>" not in text]
+    snippets = [
+        text
+        for text in re.findall(
+            r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+        )
+        if ">>>" not in text
+    ]
     assert snippets
     for snippet in snippets:
         nodes = list(ast.walk(ast.parse(snippet)))
-        imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+        imported = {
+            alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+        }
         used = {node.id for node in nodes if isinstance(node, ast.Name)}
         assert used & set(ropebridge.__all__) == imported
 
@@ -56,7 +64,11 @@ def test_the_readme_shows_the_error_that_is_raised():
     assert f"ContractError: {raised.value}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("document", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document",
+    sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")),
+    ids=lambda path: path.name,
+)
 def test_links_to_files_lead_somewhere(document):
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", document.read_text(encoding="utf-8"))
     assert not [link for link in links if not (document.parent / link).exists()]

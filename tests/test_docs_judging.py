@@ -1,4 +1,5 @@
-"""The guide for people who judge their own bridge, and the workflow they copy: every block runs, every option exists."""
+"""The guide for people who judge their own bridge, and the workflow they copy: every block runs,
+every option exists."""
 
 import re
 import shlex
@@ -40,10 +41,19 @@ def test_every_command_of_the_guide_runs(folder):
     """One layer in place of the smoke profile's; else as they stand."""
     for line in lines_of_guide():
         words = shlex.split(
-            line.replace("--profile smoke", "--family llama --dtype float32 --dtype float64 --device cpu --check hooks_fire_once_in_contract_order")
+            line.replace(
+                "--profile smoke",
+                "--family llama --dtype float32 --dtype float64 --device cpu --check"
+                " hooks_fire_once_in_contract_order",
+            )
         )
         assert words[0] == "ropebridge"
-        command = [sys.executable, "-c", "from ropebridge_conformance.command import main; main()", *words[1:]]
+        command = [
+            sys.executable,
+            "-c",
+            "from ropebridge_conformance.command import main; main()",
+            *words[1:],
+        ]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         fails_as_said = words[1] == "check" and "the_output_agrees_with_hugging_face" not in words
         assert done.returncode == (1 if fails_as_said else 0), (line, done.stderr)
@@ -52,7 +62,8 @@ def test_every_command_of_the_guide_runs(folder):
 
 
 def test_the_subject_of_the_guide_is_what_is_said_of_it(folder):
-    """Gaps are unsupported, what needs them is not exercised, and what fails is order and masks, not the judge's own footing."""
+    """Gaps are unsupported, what needs them is not exercised, and what fails is order and masks,
+    not the judge's own footing."""
     command = [
         sys.executable,
         "-c",
@@ -64,11 +75,22 @@ def test_the_subject_of_the_guide_is_what_is_said_of_it(folder):
         "--device",
         "cpu",
     ]
-    subprocess.run([*command, "--dtype", "float32", "--results", "r.jsonl"], cwd=folder, capture_output=True, text=True, check=False)
+    subprocess.run(
+        [*command, "--dtype", "float32", "--results", "r.jsonl"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     _, verdicts = read_results(folder / "r.jsonl")
-    outcomes = {outcome: {v.clause for v in verdicts if v.verdict == outcome} for outcome in Outcome}
+    outcomes = {
+        outcome: {v.clause for v in verdicts if v.verdict == outcome} for outcome in Outcome
+    }
     assert {"PAR-1", "IN-1", "IN-2", "OUT-2", "FIRE-2"} <= outcomes[Outcome.PASS]
-    assert {v.case for v in verdicts if v.clause == "PAR-1" and v.verdict == Outcome.FAIL} == {"llama-left_padding", "llama-no_mask"}
+    assert {v.case for v in verdicts if v.clause == "PAR-1" and v.verdict == Outcome.FAIL} == {
+        "llama-left_padding",
+        "llama-no_mask",
+    }
     assert {"FIRE-1", "MASK-7"} <= outcomes[Outcome.FAIL]
     assert "OUT-1" in outcomes[Outcome.NOT_EXERCISED]
     assert not [v for v in verdicts if v.reason.startswith("raised KeyError")]
@@ -77,7 +99,11 @@ def test_the_subject_of_the_guide_is_what_is_said_of_it(folder):
 
 def test_the_judged_object_is_as_short_as_is_said():
     (code,) = blocks("python")
-    wanted = [line for line in code.splitlines() if line.strip() and not line.lstrip().startswith(("#", "from", "class"))]
+    wanted = [
+        line
+        for line in code.splitlines()
+        if line.strip() and not line.lstrip().startswith(("#", "from", "class"))
+    ]
     assert len(wanted) <= 15
 
 
@@ -98,11 +124,19 @@ def test_every_option_that_is_shown_exists(call):
 
 
 def test_the_workflow_judges_combines_reports_and_shows_a_badge():
-    assert [shlex.split(call)[1] for call in CALLS] == ["check", "combine", "report", "junit", "badge"]
+    assert [shlex.split(call)[1] for call in CALLS] == [
+        "check",
+        "combine",
+        "report",
+        "junit",
+        "badge",
+    ]
     judge, report = WORKFLOW["jobs"]["judge"], WORKFLOW["jobs"]["report"]
     assert judge["strategy"]["matrix"]["shard"] == list(range(1, 5))
     assert "--shard ${{ matrix.shard }}/${{ strategy.job-total }}" in CALLS[0]
-    assert not judge["strategy"]["fail-fast"], "or one shard's failure would cost the report the others"
+    assert not judge["strategy"]["fail-fast"], (
+        "or one shard's failure would cost the report the others"
+    )
     assert (report["needs"], report["if"]) == ("judge", "always()")
     assert set(WORKFLOW[True]) == {"push", "pull_request"}, "YAML reads `on` as true"
     assert WORKFLOW["permissions"] == {"contents": "read"}

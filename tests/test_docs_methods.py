@@ -9,7 +9,13 @@ import torch
 
 DOCS = Path(__file__).parent.parent / "docs"
 PACKAGES = {"TransformerLens": "transformer_lens", "nnsight": "nnsight"}
-SECTIONS = ("See a pattern", "Ablate a head", "Queries after rotation", "Forbid a query to see a key", "The gradient at z")
+SECTIONS = (
+    "See a pattern",
+    "Ablate a head",
+    "Queries after rotation",
+    "Forbid a query to see a key",
+    "The gradient at z",
+)
 
 
 def blocks_of(text):
@@ -34,7 +40,11 @@ def test_every_block_of_methods_runs_and_shapes_are_what_is_said(tmp_path, monke
         for value, shape in re.findall(r"^(\w+)\.shape  # (\(.*\))$", block, re.MULTILINE):
             assert str(tuple(names[value].shape)) == shape, value
             said += 1
-    assert said == len(re.findall(r"\.shape  # ", (DOCS / "METHODS.md").read_text(encoding="utf-8"))) == 11
+    assert (
+        said
+        == len(re.findall(r"\.shape  # ", (DOCS / "METHODS.md").read_text(encoding="utf-8")))
+        == 11
+    )
     assert "<- induction head" in capsys.readouterr().out
     assert (tmp_path / "patterns.png").stat().st_size > 10_000
     assert (tmp_path / "patterns.html").stat().st_size > 10_000
@@ -44,15 +54,25 @@ def test_every_method_has_a_place_in_the_guide():
     from ropebridge import methods
 
     text = (DOCS / "METHODS.md").read_text(encoding="utf-8")
-    assert not [name for name in methods.__all__ if name[0].islower() and name not in ("logit_difference", "repeats_loss") and f"methods.{name}" not in text]
+    assert not [
+        name
+        for name in methods.__all__
+        if name[0].islower()
+        and name not in ("logit_difference", "repeats_loss")
+        and f"methods.{name}" not in text
+    ]
 
 
 def migrating():
-    """The blocks before the first section, and those of each section, by who they are written for."""
+    """The blocks before the first section, and those of each section, by who they are written
+    for."""
     text = (DOCS / "MIGRATING.md").read_text(encoding="utf-8")
     parts = {part.partition("\n")[0]: part for part in text.split("\n## ")[1:]}
     assert tuple(parts) == ("The model", *SECTIONS)
-    return {name: {(re.match(r"# (.+)", block) or [None, "all"])[1]: block for block in blocks_of(part)} for name, part in parts.items()}
+    return {
+        name: {(re.match(r"# (.+)", block) or [None, "all"])[1]: block for block in blocks_of(part)}
+        for name, part in parts.items()
+    }
 
 
 def result_of(section, who, folder):
@@ -64,10 +84,18 @@ def result_of(section, who, folder):
     return names["result"].detach()
 
 
-CASES = [(section, who) for section, blocks in migrating().items() if section != "The model" for who in blocks if who != "here"]
+CASES = [
+    (section, who)
+    for section, blocks in migrating().items()
+    if section != "The model"
+    for who in blocks
+    if who != "here"
+]
 
 
-@pytest.mark.parametrize(("section", "who"), CASES, ids=[f"{who}-{section}" for section, who in CASES])
+@pytest.mark.parametrize(
+    ("section", "who"), CASES, ids=[f"{who}-{section}" for section, who in CASES]
+)
 @pytest.mark.filterwarnings("default")  # other libraries' own
 def test_what_others_do_gives_the_same_result_here(section, who, tmp_path):
     if who in PACKAGES and importlib.util.find_spec(PACKAGES[who]) is None:
@@ -89,7 +117,9 @@ def test_no_edit_of_the_guide_is_without_effect(tmp_path):
 
 def test_each_section_shows_all_four_ways_but_for_the_one_that_cannot_be():
     ways = {"here", "TransformerLens", "nnsight", "raw hooks"}
-    assert {section: ways - set(blocks) for section, blocks in migrating().items() if ways - set(blocks)} == {"Queries after rotation": {"raw hooks"}}
+    assert {
+        section: ways - set(blocks) for section, blocks in migrating().items() if ways - set(blocks)
+    } == {"Queries after rotation": {"raw hooks"}}
 
 
 def test_everything_named_in_the_last_column_is_there():
@@ -97,7 +127,11 @@ def test_everything_named_in_the_last_column_is_there():
     from ropebridge import Bridged
     from ropebridge_spec import HOOK
 
-    rows = [line.split(" | ") for line in (DOCS / "MIGRATING.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ") and "---" not in line]
+    rows = [
+        line.split(" | ")
+        for line in (DOCS / "MIGRATING.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ") and "---" not in line
+    ]
     named = [name for row in rows[1:] for name in re.findall(r"`([^`]+)`", row[-1])]
     for name in named:
         word = re.match(r"(?:with )?(?:bridged\.)?(\w+)", name)[1]

@@ -1,4 +1,5 @@
-"""What `ropebridge explain` prints is the contract's own, whole, for every hook point and clause."""
+"""What `ropebridge explain` prints is the contract's own, whole, for every hook point and
+clause."""
 
 import re
 
@@ -24,7 +25,14 @@ def also_named(hook):
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
 def test_a_hook_point_is_explained_whole(hook):
     text = printed(hook.name)
-    for part in (hook.name, f"blocks.{{layer}}.attn.{hook.name}", hook.stage, hook.meaning, hook.axes, EXISTS[hook.exists]):
+    for part in (
+        hook.name,
+        f"blocks.{{layer}}.attn.{hook.name}",
+        hook.stage,
+        hook.meaning,
+        hook.axes,
+        EXISTS[hook.exists],
+    ):
         assert part in text
     for id in (hook.value_clause, hook.axes_clause):
         assert f"clause {id}" in text
@@ -59,7 +67,12 @@ def test_a_reserved_name_is_said_to_be_reserved():
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("hook_rot", "hook_rot_q"), ("blocks.0.attn.hook_patern", "hook_pattern"), ("hook_score", "hook_attn_scores"), ("ROT-9", "ROT-2")],
+    [
+        ("hook_rot", "hook_rot_q"),
+        ("blocks.0.attn.hook_patern", "hook_pattern"),
+        ("hook_score", "hook_attn_scores"),
+        ("ROT-9", "ROT-2"),
+    ],
 )
 def test_an_unknown_name_is_refused_with_near_ones(name, near):
     with pytest.raises(UnknownHook) as raised:
@@ -70,9 +83,14 @@ def test_an_unknown_name_is_refused_with_near_ones(name, near):
     assert third == f"  hook points: {', '.join(HOOK)}"
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.self_attn.hook_rot_q", "blocks.attn.hook_rot_q", "blocks.0.mlp.hook_rot_q"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.layers.0.self_attn.hook_rot_q", "blocks.attn.hook_rot_q", "blocks.0.mlp.hook_rot_q"],
+)
 def test_a_path_that_is_no_full_name_is_not_guessed_at(name):
-    with pytest.raises(UnknownHook, match=r"a full name is blocks\.\{layer\}\.attn\.\{hook point\}"):
+    with pytest.raises(
+        UnknownHook, match=r"a full name is blocks\.\{layer\}\.attn\.\{hook point\}"
+    ):
         explanation(name)
 
 

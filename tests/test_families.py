@@ -20,7 +20,9 @@ from ropebridge_spec import FAMILIES, ContractError, Family, UnsupportedAttentio
 
 STEPS, LEFT_PADDING = 8, 3
 every_recipe = pytest.mark.parametrize("name", [recipe.name for recipe in INSTALLED])
-every_decoder = pytest.mark.parametrize("name", [recipe.name for recipe in INSTALLED if recipe.decodes])
+every_decoder = pytest.mark.parametrize(
+    "name", [recipe.name for recipe in INSTALLED if recipe.decodes]
+)
 
 
 def tiny(name: str, attn: str = "eager") -> Any:
@@ -89,9 +91,16 @@ def test_steps_from_the_cache_give_what_they_give_alone(name: str) -> None:
 @pytest.mark.parametrize("name", [recipe.name for recipe in INSTALLED if recipe.inputs == "pair"])
 @torch.no_grad()
 def test_an_encoder_decoder_writes_what_it_writes_alone(name: str) -> None:
-    """Step by step from caches of both sequences; what is read of the encoder is made once (KV-2)."""
+    """Step by step from caches of both sequences; what is read of the encoder is made once
+    (KV-2)."""
     model = tiny(name)
-    run = {"input_ids": inputs_of(name, model.config)["input_ids"], "max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "decoder_start_token_id": 1}
+    run = {
+        "input_ids": inputs_of(name, model.config)["input_ids"],
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "eos_token_id": None,
+        "decoder_start_token_id": 1,
+    }
     alone = model.generate(**run, output_logits=True, return_dict_in_generate=True)
     with attach(model, verify=False):
         again = model.generate(**run, output_logits=True, return_dict_in_generate=True)
@@ -107,18 +116,24 @@ def test_the_model_gives_what_it_gives_alone_under_left_padding(name: str) -> No
         model.set_attn_implementation("sdpa")
     run = runner(name, model)
     inputs = inputs_of(name, model.config, pos=13)
-    drafted = inputs["noise_embeds"].shape[1] if "noise_embeds" in inputs else 0  # a block that comes after the padded states
+    # a block that comes after the padded states
+    drafted = inputs["noise_embeds"].shape[1] if "noise_embeds" in inputs else 0
     padding = torch.ones(2, 13 + drafted, dtype=torch.long)
     padding[1, :LEFT_PADDING] = 0
     wanted = final(run(**inputs, attention_mask=padding))
     with attach(model, verify=False):
-        agree(final(run(**inputs, attention_mask=padding)), wanted, padding[:, -wanted.shape[1] :].bool())
+        agree(
+            final(run(**inputs, attention_mask=padding)),
+            wanted,
+            padding[:, -wanted.shape[1] :].bool(),
+        )
 
 
 @pytest.mark.parametrize("name", ["gemma2", "vaultgemma"])
 @torch.no_grad()
 def test_a_softcap_that_sdpa_leaves_out_is_left_out(name: str) -> None:
-    """Until transformers 5.20 these models could be run by sdpa, which caps nothing; since then it raises. A bridge does what the model does."""
+    """Until transformers 5.20 these models could be run by sdpa, which caps nothing; since then it
+    raises. A bridge does what the model does."""
     model = tiny(name)
     inputs = inputs_of(name, model.config)
     capped = final(model(**inputs))
@@ -126,7 +141,16 @@ def test_a_softcap_that_sdpa_leaves_out_is_left_out(name: str) -> None:
     if sdpa_refuses_softcaps():
         with pytest.raises(ValueError, match="does not support `softcap`"):
             model(**inputs)
-        with attach(model), pytest.raises(ContractError, match=r"caps its scores \(SCORE-1\), and its model attends by sdpa, which refuses that; call"):
+        with (
+            attach(model),
+            pytest.raises(
+                ContractError,
+                match=(
+                    r"caps its scores \(SCORE-1\), and its model attends by sdpa, which refuses"
+                    r" that; call"
+                ),
+            ),
+        ):
             model(**inputs)
         return
     wanted = final(model(**inputs))
@@ -140,11 +164,16 @@ def test_a_softcap_that_sdpa_leaves_out_is_left_out(name: str) -> None:
 
 @torch.no_grad()
 def test_a_query_sees_the_keys_of_the_largest_bias_alone() -> None:
-    """SCORE-5: with more keys than the family keeps, prefill and steps are those of the model alone."""
+    """SCORE-5: with more keys than the family keeps, prefill and steps are those of the model
+    alone."""
     model = build_model("doge", keep_window_size=6)
     randomise(model)
     inputs = inputs_of("doge", model.config)
-    wanted, later, unkept = final(model(**inputs)), decoded(model, model, inputs), final(build_and_run("doge", inputs))
+    wanted, later, unkept = (
+        final(model(**inputs)),
+        decoded(model, model, inputs),
+        final(build_and_run("doge", inputs)),
+    )
     assert not torch.allclose(wanted, unkept)
     with attach(model) as bridged:
         agree(final(bridged.run_with_cache(**inputs)[0]), wanted)
@@ -157,20 +186,28 @@ def build_and_run(name: str, inputs: dict[str, Any]) -> Any:
 
 def test_every_row_of_the_table_has_a_model() -> None:
     """No class is called served that no test builds."""
-    built = {type(module).__name__ for recipe in INSTALLED for module in build_model(recipe.name).modules()}
+    built = {
+        type(module).__name__
+        for recipe in INSTALLED
+        for module in build_model(recipe.name).modules()
+    }
     root = Path(transformers.__file__).parent
     assert {name for name, family in FAMILIES.items() if (root / family.source).exists()} <= built
 
 
 @pytest.mark.parametrize("name", ["smollm3", "cohere2", "exaone4"])
 def test_a_layer_that_does_not_rotate_cannot_hide_behind_one_that_does(name: str) -> None:
-    """Both have one description where the table forgets to say which layers rotate; both are proved all the same."""
+    """Both have one description where the table forgets to say which layers rotate; both are proved
+    all the same."""
     model = tiny(name)
     kind = type(attention_layer(model, 0)).__name__
     family = FAMILIES[kind]
     assert isinstance(family, Family)
     forgetful = replace(family, window=None, rotary=replace(family.rotary, where=()))
-    with pytest.raises(VerificationError, match=rf"^'blocks\.1\.attn' does not reproduce the {kind} it wraps: its pattern is off"):
+    with pytest.raises(
+        VerificationError,
+        match=rf"^'blocks\.1\.attn' does not reproduce the {kind} it wraps: its pattern is off",
+    ):
         attach(model, families={**FAMILIES, kind: forgetful})
 
 

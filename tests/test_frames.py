@@ -33,28 +33,59 @@ def library(request):
 
 def rows_of(frame):
     """Every row as a plain mapping, what is missing as None."""
-    rows = frame.to_dicts() if hasattr(frame, "to_dicts") else frame.astype(object).where(frame.notna(), None).to_dict("records")
+    rows = (
+        frame.to_dicts()
+        if hasattr(frame, "to_dicts")
+        else frame.astype(object).where(frame.notna(), None).to_dict("records")
+    )
     return [dict(row) for row in rows]
 
 
 def test_a_row_is_a_number_with_its_place(bridged, cache, library):
     frame = to_frame(bridged, cache, library=library)
     assert type(frame).__module__.partition(".")[0] == library
-    assert list(frame.columns) == ["layer", "hook", "batch", "head", "query", "key", "pos", "kv_head", "d_head", "value"]
+    assert list(frame.columns) == [
+        "layer",
+        "hook",
+        "batch",
+        "head",
+        "query",
+        "key",
+        "pos",
+        "kv_head",
+        "d_head",
+        "value",
+    ]
     rows = rows_of(frame)
     assert len(rows) == sum(tensor.numel() for tensor in cache.values())
     for row in rows[:: len(rows) // 200]:
         tensor = cache[f"blocks.{row['layer']}.attn.{row['hook']}"]
-        places = ("batch", "head", "query", "key") if row["hook"] == "hook_pattern" else ("batch", "pos", "kv_head", "d_head")
+        places = (
+            ("batch", "head", "query", "key")
+            if row["hook"] == "hook_pattern"
+            else ("batch", "pos", "kv_head", "d_head")
+        )
         assert tensor[tuple(row[axis] for axis in places)].item() == row["value"]
-        assert all(row[axis] is None for axis in ("head", "query", "key", "pos", "kv_head", "d_head") if axis not in places)
+        assert all(
+            row[axis] is None
+            for axis in ("head", "query", "key", "pos", "kv_head", "d_head")
+            if axis not in places
+        )
 
 
 def test_it_can_be_asked_what_tables_are_asked(bridged, cache, library):
     """The weights of each query add up to 1."""
-    frame = to_frame(bridged, {"blocks.0.attn.hook_pattern": cache["blocks.0.attn.hook_pattern"]}, library=library)
+    frame = to_frame(
+        bridged,
+        {"blocks.0.attn.hook_pattern": cache["blocks.0.attn.hook_pattern"]},
+        library=library,
+    )
     keys = ["batch", "head", "query"]
-    sums = frame.groupby(keys)["value"].sum() if library == "pandas" else frame.drop("hook").group_by(keys).sum()["value"]
+    sums = (
+        frame.groupby(keys)["value"].sum()
+        if library == "pandas"
+        else frame.drop("hook").group_by(keys).sum()["value"]
+    )
     assert len(sums) == 2 * 6 * 12
     assert all(abs(total - 1) < 1e-5 for total in sums)
     assert not any(row["query"] is None for row in rows_of(frame[:5]))
@@ -63,8 +94,19 @@ def test_it_can_be_asked_what_tables_are_asked(bridged, cache, library):
 def test_places_are_whole_numbers_and_half_precision_is_kept_exactly(bridged, library):
     z = torch.tensor([0.1, -2.0]).bfloat16().view(1, 1, 1, 2)
     frame = to_frame(bridged, {"blocks.0.attn.hook_z": z}, library=library)
-    assert [str(kind).lower() for kind in (frame.dtypes if library == "polars" else frame.dtypes.tolist())] == (
-        ["int32", "string" if library == "polars" else "category", "int32", "int32", "int32", "int32", "float32"]
+    assert [
+        str(kind).lower()
+        for kind in (frame.dtypes if library == "polars" else frame.dtypes.tolist())
+    ] == (
+        [
+            "int32",
+            "string" if library == "polars" else "category",
+            "int32",
+            "int32",
+            "int32",
+            "int32",
+            "float32",
+        ]
     )
     assert [row["value"] for row in rows_of(frame)] == [float(x) for x in z.flatten()]
 
@@ -88,9 +130,16 @@ def test_a_flat_norms_axis_is_one_column(build, tokens, library):
         (
             {"blocks.0.attn.hook_z": torch.zeros(5, 6, 10)},
             {},
-            "'blocks.0.attn.hook_z' was given a tensor of 3 axes; its hook point has 4: batch pos head d_head_v.",
+            (
+                "'blocks.0.attn.hook_z' was given a tensor of 3 axes; its hook point has 4: batch"
+                " pos head d_head_v."
+            ),
         ),
-        ({"blocks.0.attn.hook_z": torch.zeros(1, 5, 6, 10)}, {"library": "arrow"}, "library='arrow'; it must be 'pandas' or 'polars'"),
+        (
+            {"blocks.0.attn.hook_z": torch.zeros(1, 5, 6, 10)},
+            {"library": "arrow"},
+            "library='arrow'; it must be 'pandas' or 'polars'",
+        ),
     ],
 )
 def test_what_makes_no_table_is_refused(bridged, change, options, message):
@@ -108,9 +157,24 @@ def test_a_name_that_is_no_hook_is_refused(bridged):
 @pytest.mark.parametrize(
     ("barred", "library", "message"),
     [
-        (LIBRARIES, None, "a table needs pandas or polars, and neither is installed: pip install 'ropebridge[frames]' brings both"),
-        (("polars",), "polars", "a table needs polars, which the extra brings: pip install 'ropebridge[frames]'"),
-        (("pandas",), "pandas", "a table needs pandas, which the extra brings: pip install 'ropebridge[frames]'"),
+        (
+            LIBRARIES,
+            None,
+            (
+                "a table needs pandas or polars, and neither is installed: pip install"
+                " 'ropebridge[frames]' brings both"
+            ),
+        ),
+        (
+            ("polars",),
+            "polars",
+            "a table needs polars, which the extra brings: pip install 'ropebridge[frames]'",
+        ),
+        (
+            ("pandas",),
+            "pandas",
+            "a table needs pandas, which the extra brings: pip install 'ropebridge[frames]'",
+        ),
     ],
 )
 def test_without_a_library_it_says_what_to_install(barred, library, message):
@@ -120,8 +184,10 @@ for name in {barred!r}: sys.modules[name] = None
 from transformers import LlamaConfig, LlamaForCausalLM
 from ropebridge import attach
 from ropebridge.frames import to_frame
-config = LlamaConfig(vocab_size=9, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
-to_frame(attach(LlamaForCausalLM(config), verify=False), {{"blocks.0.attn.hook_z": torch.zeros(1, 1, 2, 8)}}, library={library!r})
+sizes = dict(vocab_size=9, hidden_size=16, intermediate_size=8, num_hidden_layers=1)
+config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
+bridged = attach(LlamaForCausalLM(config), verify=False)
+to_frame(bridged, {{"blocks.0.attn.hook_z": torch.zeros(1, 1, 2, 8)}}, library={library!r})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == f"ropebridge.extras.MissingExtra: {message}"

@@ -1,4 +1,5 @@
-"""Whole models of every family, greedily: with the bridge they write, token for token, what they write alone; padded, watched, from their own cache."""
+"""Whole models of every family, greedily: with the bridge they write, token for token, what they
+write alone; padded, watched, from their own cache."""
 
 from __future__ import annotations
 
@@ -15,14 +16,24 @@ from ropebridge_conformance.recipes import INSTALLED, RECIPE, build_model, extra
 from ropebridge_conformance.zoo import randomise
 
 PROMPT, NEW, LEFT_PADDING = 7, 12, 3
-WRITERS = [recipe.name for recipe in INSTALLED if recipe.decodes and recipe.inputs == "ids" and recipe.model_class.endswith(("CausalLM", "Generation"))]
+WRITERS = [
+    recipe.name
+    for recipe in INSTALLED
+    if recipe.decodes
+    and recipe.inputs == "ids"
+    and recipe.model_class.endswith(("CausalLM", "Generation"))
+]
 LEAKING = {
     "blt": "its patches mix the states of padding into those of real tokens",
     "minimax_m3": "its selector of blocks is not told of padding, and compares its keys",
 }
-"""Models that read padding alone too, and why: what they write depends on rows that see nothing, which are 0 in the contract (MASK-6)."""
+"""Models that read padding alone too, and why: what they write depends on rows that see nothing,
+which are 0 in the contract (MASK-6)."""
 if Version(transformers.__version__) < Version("5.20"):
-    LEAKING["phimoe"] = "where a text grows past its original length its model drops the cache, and masks a padded row whole"
+    LEAKING["phimoe"] = (
+        "where a text grows past its original length its model drops the cache, and masks a padded"
+        " row whole"
+    )
 every_writer = pytest.mark.parametrize("writer", WRITERS)
 
 
@@ -34,7 +45,8 @@ def tiny(name: str) -> Any:
 
 def prompt_of(name: str, model: Any, padding: int, token: int = 0) -> dict[str, Tensor]:
     """Two prompts, the second of which is padded on the left with a token."""
-    ids = inputs_of(name, model.config, pos=PROMPT)["input_ids"]  # (batch, pos), or (batch, pos, codebook)
+    # (batch, pos), or (batch, pos, codebook)
+    ids = inputs_of(name, model.config, pos=PROMPT)["input_ids"]
     mask = torch.ones(2, PROMPT, dtype=torch.long)
     mask[1, :padding] = 0
     ids[1, :padding] = token
@@ -45,13 +57,16 @@ def prompt_of(name: str, model: Any, padding: int, token: int = 0) -> dict[str, 
 def written(name: str, model: Any, token: int = 0) -> Tensor:
     """(batch, prompt + new): what the model writes."""
     prompt = prompt_of(name, model, 0 if name in LEAKING and token == 0 else LEFT_PADDING, token)
-    tokens: Tensor = model.generate(**prompt, **extra_of(name), max_new_tokens=NEW, do_sample=False, eos_token_id=None)
+    tokens: Tensor = model.generate(
+        **prompt, **extra_of(name), max_new_tokens=NEW, do_sample=False, eos_token_id=None
+    )
     return tokens
 
 
 @every_writer
 def test_a_model_writes_what_it_writes_alone_watched_or_not(writer: str) -> None:
-    """Longer than the window, past a padded prompt; every hook of every layer fires in every step."""
+    """Longer than the window, past a padded prompt; every hook of every layer fires in every
+    step."""
     model = tiny(writer)
     alone = written(writer, model)
     fired: set[str] = set()
@@ -75,7 +90,10 @@ def test_an_edit_is_read_by_every_later_step() -> None:
     """Generation is not blind to hooks: zeroed values change what is written."""
     model = tiny("llama")
     alone = written("llama", model)
-    with attach(model) as bridged, bridged.hooks([("blocks.1.attn.hook_v", lambda tensor, hook: tensor * 0)]):
+    with (
+        attach(model) as bridged,
+        bridged.hooks([("blocks.1.attn.hook_v", lambda tensor, hook: tensor * 0)]),
+    ):
         assert not torch.equal(written("llama", model), alone)
 
 
@@ -88,10 +106,17 @@ def test_a_static_cache_gives_the_same_tokens(implementation: str) -> None:
         assert torch.equal(written("gemma3", model), alone)
 
 
-@pytest.mark.skipif("qwen3_5" not in RECIPE or not RECIPE["qwen3_5"].installed, reason="this transformers has no Qwen 3.5")
+@pytest.mark.skipif(
+    "qwen3_5" not in RECIPE or not RECIPE["qwen3_5"].installed,
+    reason="this transformers has no Qwen 3.5",
+)
 def test_a_model_whose_config_leaves_out_its_rotary_sections_is_attached_to() -> None:
     """The rotary module has sections of its own then, and wants three rows of positions."""
-    model = build_model("qwen3_5", rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}, head_dim=64)
+    model = build_model(
+        "qwen3_5",
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
+        head_dim=64,
+    )
     randomise(model)
     alone = written("qwen3_5", model)
     with attach(model):

@@ -1,4 +1,5 @@
-"""Layers that no family has: hypothesis draws what a layer computes, and both subjects must compute it alike."""
+"""Layers that no family has: hypothesis draws what a layer computes, and both subjects must compute
+it alike."""
 
 import os
 from dataclasses import replace
@@ -8,7 +9,16 @@ from hypothesis import example, find, given, settings
 
 from ropebridge.subject import Factory as Bridge
 from ropebridge_conformance.mutants import MUTANT
-from ropebridge_conformance.strategies import CORPUS, MINIMAL, PROFILES, Drawn, drawn_layers, first_fault, register_profiles, variants
+from ropebridge_conformance.strategies import (
+    CORPUS,
+    MINIMAL,
+    PROFILES,
+    Drawn,
+    drawn_layers,
+    first_fault,
+    register_profiles,
+    variants,
+)
 from ropebridge_conformance.subjects.reference import Factory as Reference
 
 register_profiles()
@@ -38,10 +48,16 @@ def test_the_corpus_is_computed_stage_by_stage_as_the_contract_says(subject, dra
 
 def test_a_failure_shrinks_to_a_small_layer():
     """Two heads are the fewest that can be confused; whatever else is there goes."""
-    smallest = find(variants(), lambda variant: variant.heads > 1, settings=settings(deadline=None, derandomize=True, database=None))
+    smallest = find(
+        variants(),
+        lambda variant: variant.heads > 1,
+        settings=settings(deadline=None, derandomize=True, database=None),
+    )
     assert smallest == replace(MINIMAL, heads=2)
     mutant, drawn = MUTANT["mixed_heads_rolled"], replace(CORPUS[0], variant=smallest)
-    assert first_fault(Reference(stages=mutant.stages, families={"ToyAttention": smallest}), drawn).startswith("hook_z is off by")
+    assert first_fault(
+        Reference(stages=mutant.stages, families={"ToyAttention": smallest}), drawn
+    ).startswith("hook_z is off by")
 
 
 def test_the_profiles_draw_more_and_more():

@@ -1,4 +1,5 @@
-"""Whole models in half precision: the bridge is no further from the float64 truth than the model alone (PAR-2)."""
+"""Whole models in half precision: the bridge is no further from the float64 truth than the model
+alone (PAR-2)."""
 
 from __future__ import annotations
 
@@ -14,14 +15,18 @@ from ropebridge_conformance.recipes import INSTALLED, RECIPE, build_model, extra
 from ropebridge_conformance.zoo import randomise
 
 NOISE = 1.25
-"""How far the ratio of two medians of rounding errors may be from 1, over some ninety positions. Over all families it is 0.97 (docs/BENCHMARKS.md)."""
+"""How far the ratio of two medians of rounding errors may be from 1, over some ninety positions.
+Over all families it is 0.97 (docs/BENCHMARKS.md)."""
 
 
 def inputs_in(name: str, model: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """An odd batch of odd length, unless the model is given other tensors of a fixed shape beside."""
+    """An odd batch of odd length, unless the model is given other tensors of a fixed shape
+    beside."""
     extra = extra_of(name)
     given = {**inputs_of(name, model.config, batch=2 if extra else 7, pos=13), **extra}
-    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in given.items()}
+    return {
+        key: value.to(dtype) if value.is_floating_point() else value for key, value in given.items()
+    }
 
 
 def final(output: Any) -> Tensor:
@@ -29,14 +34,23 @@ def final(output: Any) -> Tensor:
 
 
 def error(got: Tensor, truth: Tensor) -> float:
-    """The median over positions of the root-mean-square error: experts that are routed otherwise at a few do not decide."""
+    """The median over positions of the root-mean-square error: experts that are routed otherwise at
+    a few do not decide."""
     return float((got - truth).square().mean(-1).sqrt().median())
 
 
 def truth_of(model: Any, given: dict[str, Any]) -> Tensor:
-    """The model alone in float64; in float32, a thousand times as fine as half precision, where transformers gives NaN in float64 (BLT)."""
+    """The model alone in float64; in float32, a thousand times as fine as half precision, where
+    transformers gives NaN in float64 (BLT)."""
     for wide in (torch.float64, torch.float32):
-        truth = final(copy.deepcopy(model).to(wide)(**{key: value.to(wide) if value.is_floating_point() else value for key, value in given.items()}))
+        truth = final(
+            copy.deepcopy(model).to(wide)(
+                **{
+                    key: value.to(wide) if value.is_floating_point() else value
+                    for key, value in given.items()
+                }
+            )
+        )
         if truth.isfinite().all():
             return truth
     raise AssertionError("the model alone gives no finite truth")
@@ -45,7 +59,9 @@ def truth_of(model: Any, given: dict[str, Any]) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("name", [recipe.name for recipe in INSTALLED])
 @torch.no_grad()
-def test_half_precision_is_as_near_the_truth_as_the_model_alone(name: str, dtype: torch.dtype) -> None:
+def test_half_precision_is_as_near_the_truth_as_the_model_alone(
+    name: str, dtype: torch.dtype
+) -> None:
     model = build_model(name)
     randomise(model)
     model = model.to(dtype)
@@ -55,4 +71,6 @@ def test_half_precision_is_as_near_the_truth_as_the_model_alone(name: str, dtype
     with attach(model, verify=False) as bridged:
         unwatched, watched = final(model(**given)), final(bridged.run_with_cache(**given)[0])
     for got in (unwatched, watched):
-        assert error(got, truth) <= NOISE * error(alone, truth), f"{RECIPE[name].model_class} in {dtype}"
+        assert error(got, truth) <= NOISE * error(alone, truth), (
+            f"{RECIPE[name].model_class} in {dtype}"
+        )

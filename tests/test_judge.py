@@ -1,4 +1,5 @@
-"""The judge is judged: it kills mutants at their stage, calls blind inputs vacuous, and survives bad subjects."""
+"""The judge is judged: it kills mutants at their stage, calls blind inputs vacuous, and survives
+bad subjects."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,14 @@ from ropebridge_conformance.zoo import CASES, specimen
 VALUES = "a_stage_gives_the_value_of_its_clause"
 
 
-def question(check=VALUES, clause="ROT-1", hook="hook_rot_q", case="llama", scenario="prefill", dtype="float32"):
+def question(
+    check=VALUES,
+    clause="ROT-1",
+    hook="hook_rot_q",
+    case="llama",
+    scenario="prefill",
+    dtype="float32",
+):
     return Question(check, clause, hook, case, scenario, dtype, "cpu")
 
 
@@ -66,12 +74,17 @@ def test_an_edit_that_no_later_stage_could_notice_is_vacuous(monkeypatch):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_the_zoo_can_show_every_fault_that_its_features_allow(case):
-    """Each stage that computes has a foil in every family; where a layer does not rotate, hook_rot_q computes nothing."""
+    """Each stage that computes has a foil in every family; where a layer does not rotate,
+    hook_rot_q computes nothing."""
     layer = specimen(case.id, torch.float32, "cpu")
     for hook in ("hook_q", "hook_attn_scores", "hook_pattern", "hook_z", "hook_out"):
         assert foils(hook, layer, SCENARIO["prefill"])
-    assert bool(foils("hook_rot_q", layer, SCENARIO["prefill"])) == (layer.variant.rotary is not None)
-    assert bool(foils("hook_q_normed", layer, SCENARIO["prefill"])) == (layer.variant.norm is not None)
+    assert bool(foils("hook_rot_q", layer, SCENARIO["prefill"])) == (
+        layer.variant.rotary is not None
+    )
+    assert bool(foils("hook_q_normed", layer, SCENARIO["prefill"])) == (
+        layer.variant.norm is not None
+    )
 
 
 # ---- comparison ----
@@ -79,11 +92,20 @@ def test_the_zoo_can_show_every_fault_that_its_features_allow(case):
 
 @pytest.mark.parametrize(
     ("got", "fits"),
-    [([1.0, 2.0], True), ([1.1, 2.0], True), ([1.2, 2.0], False), ([float("nan"), 2.0], False), ([float("inf"), 2.0], False)],
+    [
+        ([1.0, 2.0], True),
+        ([1.1, 2.0], True),
+        ([1.2, 2.0], False),
+        ([float("nan"), 2.0], False),
+        ([float("inf"), 2.0], False),
+    ],
     ids=["equal", "within", "outside", "nan", "infinite"],
 )
 def test_a_value_fits_within_its_bound_only(got, fits):
-    expected = Expectation(torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([0.15, 0.0], dtype=torch.float64))
+    expected = Expectation(
+        torch.tensor([1.0, 2.0], dtype=torch.float64),
+        torch.tensor([0.15, 0.0], dtype=torch.float64),
+    )
     assert compare(torch.tensor(got, dtype=torch.float64), expected).fits == fits
 
 
@@ -94,7 +116,9 @@ def test_forbidden_scores_must_be_minus_infinity_to_the_bit():
 
 
 def test_a_bound_of_zero_asks_for_the_very_bits():
-    assert not compare(torch.tensor([1.0 + 2**-23]), Expectation(torch.tensor([1.0]), torch.tensor([0.0]))).fits
+    assert not compare(
+        torch.tensor([1.0 + 2**-23]), Expectation(torch.tensor([1.0]), torch.tensor([0.0]))
+    ).fits
 
 
 def test_the_worst_element_is_named():
@@ -116,7 +140,9 @@ class Raising:
 
 class Declaring:
     name = "declaring"
-    unsupported = MappingProxyType({"ROT-1": "rotation is not hooked here", "attn_result": "no results by head"})
+    unsupported = MappingProxyType(
+        {"ROT-1": "rotation is not hooked here", "attn_result": "no results by head"}
+    )
 
     def layer(self, module, *, rotary, opted_in=()):
         raise AssertionError("must not be asked")
@@ -130,7 +156,14 @@ class WrongShape:
 
         class Layer:
             def run(self, inputs, hooks=()):
-                shown = [(n, lambda t, hook, fn=fn: fn(t[..., :-1], hook=hook)) if n == "hook_rot_q" else (n, fn) for n, fn in hooks]
+                shown = [
+                    (
+                        (n, lambda t, hook, fn=fn: fn(t[..., :-1], hook=hook))
+                        if n == "hook_rot_q"
+                        else (n, fn)
+                    )
+                    for n, fn in hooks
+                ]
                 return inner.run(inputs, shown)
 
         return Layer()
@@ -147,7 +180,10 @@ def test_a_declared_gap_is_unsupported_and_says_why():
 
 
 def test_a_declared_opt_in_covers_its_scenario():
-    assert ask(Declaring(), clause="OUT-1", hook="hook_out", scenario="split").verdict == Outcome.UNSUPPORTED
+    assert (
+        ask(Declaring(), clause="OUT-1", hook="hook_out", scenario="split").verdict
+        == Outcome.UNSUPPORTED
+    )
 
 
 def test_a_wrong_shape_is_told_by_its_shape():
@@ -163,7 +199,10 @@ def test_a_wrong_shape_is_told_by_its_shape():
         ("nowhere.at_all:Factory", "ModuleNotFoundError: No module named 'nowhere'"),
         ("ropebridge_conformance.subjects.reference:Nothing", "AttributeError"),
         ("ropebridge_conformance", "cannot load subject 'ropebridge_conformance'"),
-        ("builtins:dict", "lacks name, unsupported, layer; ropebridge_spec.Subject says what a subject has"),
+        (
+            "builtins:dict",
+            "lacks name, unsupported, layer; ropebridge_spec.Subject says what a subject has",
+        ),
     ],
     ids=["no_module", "no_factory", "no_colon", "not_a_subject"],
 )
@@ -185,7 +224,10 @@ def known(tmp_path):
     return write
 
 
-FORETOLD = '[[failure]]\nclause = "ROT-1"\nfamily = "llama"\nreason = "pairs are wrong"\nlink = "https://example.org/1"\n'
+FORETOLD = (
+    '[[failure]]\nclause = "ROT-1"\nfamily = "llama"\nreason = "pairs are wrong"\nlink ='
+    ' "https://example.org/1"\n'
+)
 
 
 def mutant(name):
@@ -194,13 +236,19 @@ def mutant(name):
 
 def test_a_foretold_failure_is_known(known):
     verdict = ask(mutant("other_pairs"), known(FORETOLD))
-    assert (verdict.verdict, verdict.reason) == (Outcome.KNOWN_FAILURE, "pairs are wrong https://example.org/1")
+    assert (verdict.verdict, verdict.reason) == (
+        Outcome.KNOWN_FAILURE,
+        "pairs are wrong https://example.org/1",
+    )
 
 
 def test_a_foretold_failure_that_passes_fails(known):
     verdict = ask(Factory(), known(FORETOLD))
     assert verdict.verdict == Outcome.FAIL
-    assert verdict.reason == "passes, and is listed as a known failure (pairs are wrong); take it off the list"
+    assert (
+        verdict.reason
+        == "passes, and is listed as a known failure (pairs are wrong); take it off the list"
+    )
 
 
 def test_what_was_not_foretold_still_fails(known):
@@ -211,7 +259,10 @@ def test_what_was_not_foretold_still_fails(known):
     ("text", "words"),
     [
         ("[[failure", "cannot read known failures"),
-        ('[[failure]]\nclause = "ROT-1"\n', r"failure 1 has \['clause'\]; it needs clause and reason"),
+        (
+            '[[failure]]\nclause = "ROT-1"\n',
+            r"failure 1 has \['clause'\]; it needs clause and reason",
+        ),
         ('[[failure]]\nclause = "A"\nreason = "b"\nseverity = "c"\n', "may have"),
     ],
     ids=["not_toml", "no_reason", "unknown_field"],
@@ -223,7 +274,22 @@ def test_a_bad_known_failures_file_is_refused(known, text, words):
 
 # ---- results ----
 
-VERDICT = Verdict("s", "ROT-1", "c", "hook_rot_q", "llama", "llama-prefill", "float32", "cpu", Outcome.FAIL, float("inf"), 0.0, "hook_rot_q", 0, "<b>")
+VERDICT = Verdict(
+    "s",
+    "ROT-1",
+    "c",
+    "hook_rot_q",
+    "llama",
+    "llama-prefill",
+    "float32",
+    "cpu",
+    Outcome.FAIL,
+    float("inf"),
+    0.0,
+    "hook_rot_q",
+    0,
+    "<b>",
+)
 
 
 def test_a_verdict_survives_its_json_line():
@@ -240,7 +306,11 @@ def test_results_come_back_with_their_provenance(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "holds no results"), ("nonsense\n", "holds no results"), ('{"provenance": {}}\n[]\n', "line 2 is no verdict")],
+    [
+        ("", "holds no results"),
+        ("nonsense\n", "holds no results"),
+        ('{"provenance": {}}\n[]\n', "line 2 is no verdict"),
+    ],
     ids=["empty", "not_json", "not_a_verdict"],
 )
 def test_a_file_that_is_no_results_is_refused(tmp_path, text, words):
@@ -257,7 +327,10 @@ def test_ids_are_distinct_and_read_as_names():
     questions = list(plan(cases=["gemma3_local"], dtypes=("bfloat16",)))
     ids = [(q.check, q.id) for q in questions]
     assert len(set(ids)) == len(ids)
-    assert ("a_replacement_is_what_the_rest_of_the_layer_sees", "hook_rot_q-gemma3_local-bfloat16-cpu") in ids
+    assert (
+        "a_replacement_is_what_the_rest_of_the_layer_sees",
+        "hook_rot_q-gemma3_local-bfloat16-cpu",
+    ) in ids
 
 
 def test_every_check_begins_with_its_clause_and_has_a_test_of_its_name():
@@ -265,7 +338,10 @@ def test_every_check_begins_with_its_clause_and_has_a_test_of_its_name():
 
     for check in CHECKS:
         assert hasattr(test_contract, f"test_{check.name}")
-        assert check.ask.__doc__.split(":")[0].split(",")[0].split(" ")[0].rstrip(":,").count("-") == 1 or "clause" in check.ask.__doc__
+        assert (
+            check.ask.__doc__.split(":")[0].split(",")[0].split(" ")[0].rstrip(":,").count("-") == 1
+            or "clause" in check.ask.__doc__
+        )
     assert len(CHECK) == len(CHECKS)
 
 

@@ -6,14 +6,27 @@ import pytest
 
 from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.judge import judge
-from ropebridge_conformance.known_failures import KINDS, KnownFailuresError, covering, read_known_failures
+from ropebridge_conformance.known_failures import (
+    KINDS,
+    KnownFailuresError,
+    covering,
+    read_known_failures,
+)
 from ropebridge_conformance.mutants import MUTANT
 from ropebridge_conformance.questions import Question
 from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.verdicts import Outcome
 
 ENTRY = '[[failure]]\nclause = "ROT-1"\nreason = "pairs are wrong"\n'
-QUESTION = Question("a_stage_gives_the_value_of_its_clause", "ROT-1", "hook_rot_q", "llama", "prefill", "float32", "cpu")
+QUESTION = Question(
+    "a_stage_gives_the_value_of_its_clause",
+    "ROT-1",
+    "hook_rot_q",
+    "llama",
+    "prefill",
+    "float32",
+    "cpu",
+)
 
 
 @pytest.fixture
@@ -75,12 +88,17 @@ def test_after_its_last_day_it_is_a_failure_again(read):
     verdict = verdict_on(wrong(), read(ENTRY + f"expiry = {yesterday}"))
     assert verdict.verdict == Outcome.FAIL
     assert verdict.reason.startswith("hook_rot_q is off by")
-    assert verdict.reason.endswith(f"(a known failure until {yesterday}: pairs are wrong; mend it, or renew its expiry)")
+    assert verdict.reason.endswith(
+        f"(a known failure until {yesterday}: pairs are wrong; mend it, or renew its expiry)"
+    )
 
 
 def test_a_strict_entry_turns_a_pass_into_a_failure(read):
     verdict = verdict_on(Factory(), read(ENTRY + "strict = true"))
-    assert (verdict.verdict, verdict.reason) == (Outcome.FAIL, "passes, and is listed as a known failure (pairs are wrong); take it off the list")
+    assert (verdict.verdict, verdict.reason) == (
+        Outcome.FAIL,
+        "passes, and is listed as a known failure (pairs are wrong); take it off the list",
+    )
 
 
 def test_an_entry_that_is_not_strict_lets_a_pass_be_one(read):
@@ -95,18 +113,33 @@ def test_an_entry_is_strict_and_endless_unless_it_says_otherwise(read):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('[[failure]]\nclause = "ROT-99"\nreason = "r"\n', r"failure 1: clause is 'ROT-99'; SPEC.md lists the clauses there are"),
-        (ENTRY + 'kind = "maybe"', r"failure 1: kind is 'maybe'; it must be one of bug, not-yet, never"),
-        (ENTRY + 'expiry = "2027-03-31"', r"failure 1: expiry is '2027-03-31'; it must be a date, without quotes"),
+        (
+            '[[failure]]\nclause = "ROT-99"\nreason = "r"\n',
+            r"failure 1: clause is 'ROT-99'; SPEC.md lists the clauses there are",
+        ),
+        (
+            ENTRY + 'kind = "maybe"',
+            r"failure 1: kind is 'maybe'; it must be one of bug, not-yet, never",
+        ),
+        (
+            ENTRY + 'expiry = "2027-03-31"',
+            r"failure 1: expiry is '2027-03-31'; it must be a date, without quotes",
+        ),
         (ENTRY + "expiry = 2027-03-31T00:00:00", "it must be a date"),
         (ENTRY + 'strict = "no"', r"failure 1: strict is 'no'; it must be true or false"),
         (ENTRY + "hook = 3", r"failure 1: hook is 3; it must be a name, or a list of names"),
         (ENTRY + "hook = []", r"failure 1: hook is \[\]; it must be a name, or a list of names"),
         (ENTRY + "link = 3", "failure 1: link is 3; it must be a string"),
-        ('[[failure]]\nclause = "ROT-1"\nreason = ""\n', "failure 1: reason is ''; it must be a sentence"),
+        (
+            '[[failure]]\nclause = "ROT-1"\nreason = ""\n',
+            "failure 1: reason is ''; it must be a sentence",
+        ),
         ('failure = ["ROT-1"]', "failure 1 has 'ROT-1'; it needs clause and reason"),
         ('failure = "ROT-1"', r"it needs tables \[\[failure\]\], and nothing else"),
-        ('[[failures]]\nclause = "ROT-1"\n', r"has \['failures'\]; it needs tables \[\[failure\]\]"),
+        (
+            '[[failures]]\nclause = "ROT-1"\n',
+            r"has \['failures'\]; it needs tables \[\[failure\]\]",
+        ),
     ],
 )
 def test_a_bad_file_is_told_what_is_required(read, text, words):

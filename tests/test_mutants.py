@@ -1,4 +1,5 @@
-"""The judge is judged: every mutant is killed at its stage, no equivalent change is, and every clause has a check that kills a mutant of it."""
+"""The judge is judged: every mutant is killed at its stage, no equivalent change is, and every
+clause has a check that kills a mutant of it."""
 
 import pytest
 
@@ -13,13 +14,25 @@ from ropebridge_conformance.zoo import COVER
 from ropebridge_spec import CLAUSE, CLAUSES, HOOK
 
 DTYPES = ("float32", "bfloat16")
-ELSEWHERE = {"norm_in_float32": "float64", "scores_in_float32": "float64", "softmax_in_float32": "float64"}
+ELSEWHERE = {
+    "norm_in_float32": "float64",
+    "scores_in_float32": "float64",
+    "softmax_in_float32": "float64",
+}
 """Faults that neither of the two dtypes can show, and one that can."""
 
 CONSTRUCTOR = {
-    "CFG-1": "says what a bridge's constructor accepts: a subject is given a module, and no constructor; tests/test_bridge_inputs.py",
-    "CFG-2": "says what get_random_inputs gives: a subject need not have it; tests/test_bridge_inputs.py",
-    "CFG-3": "says what happens without tables, which the judge always gives; tests/test_bridge_inputs.py",
+    "CFG-1": (
+        "says what a bridge's constructor accepts: a subject is given a module, and no constructor;"
+        " tests/test_bridge_inputs.py"
+    ),
+    "CFG-2": (
+        "says what get_random_inputs gives: a subject need not have it; tests/test_bridge_inputs.py"
+    ),
+    "CFG-3": (
+        "says what happens without tables, which the judge always gives;"
+        " tests/test_bridge_inputs.py"
+    ),
     "CFG-4": "says what a bridge's constructor refuses; tests/test_errors.py",
 }
 """The clauses that no check and no mutant can be of, and why."""
@@ -28,7 +41,8 @@ JUDGED = [clause.id for clause in CLAUSES if clause.id not in CONSTRUCTOR]
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mutant_is_killed_at_its_stage(mutant):
-    """In float32, or where that cannot show the fault in another dtype; `make mutants` tries all of them in all."""
+    """In float32, or where that cannot show the fault in another dtype; `make mutants` tries all of
+    them in all."""
     trial = try_mutant(mutant, "float32")
     if not trial.exercised:
         other = ELSEWHERE.get(mutant.name, "bfloat16")
@@ -72,11 +86,20 @@ def test_a_check_of_the_clause_kills_a_mutant_of_the_clause(clause):
 
 
 def killed_by_its_clause(mutant):
-    """Whether a check of the clause that a mutant breaks fails it, on any layer, in a dtype that can show it."""
+    """Whether a check of the clause that a mutant breaks fails it, on any layer, in a dtype that
+    can show it."""
     arms = [check for check in CHECKS if mutant.breaks in check.clauses]
     bench = Bench(mutant.subject())
-    questions = (q for dtype in DTYPES for case in COVER for arm in arms for q in arm.questions(case.id, dtype, "cpu"))
-    return any(judge(bench, q).verdict in BAD for q in questions if mutant.applies(q.specimen, q.situation))
+    questions = (
+        q
+        for dtype in DTYPES
+        for case in COVER
+        for arm in arms
+        for q in arm.questions(case.id, dtype, "cpu")
+    )
+    return any(
+        judge(bench, q).verdict in BAD for q in questions if mutant.applies(q.specimen, q.situation)
+    )
 
 
 def test_only_clauses_of_the_constructor_are_left_out():

@@ -7,7 +7,18 @@ import sys
 import pytest
 
 ONE_LAYER = ("--family", "llama", "--dtype", "float32", "--device", "cpu")
-SUITE = (sys.executable, "-m", "pytest", "-q", "-p", "ropebridge_conformance", "--pyargs", "ropebridge_conformance", "-p", "no:cacheprovider")
+SUITE = (
+    sys.executable,
+    "-m",
+    "pytest",
+    "-q",
+    "-p",
+    "ropebridge_conformance",
+    "--pyargs",
+    "ropebridge_conformance",
+    "-p",
+    "no:cacheprovider",
+)
 BRIDGE = ("--subject", "ropebridge.subject:Factory")
 
 BROKEN = """
@@ -30,7 +41,9 @@ def run(tmp_path):
 
 @pytest.fixture
 def ropebridge(run):
-    return lambda *words: run(sys.executable, "-c", "from ropebridge_conformance.command import main; main()", *words)
+    return lambda *words: run(
+        sys.executable, "-c", "from ropebridge_conformance.command import main; main()", *words
+    )
 
 
 def test_the_suite_passes_for_the_bridge_from_any_directory(run):
@@ -41,7 +54,14 @@ def test_the_suite_passes_for_the_bridge_from_any_directory(run):
 
 def test_the_suite_fails_for_a_broken_subject_and_names_the_clause(run, tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN, encoding="utf-8")
-    done = run(*SUITE, "--subject", "broken:Factory", *ONE_LAYER, "-k", "value_of_its_clause and rot_q and prefill or rot_q-llama-float32")
+    done = run(
+        *SUITE,
+        "--subject",
+        "broken:Factory",
+        *ONE_LAYER,
+        "-k",
+        "value_of_its_clause and rot_q and prefill or rot_q-llama-float32",
+    )
     assert done.returncode == 1
     assert "fail: clause ROT-1: hook_rot_q is off by" in done.stdout
 
@@ -56,9 +76,18 @@ def test_the_suite_writes_its_verdicts(run, tmp_path):
 
 def test_ids_name_the_subject_only_where_there_are_several(run):
     one = run(*SUITE, *BRIDGE, *ONE_LAYER, "--collect-only").stdout
-    two = run(*SUITE, *BRIDGE, "--subject", "ropebridge_conformance.subjects.reference:Factory", *ONE_LAYER, "--collect-only").stdout
+    two = run(
+        *SUITE,
+        *BRIDGE,
+        "--subject",
+        "ropebridge_conformance.subjects.reference:Factory",
+        *ONE_LAYER,
+        "--collect-only",
+    ).stdout
     assert "test_a_stage_gives_the_value_of_its_clause[hook_rot_q-llama-float32-cpu]" in one
-    assert "test_a_stage_gives_the_value_of_its_clause[hook_rot_q-llama-float32-cpu-reference]" in two
+    assert (
+        "test_a_stage_gives_the_value_of_its_clause[hook_rot_q-llama-float32-cpu-reference]" in two
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +106,9 @@ def test_a_bad_call_of_the_suite_is_told_before_anything_runs(run, words, messag
 
 
 def test_check_judges_a_subject_and_leaves_results(ropebridge, tmp_path):
-    done = ropebridge("check", "ropebridge.subject:Factory", *ONE_LAYER, "--jobs", "1", "--results", "r.jsonl")
+    done = ropebridge(
+        "check", "ropebridge.subject:Factory", *ONE_LAYER, "--jobs", "1", "--results", "r.jsonl"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bridge: verdicts" in done.stdout
     assert "verdicts: " in done.stdout
@@ -105,7 +136,9 @@ def test_check_refuses_a_family_that_is_not_there(ropebridge):
 
 
 def test_show_prints_a_results_file_again(ropebridge):
-    ropebridge("check", "ropebridge.subject:Factory", *ONE_LAYER, "--jobs", "1", "--results", "r.jsonl")
+    ropebridge(
+        "check", "ropebridge.subject:Factory", *ONE_LAYER, "--jobs", "1", "--results", "r.jsonl"
+    )
     done = ropebridge("show", "r.jsonl")
     assert done.returncode == 0, done.stderr
     assert "bridge: verdicts" in done.stdout

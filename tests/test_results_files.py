@@ -1,4 +1,5 @@
-"""Results put together, as JUnit XML, and as a badge: outcomes are never merged, and what is missing is said."""
+"""Results put together, as JUnit XML, and as a badge: outcomes are never merged, and what is
+missing is said."""
 
 import json
 import subprocess
@@ -14,7 +15,9 @@ from ropebridge_conformance.junit import junit
 from ropebridge_conformance.results import header, read_results
 from ropebridge_conformance.verdicts import Outcome, Verdict
 
-PASS = Verdict("s", "ROT-1", "c", "hook_rot_q", "llama", "llama-prefill", "float32", "cpu", Outcome.PASS)
+PASS = Verdict(
+    "s", "ROT-1", "c", "hook_rot_q", "llama", "llama-prefill", "float32", "cpu", Outcome.PASS
+)
 RUN = (sys.executable, "-c", "from ropebridge_conformance.command import main; main()")
 
 
@@ -28,7 +31,11 @@ def write(tmp_path):
 
     def call(name, made, subjects=("m:F",), **run):
         path = tmp_path / name
-        first = header(list(subjects), ["cpu"], {"names": {"m:F": "s"}, "plan": "p", "shard": None, "expected": len(made), **run})
+        first = header(
+            list(subjects),
+            ["cpu"],
+            {"names": {"m:F": "s"}, "plan": "p", "shard": None, "expected": len(made), **run},
+        )
         path.write_text("\n".join([first, *(v.line() for v in made)]) + "\n", encoding="utf-8")
         return path
 
@@ -39,18 +46,28 @@ def write(tmp_path):
 
 
 def test_shards_together_are_the_whole(write):
-    paths = [write(f"{i}.jsonl", verdicts(*cases), shard=f"{i}/3") for i, cases in ((1, "ab"), (2, "c"), (3, "de"))]
+    paths = [
+        write(f"{i}.jsonl", verdicts(*cases), shard=f"{i}/3")
+        for i, cases in ((1, "ab"), (2, "c"), (3, "de"))
+    ]
     provenance, made = combined(paths)
     assert made == verdicts(*"abcde")
     assert (provenance["expected"], provenance["shard"], provenance["plan"]) == (5, None, "p")
 
 
 def test_what_two_files_have_is_kept_once(write):
-    assert combined([write("a", verdicts("a", "b")), write("b", verdicts("b", "c"))])[1] == verdicts("a", "b", "c")
+    assert combined([write("a", verdicts("a", "b")), write("b", verdicts("b", "c"))])[
+        1
+    ] == verdicts("a", "b", "c")
 
 
 def test_headers_that_differ_harmlessly_are_all_kept(write):
-    provenance, _ = combined([write("a", verdicts("a"), torch="1"), write("b", verdicts("b"), torch="2", devices=["cuda"])])
+    provenance, _ = combined(
+        [
+            write("a", verdicts("a"), torch="1"),
+            write("b", verdicts("b"), torch="2", devices=["cuda"]),
+        ]
+    )
     assert provenance["torch"] == ["1", "2"]
     assert provenance["devices"] == ["cpu", "cuda"]
 
@@ -89,35 +106,75 @@ def test_results_of_different_runs_are_refused(write, other, words):
 
 
 def test_verdicts_that_contradict_each_other_are_refused(write):
-    one, two = write("one.jsonl", verdicts("a")), write("two.jsonl", verdicts("a", outcome=Outcome.FAIL))
+    one, two = (
+        write("one.jsonl", verdicts("a")),
+        write("two.jsonl", verdicts("a", outcome=Outcome.FAIL)),
+    )
     with pytest.raises(CombineError) as raised:
         combined([one, two])
     first, *lines = str(raised.value).splitlines()
-    assert first == "two verdicts on one question: s, clause ROT-1, c [hook_rot_q-a-prefill-float32-cpu]"
+    assert (
+        first
+        == "two verdicts on one question: s, clause ROT-1, c [hook_rot_q-a-prefill-float32-cpu]"
+    )
     assert lines == [f"  {one}: pass", f"  {two}: fail", "  leave out the file that is out of date"]
 
 
 def test_a_file_that_was_cut_short_is_refused(write):
-    with pytest.raises(CombineError, match="has 1 of 7 verdicts: its run was cut short\n  run it again"):
+    with pytest.raises(
+        CombineError, match="has 1 of 7 verdicts: its run was cut short\n  run it again"
+    ):
         combined([write("a", verdicts("a"), expected=7)])
 
 
 def test_shards_of_a_real_run_make_up_the_run(tmp_path):
-    """From the command, start to end: two shards and their combination have what the whole run has."""
-    narrow = ("--family", "llama", "--device", "cpu", "--dtype", "float32", "--dtype", "float64", "--check", "hooks_fire_once_in_contract_order", "--jobs", "1")
+    """From the command, start to end: two shards and their combination have what the whole run
+    has."""
+    narrow = (
+        "--family",
+        "llama",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--dtype",
+        "float64",
+        "--check",
+        "hooks_fire_once_in_contract_order",
+        "--jobs",
+        "1",
+    )
 
     def run(*words):
-        done = subprocess.run([*RUN, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*RUN, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
 
     run("check", "ropebridge.subject:Factory", *narrow, "--results", "whole.jsonl")
     for shard in ("1/2", "2/2"):
-        run("check", "ropebridge.subject:Factory", *narrow, "--shard", shard, "--results", f"{shard[0]}.jsonl")
+        run(
+            "check",
+            "ropebridge.subject:Factory",
+            *narrow,
+            "--shard",
+            shard,
+            "--results",
+            f"{shard[0]}.jsonl",
+        )
     run("combine", "1.jsonl", "2.jsonl", "-o", "both.jsonl")
-    (_, whole), (provenance, both) = (read_results(tmp_path / name) for name in ("whole.jsonl", "both.jsonl"))
+    (_, whole), (provenance, both) = (
+        read_results(tmp_path / name) for name in ("whole.jsonl", "both.jsonl")
+    )
     assert sorted(v.line() for v in both) == sorted(v.line() for v in whole)
     assert provenance["expected"] == len(whole) > 10
-    refused = subprocess.run([*RUN, "combine", "1.jsonl", "-o", "x.jsonl"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    refused = subprocess.run(
+        [*RUN, "combine", "1.jsonl", "-o", "x.jsonl"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert refused.returncode == 2
     assert refused.stderr.startswith("missing: shard 2/2")
     assert not (tmp_path / "x.jsonl").exists()
@@ -130,20 +187,36 @@ def test_junit_counts_and_names_every_outcome():
     made = [replace(PASS, verdict=outcome, reason="because") for outcome in Outcome]
     root = ElementTree.fromstring(junit({"torch": "2"}, made))
     (suite,) = root
-    assert {name: suite.get(name) for name in ("name", "tests", "failures", "errors", "skipped")} == {
-        "name": "s", "tests": "6", "failures": "2", "errors": "0", "skipped": "3"
-    }  # fmt: skip
+    assert dict(suite.items()) == {
+        "name": "s",
+        "tests": "6",
+        "failures": "2",
+        "errors": "0",
+        "skipped": "3",
+    }
     assert [failure.get("type") for failure in suite.iter("failure")] == ["fail", "vacuous"]
-    assert [skip.get("message") for skip in suite.iter("skipped")] == ["unsupported: because", "known-failure: because", "not-exercised: because"]
+    assert [skip.get("message") for skip in suite.iter("skipped")] == [
+        "unsupported: because",
+        "known-failure: because",
+        "not-exercised: because",
+    ]
     assert suite.find("properties/property[@name='torch']").get("value") == "2"
     case = suite.find("testcase")
-    assert (case.get("classname"), case.get("name")) == ("s.c", "hook_rot_q-llama-prefill-float32-cpu")
+    assert (case.get("classname"), case.get("name")) == (
+        "s.c",
+        "hook_rot_q-llama-prefill-float32-cpu",
+    )
 
 
 def test_junit_holds_what_xml_cannot():
     evil = "]]></failure><x a='\"'>&amp; \x00\x1b \ud800"
-    root = ElementTree.fromstring(junit({evil: evil}, [replace(PASS, verdict=Outcome.FAIL, reason=evil, subject=evil)]))
-    assert root.find("testsuite/testcase/failure").get("message") == "clause ROT-1: ]]></failure><x a='\"'>&amp; \\u0000\\u001b \\ud800"
+    root = ElementTree.fromstring(
+        junit({evil: evil}, [replace(PASS, verdict=Outcome.FAIL, reason=evil, subject=evil)])
+    )
+    assert (
+        root.find("testsuite/testcase/failure").get("message")
+        == "clause ROT-1: ]]></failure><x a='\"'>&amp; \\u0000\\u001b \\ud800"
+    )
 
 
 # ---- badge ----
@@ -151,7 +224,9 @@ def test_junit_holds_what_xml_cannot():
 
 def test_a_badge_names_every_outcome_and_has_the_colour_of_the_worst():
     for place, outcome in enumerate(WORDS):
-        made = badge({"ropebridge_spec": "1.1"}, [replace(PASS, verdict=o) for o in list(WORDS)[place:]])
+        made = badge(
+            {"ropebridge_spec": "1.1"}, [replace(PASS, verdict=o) for o in list(WORDS)[place:]]
+        )
         assert made["color"] == COLOURS[outcome]
         assert made["message"] == ", ".join(f"1 {words}" for words in list(WORDS.values())[place:])
         assert made["isError"] == (outcome in (Outcome.FAIL, Outcome.VACUOUS))
@@ -160,19 +235,45 @@ def test_a_badge_names_every_outcome_and_has_the_colour_of_the_worst():
 
 
 def test_a_badge_of_nothing_or_of_half_a_run_is_not_green():
-    assert badge({}, []) == {"schemaVersion": 1, "label": "ropebridge spec ?", "message": "no verdicts", "color": "lightgrey", "isError": True}
+    assert badge({}, []) == {
+        "schemaVersion": 1,
+        "label": "ropebridge spec ?",
+        "message": "no verdicts",
+        "color": "lightgrey",
+        "isError": True,
+    }
     half = badge({"expected": 3}, [PASS])
-    assert (half["message"], half["color"], half["isError"]) == ("incomplete, 1 of 3: 1 passing", "lightgrey", True)
+    assert (half["message"], half["color"], half["isError"]) == (
+        "incomplete, 1 of 3: 1 passing",
+        "lightgrey",
+        True,
+    )
     assert badge({"expected": 3}, [replace(PASS, verdict=Outcome.FAIL)])["color"] == "red"
 
 
 @pytest.mark.parametrize("command", ["junit", "badge"])
 def test_the_commands_write_files_and_refuse_what_is_no_results(write, tmp_path, command):
     write("r.jsonl", verdicts("a"))
-    done = subprocess.run([*RUN, command, "r.jsonl", "-o", "new/out"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*RUN, command, "r.jsonl", "-o", "new/out"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "new" / "out").read_text(encoding="utf-8")
-    assert json.loads(text)["message"] == "1 passing" if command == "badge" else ElementTree.fromstring(text.encode()).tag == "testsuites"
-    refused = subprocess.run([*RUN, command, "nowhere.jsonl", "-o", "x"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (
+        json.loads(text)["message"] == "1 passing"
+        if command == "badge"
+        else ElementTree.fromstring(text.encode()).tag == "testsuites"
+    )
+    refused = subprocess.run(
+        [*RUN, command, "nowhere.jsonl", "-o", "x"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert refused.returncode == 2
     assert "nowhere.jsonl holds no results" in refused.stderr

@@ -23,7 +23,10 @@ from ropebridge_conformance.results import header, write_results
 from ropebridge_conformance.verdicts import Outcome, Verdict, read_line
 from ropebridge_spec import CLAUSE, HOOKS
 
-BROKEN = "from ropebridge_conformance.mutants import MUTANT\n\n\ndef Factory():\n    return MUTANT['sin_sign'].subject()\n"
+BROKEN = (
+    "from ropebridge_conformance.mutants import MUTANT\n\n\ndef Factory():\n    return"
+    " MUTANT['sin_sign'].subject()\n"
+)
 EVIL = [
     "</script><script>document.title='taken'</script>",
     "<img src=x onerror=\"document.title='taken'\">",
@@ -32,18 +35,24 @@ EVIL = [
     "javascript:document.title='taken'",
     "__proto__",
 ]
-PASS = Verdict("s", "ROT-1", "c", "hook_rot_q", "llama", "llama-prefill", "float32", "cpu", Outcome.PASS)
+PASS = Verdict(
+    "s", "ROT-1", "c", "hook_rot_q", "llama", "llama-prefill", "float32", "cpu", Outcome.PASS
+)
 
 
 def file_of(path, verdicts, **run):
-    lines = [header(["m:F"], ["cpu"], {"names": {"m:F": "s"}, **run}), *(verdict.line() for verdict in verdicts)]
+    lines = [
+        header(["m:F"], ["cpu"], {"names": {"m:F": "s"}, **run}),
+        *(verdict.line() for verdict in verdicts),
+    ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
 @pytest.fixture
 def open_page(browser, tmp_path):
-    """`open_page(results)`: the report of a results file in the browser, with what went wrong in `page.errors`."""
+    """`open_page(results)`: the report of a results file in the browser, with what went wrong in
+    `page.errors`."""
     pages = []
 
     def open_(results, **context):
@@ -51,7 +60,12 @@ def open_page(browser, tmp_path):
         page = browser.new_page(viewport={"width": 1300, "height": 900}, **context)
         page.errors, page.asked = [], []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("console", lambda message: page.errors.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: (
+                page.errors.append(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
         page.on("request", lambda request: page.asked.append(request.url))
         page.goto((tmp_path / "report.html").as_uri())
         pages.append(page)
@@ -65,8 +79,16 @@ def open_page(browser, tmp_path):
 @pytest.fixture(scope="module")
 def broken():
     """The verdicts on a subject that turns the wrong way, and on one that does not."""
-    asked = [q for q in plan(["llama", "gemma2_local"], ("float32", "bfloat16"), ("cpu",), ("layer",)) if q.check == "a_stage_gives_the_value_of_its_clause"]
-    return [judge(Bench(MUTANT["sin_sign"].subject()), q) for q in asked if q.hook in ("hook_q", "hook_rot_q", "hook_attn_scores", "hook_out")]
+    asked = [
+        q
+        for q in plan(["llama", "gemma2_local"], ("float32", "bfloat16"), ("cpu",), ("layer",))
+        if q.check == "a_stage_gives_the_value_of_its_clause"
+    ]
+    return [
+        judge(Bench(MUTANT["sin_sign"].subject()), q)
+        for q in asked
+        if q.hook in ("hook_q", "hook_rot_q", "hook_attn_scores", "hook_out")
+    ]
 
 
 @pytest.fixture
@@ -79,7 +101,10 @@ def test_it_opens_from_disk_asks_for_nothing_else_and_finds_no_fault(page, broke
     assert {url.partition(":")[0] for url in page.asked} == {"file"}
     fails = sum(v.verdict == Outcome.FAIL for v in broken)
     assert 0 < fails < len(broken)
-    assert page.text_content("#standing") == f"{len(broken)} verdicts: {fails} fail, {len(broken) - fails} pass."
+    assert (
+        page.text_content("#standing")
+        == f"{len(broken)} verdicts: {fails} fail, {len(broken) - fails} pass."
+    )
 
 
 def test_the_matrix_says_what_came_of_every_cell(page):
@@ -138,40 +163,59 @@ def test_a_failure_has_an_address_of_its_own(page):
 
 
 def test_what_is_shown_for_reproduction_reproduces(open_page, tmp_path):
-    """Both the command and the script, run as they stand on the page, meet the failure again, and the script in the same words."""
+    """Both the command and the script, run as they stand on the page, meet the failure again, and
+    the script in the same words."""
     (tmp_path / "broken.py").write_text(BROKEN, encoding="utf-8")
     (asked,) = (
         q
         for q in plan(["llama"], ("float32",), ("cpu",))
-        if (q.check, q.hook, q.scenario) == ("a_stage_gives_the_value_of_its_clause", "hook_rot_q", "prefill")
+        if (q.check, q.hook, q.scenario)
+        == ("a_stage_gives_the_value_of_its_clause", "hook_rot_q", "prefill")
     )
     failure = judge(Bench(MUTANT["sin_sign"].subject()), asked)
-    lines = [header(["broken:Factory"], ["cpu"], {"names": {"broken:Factory": failure.subject}}), failure.line()]
+    lines = [
+        header(["broken:Factory"], ["cpu"], {"names": {"broken:Factory": failure.subject}}),
+        failure.line(),
+    ]
     (tmp_path / "one.jsonl").write_text("\n".join(lines), encoding="utf-8")
     page = open_page(tmp_path / "one.jsonl")
     page.evaluate("location.hash = '#v/0'")
     script, command = page.text_content("#script"), page.text_content("#command")
     assert len(script.splitlines()) < 30
-    again = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    again = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert again.stdout == f"fail hook_rot_q {failure.reason}\n"
-    shell = f"ropebridge() {{ {sys.executable} -c 'from ropebridge_conformance.command import main; main()' \"$@\"; }}\n{command}"
-    judged = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=False)
+    shell = (
+        f"ropebridge() {{ {sys.executable} -c 'from ropebridge_conformance.command import main;"
+        f' main()\' "$@"; }}\n{command}'
+    )
+    judged = subprocess.run(
+        ["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert judged.returncode == 1, judged.stderr
     assert "1 verdicts: 1 fail" in judged.stdout
 
 
 def test_all_of_it_can_be_done_by_keyboard(page):
-    """Tab through the filters into the matrix, arrows, Enter, Tab to the first failure, Escape back to the cell it came from."""
+    """Tab through the filters into the matrix, arrows, Enter, Tab to the first failure, Escape back
+    to the cell it came from."""
     for _ in range(20):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.closest('#grid') !== null"):
             break
     page.keyboard.press("ArrowRight")
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "llama, hook_rot_q: 12 fail"
+    assert (
+        page.evaluate("document.activeElement.getAttribute('aria-label')")
+        == "llama, hook_rot_q: 12 fail"
+    )
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "gemma2, hook_rot_q: 12 fail"
+    assert (
+        page.evaluate("document.activeElement.getAttribute('aria-label')")
+        == "gemma2, hook_rot_q: 12 fail"
+    )
     page.keyboard.press("Enter")
     page.wait_for_selector("#cell:not([hidden])")
     page.keyboard.press("Tab")
@@ -179,29 +223,60 @@ def test_all_of_it_can_be_done_by_keyboard(page):
     page.wait_for_selector("#verdict:not([hidden])")
     page.keyboard.press("Escape")
     page.wait_for_selector("#matrix:not([hidden])")
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "gemma2, hook_rot_q: 12 fail"
+    assert (
+        page.evaluate("document.activeElement.getAttribute('aria-label')")
+        == "gemma2, hook_rot_q: 12 fail"
+    )
 
 
 def test_every_outcome_is_told_apart_and_none_is_merged(open_page, tmp_path):
-    verdicts = [replace(PASS, verdict=outcome, family=str(outcome), reason="why") for outcome in Outcome]
+    verdicts = [
+        replace(PASS, verdict=outcome, family=str(outcome), reason="why") for outcome in Outcome
+    ]
     page = open_page(file_of(tmp_path / "r.jsonl", verdicts))
     marks = {
-        link.get_attribute("aria-label"): (link.text_content(), link.evaluate("e => getComputedStyle(e).backgroundImage"))
+        link.get_attribute("aria-label"): (
+            link.text_content(),
+            link.evaluate("e => getComputedStyle(e).backgroundImage"),
+        )
         for link in page.locator("#grid a").all()
     }
     assert list(marks) == [f"{outcome}, hook_rot_q: 1 {outcome}" for outcome in Outcome]
-    assert len({glyph for glyph, _ in marks.values()}) == len({colour for _, colour in marks.values()}) == len(Outcome)
+    assert (
+        len({glyph for glyph, _ in marks.values()})
+        == len({colour for _, colour in marks.values()})
+        == len(Outcome)
+    )
 
 
 def test_a_run_that_was_cut_short_is_said_to_be(open_page, tmp_path):
     page = open_page(file_of(tmp_path / "r.jsonl", [PASS], expected=7))
-    assert page.text_content("#standing") == "1 verdicts: 1 pass. The run was cut short: 7 were expected."
+    assert (
+        page.text_content("#standing")
+        == "1 verdicts: 1 pass. The run was cut short: 7 were expected."
+    )
 
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_hostile_results_are_text_and_nothing_else(open_page, tmp_path, evil):
-    """Every field a results file has, and the header, hold markup or script: it is shown, and nothing of it runs."""
-    bad = Verdict(*[evil] * 3, evil, evil, f"{evil}-{evil}", evil, evil, Outcome.FAIL, 2.0, 1.0, evil, 0, evil, (0, 1), heat_map(torch.ones(2, 3), None))
+    """Every field a results file has, and the header, hold markup or script: it is shown, and
+    nothing of it runs."""
+    bad = Verdict(
+        *[evil] * 3,
+        evil,
+        evil,
+        f"{evil}-{evil}",
+        evil,
+        evil,
+        Outcome.FAIL,
+        2.0,
+        1.0,
+        evil,
+        0,
+        evil,
+        (0, 1),
+        heat_map(torch.ones(2, 3), None),
+    )
     bad = replace(bad, heat=replace(bad.heat, axes=(evil, evil)))
     page = open_page(file_of(tmp_path / "r.jsonl", [bad], plan=evil, **{f"key {evil}": evil}))
     assert page.locator("#grid tbody th").all_text_contents() == [evil]
@@ -216,7 +291,10 @@ def test_hostile_results_are_text_and_nothing_else(open_page, tmp_path, evil):
 
 
 def test_the_policy_stops_a_script_that_gets_in_all_the_same(page):
-    page.evaluate("document.body.append(Object.assign(document.createElement('script'), {textContent: \"document.title = 'taken'\"}))")
+    page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent:"
+        " \"document.title = 'taken'\"}))"
+    )
     assert page.title() == "ropebridge: conformance report"
     assert "Content Security Policy" in page.errors[0]
 
@@ -226,7 +304,10 @@ def test_it_is_readable_in_the_light_and_in_the_dark(open_page, broken, tmp_path
     seen = []
     for scheme in ("light", "dark"):
         page = open_page(file_of(tmp_path / "r.jsonl", broken), color_scheme=scheme)
-        ink, paper = (luminance(page.evaluate(f"getComputedStyle(document.body).{name}")) for name in ("color", "backgroundColor"))
+        ink, paper = (
+            luminance(page.evaluate(f"getComputedStyle(document.body).{name}"))
+            for name in ("color", "backgroundColor")
+        )
         seen.append(paper)
         assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 7
     assert seen[0] > 0.8
@@ -235,22 +316,36 @@ def test_it_is_readable_in_the_light_and_in_the_dark(open_page, broken, tmp_path
 
 def luminance(rgb):
     parts = [int(part) / 255 for part in rgb.removeprefix("rgb(").rstrip(")").split(",")]
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_three_hundred_thousand_verdicts_make_a_small_page_and_a_quick_one(open_page, tmp_path):
-    """Of 150 families; one in fifty fails. The page stays under 5 MB, is written within 30 s and drawn within 3."""
+    """Of 150 families; one in fifty fails. The page stays under 5 MB, is written within 30 s and
+    drawn within 3."""
     failure = replace(
-        PASS, verdict=Outcome.FAIL, error=1.0, bound=0.5, reason="hook_rot_q is off by 2 times its bound", heat=heat_map(torch.ones(20, 30), None)
+        PASS,
+        verdict=Outcome.FAIL,
+        error=1.0,
+        bound=0.5,
+        reason="hook_rot_q is off by 2 times its bound",
+        heat=heat_map(torch.ones(20, 30), None),
     )
-    cells = list(product(range(150), HOOKS, ("float32", "bfloat16", "float16", "float64"), range(21)))
+    cells = list(
+        product(range(150), HOOKS, ("float32", "bfloat16", "float16", "float64"), range(21))
+    )
     with (tmp_path / "many.jsonl").open("w", encoding="utf-8") as file:
         print(header(["m:F"], ["cpu"]), file=file)
         for n, (family, hook, dtype, case) in enumerate(cells):
             text = (failure if n % 50 == 0 else PASS).line()
             print(
-                text.replace('"llama"', f'"family{family}"').replace("hook_rot_q", hook.name).replace("float32", dtype).replace("prefill", str(case)), file=file
+                text.replace('"llama"', f'"family{family}"')
+                .replace("hook_rot_q", hook.name)
+                .replace("float32", dtype)
+                .replace("prefill", str(case)),
+                file=file,
             )
     assert len(cells) > 300_000
     begin = perf_counter()
@@ -258,7 +353,10 @@ def test_three_hundred_thousand_verdicts_make_a_small_page_and_a_quick_one(open_
     took = perf_counter() - begin
     drawn = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
     size = (tmp_path / "report.html").stat().st_size
-    print(f"{len(cells)} verdicts: written and opened in {took:.1f} s, drawn in {drawn:.0f} ms, {size / 1e6:.1f} MB")
+    print(
+        f"{len(cells)} verdicts: written and opened in {took:.1f} s, drawn in {drawn:.0f} ms,"
+        f" {size / 1e6:.1f} MB"
+    )
     assert page.locator("#grid tbody tr").count() == 150
     assert size < 5e6
     assert took < 30
@@ -271,7 +369,14 @@ def test_every_cell_keeps_something_before_any_keeps_more():
     kept = digest([*many, *few]).details
     assert {v.family for v in kept} == {"llama", *(f"f{n}" for n in range(10))}
     assert sum(v.family == "llama" for v in kept) == PER_CELL
-    assert len(digest([replace(PASS, verdict=Outcome.FAIL, family=str(n)) for n in range(KEPT * 2)]).details) == KEPT
+    assert (
+        len(
+            digest(
+                [replace(PASS, verdict=Outcome.FAIL, family=str(n)) for n in range(KEPT * 2)]
+            ).details
+        )
+        == KEPT
+    )
 
 
 # ---- where the error is ----
@@ -286,29 +391,55 @@ def test_a_failing_verdict_says_where_and_a_passing_one_has_no_more_than_before(
 
 
 def test_heat_is_where_the_error_is():
-    """One wrong element of (batch, pos, head, d_head): one hot cell, in its row, in the column of its head."""
+    """One wrong element of (batch, pos, head, d_head): one hot cell, in its row, in the column of
+    its head."""
     got = torch.zeros(2, 8, 3, 8)
     got[1, 5, 2, 7] = 4.0
     found = compare(got, Expectation(torch.zeros_like(got).double(), torch.ones_like(got)))
     heat = heat_map(found.ratios, "hook_z")
     cells = torch.tensor(list(b64decode(heat.cells))).view(heat.rows, heat.columns)
-    assert (heat.axes, heat.sizes, heat.rows, heat.columns) == (("pos", "head d_head_v"), (8, 24), 8, 24)
+    assert (heat.axes, heat.sizes, heat.rows, heat.columns) == (
+        ("pos", "head d_head_v"),
+        (8, 24),
+        8,
+        24,
+    )
     assert cells.nonzero().tolist() == [[5, 23]]
     assert cells[5, 23] == 128 + 8 * 2, "4 is two powers of two above the bound"
 
 
 def test_heat_is_small_whatever_the_tensor():
     heat = heat_map(torch.full((2, 4, 300, 500), torch.inf), "hook_pattern")
-    assert (heat.axes, heat.sizes, heat.rows, heat.columns) == (("head query", "key"), (1200, 500), ROWS, COLUMNS)
+    assert (heat.axes, heat.sizes, heat.rows, heat.columns) == (
+        ("head query", "key"),
+        (1200, 500),
+        ROWS,
+        COLUMNS,
+    )
     assert set(b64decode(heat.cells)) == {255}
 
 
 def test_the_command_writes_the_page(tmp_path):
     write_results(tmp_path / "r.jsonl", [PASS], ["s"], ["cpu"])
-    command = [sys.executable, "-c", "from ropebridge_conformance.command import main; main()", "report"]
-    done = subprocess.run([*command, "r.jsonl", "-o", "new/report.html"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-c",
+        "from ropebridge_conformance.command import main; main()",
+        "report",
+    ]
+    done = subprocess.run(
+        [*command, "r.jsonl", "-o", "new/report.html"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "new" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    refused = subprocess.run([*command, "nowhere.jsonl"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (
+        (tmp_path / "new" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    )
+    refused = subprocess.run(
+        [*command, "nowhere.jsonl"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert refused.returncode == 2
     assert "nowhere.jsonl holds no results" in refused.stderr

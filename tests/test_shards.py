@@ -1,4 +1,5 @@
-"""Shards of a plan: disjoint, together the whole, equally many to each, and the same on every machine."""
+"""Shards of a plan: disjoint, together the whole, equally many to each, and the same on every
+machine."""
 
 import random
 import subprocess
@@ -28,7 +29,10 @@ def test_shards_are_disjoint_and_together_the_whole(units, count):
 
 def test_a_shard_has_the_questions_of_its_units_and_no_other(units):
     whole = {(unit.subject, q) for unit in units for q in unit.questions}
-    parts = [{(unit.subject, q) for unit in part_of(units, Shard(index, 3)) for q in unit.questions} for index in (1, 2, 3)]
+    parts = [
+        {(unit.subject, q) for unit in part_of(units, Shard(index, 3)) for q in unit.questions}
+        for index in (1, 2, 3)
+    ]
     assert set.union(*parts) == whole
     assert sum(map(len, parts)) == len(whole) == sum(len(unit.questions) for unit in units)
 
@@ -42,9 +46,18 @@ def test_a_shard_keeps_the_order_of_the_plan_and_does_not_depend_on_it(units):
 
 def test_a_shard_is_the_same_in_another_process():
     """Whatever the process's own seed of hashes is."""
-    code = "from ropebridge_conformance.shards import Shard; print(Shard(2, 5).of([str(i) for i in range(40)], str))"
+    code = (
+        "from ropebridge_conformance.shards import Shard; print(Shard(2, 5).of([str(i) for i in"
+        " range(40)], str))"
+    )
     said = {
-        subprocess.run([sys.executable, "-c", code], env={**environment(), "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**environment(), "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         for seed in "12"
     }
     assert said == {f"{Shard(2, 5).of([str(i) for i in range(40)], str)}\n"}
@@ -60,7 +73,9 @@ def test_plans_that_ask_the_same_have_one_hash_and_others_have_not(units):
     mixed = random.Random(0).sample(units, len(units))
     assert plan_hash(mixed) == plan_hash(units)
     assert plan_hash(units[1:]) != plan_hash(units)
-    narrowed = units_of(DEFAULT_SUBJECTS, Selection(devices=("cpu",), hooks=("hook_z",)), PROFILE["default"])
+    narrowed = units_of(
+        DEFAULT_SUBJECTS, Selection(devices=("cpu",), hooks=("hook_z",)), PROFILE["default"]
+    )
     assert plan_hash(narrowed) != plan_hash(units)
 
 
@@ -71,7 +86,9 @@ def test_the_suite_deals_out_the_same_shards_as_the_command(units, pytestconfig)
         def getoption(self, name):
             return {"--shard": "2/3", "--device": ["cpu"]}.get(name)
 
-    assert {"|".join(layer) for layer in this_shard(Config())} == {unit.key for unit in part_of(units, Shard(2, 3))}
+    assert {"|".join(layer) for layer in this_shard(Config())} == {
+        unit.key for unit in part_of(units, Shard(2, 3))
+    }
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "2", "a/b", "-1/2", "1/0", ""])
@@ -85,7 +102,13 @@ def test_a_shard_says_itself():
 
 
 def test_more_shards_than_parts_are_refused():
-    with pytest.raises(ShardError, match=r"2 parts of the plan cannot be shared out among 3 shards\n  use --shard i/n with n at most 2"):
+    with pytest.raises(
+        ShardError,
+        match=(
+            r"2 parts of the plan cannot be shared out among 3 shards\n  use --shard i/n with n at"
+            r" most 2"
+        ),
+    ):
         Shard(1, 3).of(["a", "b"], str)
 
 
@@ -93,9 +116,14 @@ def test_more_shards_than_parts_are_refused():
 
 
 def test_profiles_grow():
-    sizes = [sum(len(unit.questions) for unit in units_of(["s"], Selection(devices=("cpu",)), profile)) for profile in PROFILES[:2]]
+    sizes = [
+        sum(len(unit.questions) for unit in units_of(["s"], Selection(devices=("cpu",)), profile))
+        for profile in PROFILES[:2]
+    ]
     assert 1000 < sizes[0] < sizes[1] / 4
-    assert [profile.examples for profile in PROFILES] == sorted(profile.examples for profile in PROFILES)
+    assert [profile.examples for profile in PROFILES] == sorted(
+        profile.examples for profile in PROFILES
+    )
     assert PROFILE["soak"].families == ("all",)
 
 
@@ -107,7 +135,19 @@ def test_what_is_given_goes_before_the_profile():
 def test_a_profile_is_one_of_hypothesis_too(tmp_path):
     """In a process of its own: what is loaded is for all tests of a session."""
     (tmp_path / "test_drawn.py").write_text(DRAWN, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "ropebridge_conformance", "-p", "no:cacheprovider", "--profile", "smoke", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "ropebridge_conformance",
+        "-p",
+        "no:cacheprovider",
+        "--profile",
+        "smoke",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "1 passed" in done.stdout, done.stdout
 

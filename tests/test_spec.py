@@ -30,7 +30,9 @@ from ropebridge_spec import (
     ungrouped,
 )
 
-PLAIN = Variant(d_model=60, heads=6, kv_heads=2, d_head=20, d_head_v=20, scale=0.25, rotary=Rotary("half", 20))
+PLAIN = Variant(
+    d_model=60, heads=6, kv_heads=2, d_head=20, d_head_v=20, scale=0.25, rotary=Rotary("half", 20)
+)
 
 
 def names(variant, *opted_in):
@@ -56,21 +58,40 @@ def test_reserved_names_are_no_hook_points():
 @pytest.mark.parametrize("clause", CLAUSES, ids=lambda clause: clause.id)
 def test_every_clause_is_checked_by_the_judge_or_named_by_a_test(clause):
     """A clause that nobody would notice being broken is not one."""
-    asked = {question.clause for question in plan(cases=["gemma3_local", "llama", "longcat_flash_0", "qwen3_next_1"], dtypes=["float32", "bfloat16"])}
-    named = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    asked = {
+        question.clause
+        for question in plan(
+            cases=["gemma3_local", "llama", "longcat_flash_0", "qwen3_next_1"],
+            dtypes=["float32", "bfloat16"],
+        )
+    }
+    named = "".join(
+        path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py")
+    )
     judged = "".join(check.ask.__doc__ or "" for check in CHECKS)
     assert clause.id in asked or clause.id in named or clause.id in judged
 
 
 def test_a_plain_layer_has_the_hooks_of_the_contract_in_order():
     assert names(PLAIN) == [
-        *("hook_in", "hook_q", "hook_k", "hook_v", "hook_cos", "hook_sin", "hook_rot_q", "hook_rot_k"),
+        *(
+            "hook_in",
+            "hook_q",
+            "hook_k",
+            "hook_v",
+            "hook_cos",
+            "hook_sin",
+            "hook_rot_q",
+            "hook_rot_k",
+        ),
         *("hook_attn_scores", "hook_pattern", "hook_z", "hook_out"),
     ]
 
 
 def test_a_layer_that_norms_has_the_hooks_of_the_norm_between_projection_and_tables():
-    normed = names(Variant(60, 6, 2, 20, 20, 0.25, norm=Norm("rms", "head", 1e-6), rotary=Rotary("half", 20)))
+    normed = names(
+        Variant(60, 6, 2, 20, 20, 0.25, norm=Norm("rms", "head", 1e-6), rotary=Rotary("half", 20))
+    )
     assert normed[3:7] == ["hook_v", "hook_q_normed", "hook_k_normed", "hook_cos"]
 
 
@@ -82,7 +103,9 @@ def test_a_layer_that_does_not_rotate_has_no_tables_and_still_rot_q():
 
 @pytest.mark.parametrize("opt_in", OPT_INS)
 def test_opted_in_hooks_exist_only_on_request(opt_in):
-    assert set(names(PLAIN, opt_in)) - set(names(PLAIN)) == {hook.name for hook in HOOKS if hook.exists == opt_in}
+    assert set(names(PLAIN, opt_in)) - set(names(PLAIN)) == {
+        hook.name for hook in HOOKS if hook.exists == opt_in
+    }
 
 
 def test_a_flat_norm_shows_heads_and_widths_as_one_axis():
@@ -104,8 +127,14 @@ def test_one_input_a_head_gives_every_head_a_key_of_its_own():
         ({"heads": 5}, "Variant.heads is 5; it must be a multiple of kv_heads, which is 2"),
         ({"d_model": 0}, "Variant.d_model is 0; it must be at least 1"),
         ({"window": 0}, "Variant.window is 0; it must be at least 1, or None for no window"),
-        ({"rotary": Rotary("half", 22)}, "Rotary.width is 22; it must be even and at most d_head, which is 20"),
-        ({"rotary": Rotary("half", 7)}, "Rotary.width is 7; it must be even and at most d_head, which is 20"),
+        (
+            {"rotary": Rotary("half", 22)},
+            "Rotary.width is 22; it must be even and at most d_head, which is 20",
+        ),
+        (
+            {"rotary": Rotary("half", 7)},
+            "Rotary.width is 7; it must be even and at most d_head, which is 20",
+        ),
     ],
     ids=["heads", "d_model", "window", "too_wide", "odd"],
 )
@@ -118,11 +147,19 @@ def test_an_impossible_variant_is_refused(change, message):
 @pytest.mark.parametrize("case", CORE, ids=lambda case: case.id)
 def test_describe_reads_what_the_config_says(case):
     variant = specimen(case.id, torch.float32, "cpu").variant
-    assert (variant.d_model, variant.heads, variant.kv_heads, variant.d_head, variant.d_head_v) == (60, 6, 2, 20, 20)
+    assert (variant.d_model, variant.heads, variant.kv_heads, variant.d_head, variant.d_head_v) == (
+        60,
+        6,
+        2,
+        20,
+        20,
+    )
     assert variant.window == (5 if case.id == "mistral" or case.id.endswith("_local") else None)
     assert variant.softcap == (2.0 if case.family == "gemma2" else None)
     assert variant.sinks == ("sinks" if case.family == "gpt_oss" else None)
-    assert (variant.norm is not None) == (case.id in ("gemma3_local", "gemma3_global", "qwen3", "olmo2", "cohere_normed"))
+    assert (variant.norm is not None) == (
+        case.id in ("gemma3_local", "gemma3_global", "qwen3", "olmo2", "cohere_normed")
+    )
 
 
 def test_a_softcap_that_is_set_but_not_passed_on_is_not_described():
@@ -135,7 +172,9 @@ def test_a_softcap_that_is_set_but_not_passed_on_is_not_described():
 def test_a_feature_its_family_does_not_know_is_refused():
     module = attention_layer(tiny_model(CASE["llama"]), 0)
     module.q_norm = torch.nn.Identity()
-    with pytest.raises(UnsupportedAttention, match="LlamaAttention has 'q_norm', which its family does not have"):
+    with pytest.raises(
+        UnsupportedAttention, match="LlamaAttention has 'q_norm', which its family does not have"
+    ):
         describe(module)
 
 
@@ -149,7 +188,11 @@ def test_every_family_names_the_file_its_mathematics_was_read_from():
     import transformers
 
     root = Path(transformers.__file__).parent
-    here = [root / family.source for family in FAMILIES.values() if (root / family.source).parent.exists()]
+    here = [
+        root / family.source
+        for family in FAMILIES.values()
+        if (root / family.source).parent.exists()
+    ]
     assert len(here) > 70, "an older transformers lacks some packages"
     assert all(path.exists() for path in here)
 
@@ -157,7 +200,8 @@ def test_every_family_names_the_file_its_mathematics_was_read_from():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("terms", [20, 256, 2048])
 def test_this_machine_sums_products_within_the_bound(dtype, terms):
-    """The bounds trust float32 accumulation; a machine that rounds partial sums would show here first."""
+    """The bounds trust float32 accumulation; a machine that rounds partial sums would show here
+    first."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(64, terms, generator=generator).to(getattr(torch, dtype)) for _ in range(2))
     exact, magnitude = a.double() @ b.double().T, a.double().abs() @ b.double().abs().T

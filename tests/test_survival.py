@@ -1,4 +1,5 @@
-"""Subjects that hang, die, raise, or answer with the wrong thing: one clear verdict each, and the rest of the run goes on."""
+"""Subjects that hang, die, raise, or answer with the wrong thing: one clear verdict each, and the
+rest of the run goes on."""
 
 import json
 import re
@@ -18,14 +19,16 @@ from ropebridge_conformance.subjects.reference import Factory as Reference
 from ropebridge_conformance.verdicts import Outcome
 from ropebridge_conformance.worker import Loaded, Refused, Task
 
-pytestmark = pytest.mark.timeout(400)  # they wait for limits to pass, and for processes that import torch
+# they wait for limits to pass, and for processes that import torch
+pytestmark = pytest.mark.timeout(400)
 
 SUBJECTS = '''
 import ctypes, os, sys, time
 from ropebridge_conformance.subjects.reference import Factory as Reference
 
 def hang(): time.sleep(1000)
-def hang_in_c(): ctypes.PyDLL(None).sleep(1000)  # holds the interpreter's lock: no Python code of this process runs
+def hang_in_c():  # holds the interpreter's lock: no Python code of this process runs
+    ctypes.PyDLL(None).sleep(1000)
 def crash(): ctypes.string_at(0)
 def leave(): os._exit(3)
 def exit_politely(): sys.exit("enough")
@@ -53,7 +56,8 @@ def always(misbehave):
             misbehave()
     return Always(misbehave)
 
-Hang, HangInC, Crash, Leave, Exit, Raise = (lambda m=m: Odd(m) for m in (hang, hang_in_c, crash, leave, exit_politely, raise_midway))
+ALL = (hang, hang_in_c, crash, leave, exit_politely, raise_midway)
+Hang, HangInC, Crash, Leave, Exit, Raise = (lambda m=m: Odd(m) for m in ALL)
 AlwaysHang = lambda: always(hang)
 '''
 # Limits are long enough for a layer to be built on a machine that is busy with much else.
@@ -75,7 +79,9 @@ def put_all(folder, monkeypatch):
     monkeypatch.chdir(folder)
 
     def put(path, timeout=20.0, hooks=("hook_rot_q", "hook_z", "hook_out")):
-        (unit,) = units_of([path], Selection(("llama",), ("float32",), ("cpu",), (ALONE,), hooks, ("prefill",)))
+        (unit,) = units_of(
+            [path], Selection(("llama",), ("float32",), ("cpu",), (ALONE,), hooks, ("prefill",))
+        )
         with Pool(1, timeout) as pool:
             assert isinstance(pool.load(path), Loaded)
             return list(pool.judged([Task(path, "odd", unit.key, unit.questions)]))
@@ -97,14 +103,25 @@ def put_all(folder, monkeypatch):
 def test_one_verdict_says_so_and_the_rest_goes_on(put_all, factory, words):
     before, odd, after = put_all(f"odd_subjects:{factory}")
     assert (before.verdict, after.verdict) == (Outcome.PASS, Outcome.PASS)
-    assert (odd.verdict, odd.hook, odd.clause, odd.divergent, odd.reason) == (Outcome.FAIL, "hook_z", "FIRE-2", "hook_z", words)
+    assert (odd.verdict, odd.hook, odd.clause, odd.divergent, odd.reason) == (
+        Outcome.FAIL,
+        "hook_z",
+        "FIRE-2",
+        "hook_z",
+        words,
+    )
 
 
 def test_a_subject_that_never_answers_is_not_asked_for_ever(put_all):
     made = put_all("odd_subjects:AlwaysHang", timeout=8.0, hooks=())
-    assert [v.verdict for v in made] == [Outcome.FAIL] * PATIENCE + [Outcome.NOT_EXERCISED] * (len(made) - PATIENCE)
+    assert [v.verdict for v in made] == [Outcome.FAIL] * PATIENCE + [Outcome.NOT_EXERCISED] * (
+        len(made) - PATIENCE
+    )
     assert len(made) > PATIENCE + 1
-    assert made[-1].reason == f"not asked: the subject had left {PATIENCE} questions in a row unanswered"
+    assert (
+        made[-1].reason
+        == f"not asked: the subject had left {PATIENCE} questions in a row unanswered"
+    )
 
 
 def test_a_foretold_hang_is_known(folder, monkeypatch):
@@ -112,9 +129,21 @@ def test_a_foretold_hang_is_known(folder, monkeypatch):
 
     monkeypatch.chdir(folder)
     path = "odd_subjects:Hang"
-    (unit,) = units_of([path], Selection(("llama",), ("float32",), ("cpu",), (ALONE,), ("hook_z",), ("prefill",)))
+    (unit,) = units_of(
+        [path], Selection(("llama",), ("float32",), ("cpu",), (ALONE,), ("hook_z",), ("prefill",))
+    )
     with Pool(1, 20.0) as pool:
-        (made,) = pool.judged([Task(path, "odd", unit.key, unit.questions, (KnownFailure("FIRE-2", "it hangs there"),))])
+        (made,) = pool.judged(
+            [
+                Task(
+                    path,
+                    "odd",
+                    unit.key,
+                    unit.questions,
+                    (KnownFailure("FIRE-2", "it hangs there"),),
+                )
+            ]
+        )
     assert (made.verdict, made.reason) == (Outcome.KNOWN_FAILURE, "it hangs there")
 
 
@@ -122,8 +151,13 @@ def test_an_import_that_never_ends_is_a_subject_that_cannot_be_loaded(folder, mo
     monkeypatch.chdir(folder)
     with Pool(1, 15.0) as pool:
         refused = pool.load("endless_subject:Factory")
-        assert refused == Refused("cannot load subject 'endless_subject:Factory': no answer within 15 seconds; its process was stopped")
-        assert pool.load("odd_subjects:Raise") == Loaded("raise_midway"), "another process has taken its place"
+        assert refused == Refused(
+            "cannot load subject 'endless_subject:Factory': no answer within 15 seconds; its"
+            " process was stopped"
+        )
+        assert pool.load("odd_subjects:Raise") == Loaded("raise_midway"), (
+            "another process has taken its place"
+        )
 
 
 def test_processes_that_are_not_needed_any_more_are_gone(folder, monkeypatch):
@@ -168,17 +202,32 @@ def raising(error):
 
 
 def asked(change):
-    (unit,) = units_of(["answering"], Selection(("llama",), ("float32",), ("cpu",), (ALONE,), ("hook_z",), ("prefill",)))
+    (unit,) = units_of(
+        ["answering"],
+        Selection(("llama",), ("float32",), ("cpu",), (ALONE,), ("hook_z",), ("prefill",)),
+    )
     return judge(Bench(Answering(change)), unit.questions[0])
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda pair: None, "raised WrongAnswer: run gave back NoneType; ropebridge_spec.Layer.run gives (output tensor, weights tensor or None)"),
+        (
+            lambda pair: None,
+            (
+                "raised WrongAnswer: run gave back NoneType; ropebridge_spec.Layer.run gives"
+                " (output tensor, weights tensor or None)"
+            ),
+        ),
         (lambda pair: (*pair, 1), "raised WrongAnswer: run gave back tuple of 3; "),
-        (lambda pair: (pair[0].tolist(), None), "raised WrongAnswer: run gave back an output of kind list; "),
-        (lambda pair: (pair[0], "weights"), "raised WrongAnswer: run gave back weights of kind str; "),
+        (
+            lambda pair: (pair[0].tolist(), None),
+            "raised WrongAnswer: run gave back an output of kind list; ",
+        ),
+        (
+            lambda pair: (pair[0], "weights"),
+            "raised WrongAnswer: run gave back weights of kind str; ",
+        ),
         (raising(Unprintable()), "raised Unprintable: (its text could not be had: ValueError)"),
     ],
     ids=["none", "three", "list", "weights", "unprintable"],
@@ -196,13 +245,25 @@ def test_a_hook_that_is_shown_no_tensor_is_named():
 
             class Layer:
                 def run(self, inputs, hooks=()):
-                    return inner.run(inputs, [(name, lambda t, hook, fn=fn: fn(t.tolist(), hook=hook)) for name, fn in hooks])
+                    return inner.run(
+                        inputs,
+                        [
+                            (name, lambda t, hook, fn=fn: fn(t.tolist(), hook=hook))
+                            for name, fn in hooks
+                        ],
+                    )
 
             return Layer()
 
-    (unit,) = units_of(["listing"], Selection(("llama",), ("float32",), ("cpu",), (ALONE,), ("hook_z",), ("prefill",)))
+    (unit,) = units_of(
+        ["listing"],
+        Selection(("llama",), ("float32",), ("cpu",), (ALONE,), ("hook_z",), ("prefill",)),
+    )
     verdict = judge(Bench(Listing(None)), unit.questions[0])
-    assert verdict.reason == "raised WrongAnswer: hook_z was shown list; a hook is shown a tensor (clause FIRE-4)"
+    assert (
+        verdict.reason
+        == "raised WrongAnswer: hook_z was shown list; a hook is shown a tensor (clause FIRE-4)"
+    )
 
 
 def test_a_verdict_keeps_no_endless_text():
@@ -229,11 +290,26 @@ def test_a_subject_of_the_wrong_kind_is_refused(monkeypatch, attribute, value, w
 
 @pytest.fixture
 def run(folder):
-    return lambda *words: subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, check=False)
+    return lambda *words: subprocess.run(
+        [sys.executable, *words], cwd=folder, capture_output=True, text=True, check=False
+    )
 
 
 COMMAND = ("-c", "from ropebridge_conformance.command import main; main()")
-NARROW = ("--family", "llama", "--dtype", "float32", "--device", "cpu", "--check", ALONE, "--scenario", "prefill", "--jobs", "1")
+NARROW = (
+    "--family",
+    "llama",
+    "--dtype",
+    "float32",
+    "--device",
+    "cpu",
+    "--check",
+    ALONE,
+    "--scenario",
+    "prefill",
+    "--jobs",
+    "1",
+)
 
 
 def lines_of(path):
@@ -241,11 +317,29 @@ def lines_of(path):
 
 
 def test_check_goes_on_after_what_cannot_be_loaded_and_what_hangs(run, folder):
-    done = run(*COMMAND, "check", "nowhere:Factory", "odd_subjects:HangInC", "odd_subjects:Raise", *NARROW, "--timeout", "20", "--results", "r.jsonl")
+    done = run(
+        *COMMAND,
+        "check",
+        "nowhere:Factory",
+        "odd_subjects:HangInC",
+        "odd_subjects:Raise",
+        *NARROW,
+        "--timeout",
+        "20",
+        "--results",
+        "r.jsonl",
+    )
     assert done.returncode == 1, done.stderr
-    assert "cannot load subject 'nowhere:Factory': ModuleNotFoundError: No module named 'nowhere'" in done.stderr
+    assert (
+        "cannot load subject 'nowhere:Factory': ModuleNotFoundError: No module named 'nowhere'"
+        in done.stderr
+    )
     header, first, *rest = lines_of(folder / "r.jsonl")
-    assert (first["subject"], first["check"], first["verdict"]) == ("nowhere:Factory", "the_subject_can_be_loaded", "fail")
+    assert (first["subject"], first["check"], first["verdict"]) == (
+        "nowhere:Factory",
+        "the_subject_can_be_loaded",
+        "fail",
+    )
     assert header["provenance"]["expected"] == 1 + len(rest)
     counts = Counter((v["subject"], v["verdict"]) for v in rest)
     assert counts["hang_in_c", "fail"] == counts["raise_midway", "fail"] == 1
@@ -262,8 +356,20 @@ def test_what_was_judged_is_on_disk_while_the_run_goes_on(folder):
     """A run that is killed outright while a question hangs has left every verdict before it."""
     path = folder / "killed.jsonl"
     path.unlink(missing_ok=True)
-    command = [sys.executable, *COMMAND, "check", "odd_subjects:Hang", *NARROW, "--timeout", "600", "--results", str(path)]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    command = [
+        sys.executable,
+        *COMMAND,
+        "check",
+        "odd_subjects:Hang",
+        *NARROW,
+        "--timeout",
+        "600",
+        "--results",
+        str(path),
+    ]
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         while not path.exists() or "hook_pattern" not in path.read_text(encoding="utf-8"):
             assert process.poll() is None
         process.kill()
@@ -274,7 +380,10 @@ def test_what_was_judged_is_on_disk_while_the_run_goes_on(folder):
     ("words", "message"),
     [
         (("--dtype", "float23"), "no dtype 'float23'\n  nearest: float32"),
-        (("--check", "hooks_fire"), "no check 'hooks_fire'\n  nearest: hooks_fire_once_in_contract_order"),
+        (
+            ("--check", "hooks_fire"),
+            "no check 'hooks_fire'\n  nearest: hooks_fire_once_in_contract_order",
+        ),
         (("--hook", "hook_patern"), "no hook point 'hook_patern'\n  nearest: hook_pattern"),
         (("--scenario", "prefil"), "no scenario 'prefil'\n  nearest: prefill"),
         (("--family", "llama", "--hook", "hook_q_normed"), "there is nothing to ask"),
@@ -288,11 +397,32 @@ def test_a_bad_call_of_check_is_refused(run, words, message):
 
 
 def test_the_plugin_survives_a_hang_in_c(run):
-    suite = ("-m", "pytest", "-q", "-p", "ropebridge_conformance", "--pyargs", "ropebridge_conformance", "-p", "no:cacheprovider")
-    narrow = ("--family", "llama", "--dtype", "float32", "--device", "cpu", "-k", f"{ALONE} and llama-float32")
+    suite = (
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "ropebridge_conformance",
+        "--pyargs",
+        "ropebridge_conformance",
+        "-p",
+        "no:cacheprovider",
+    )
+    narrow = (
+        "--family",
+        "llama",
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+        "-k",
+        f"{ALONE} and llama-float32",
+    )
     done = run(*suite, "--subject", "odd_subjects:HangInC", *narrow, "--check-timeout", "20")
     assert re.search(r"^1 failed, \d\d passed", done.stdout, re.MULTILINE), done.stdout[-2000:]
-    assert "fail: clause FIRE-2: no answer within 20 seconds; its process was stopped" in done.stdout
+    assert (
+        "fail: clause FIRE-2: no answer within 20 seconds; its process was stopped" in done.stdout
+    )
 
 
 def test_replacing_a_task_keeps_its_subject():

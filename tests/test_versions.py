@@ -1,4 +1,5 @@
-"""The releases of transformers that were tested: one pair of numbers, which README, pins and the oldest allowed release agree with."""
+"""The releases of transformers that were tested: one pair of numbers, which README, pins and the
+oldest allowed release agree with."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_pin_is_the_newest_tested() -> None:
-    (pinned,) = re.findall(r"^transformers==(\d+\.\d+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    (pinned,) = re.findall(
+        r"^transformers==(\d+\.\d+)",
+        (ROOT / "constraints.txt").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
     assert pinned == versions.NEWEST_TESTED
 
 
@@ -44,9 +49,11 @@ def test_a_release_that_was_tested_passes_in_silence(installed: str) -> None:
 def test_a_newer_release_is_warned_of_with_what_to_do(installed: str) -> None:
     with pytest.warns(UntestedTransformers) as caught:
         versions.warn_if_untested(installed)
-    assert str(caught[0].message) == (
-        f"transformers {installed} is newer than 5.24, the newest that this ropebridge was tested with\n"
-        f"  what attach does not understand it refuses; to be sure: pip install 'transformers==5.24.*', or a newer ropebridge"
+    assert (
+        str(caught[0].message)
+        == f"transformers {installed} is newer than 5.24, the newest that this ropebridge was"
+        " tested with\n  what attach does not understand it refuses; to be sure: pip install"
+        " 'transformers==5.24.*', or a newer ropebridge"
     )
 
 

@@ -1,4 +1,5 @@
-"""What a layer may answer: a subject that gives back another kind of thing is told which, and what is required."""
+"""What a layer may answer: a subject that gives back another kind of thing is told which, and what
+is required."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from torch import Tensor
 
 
 class WrongAnswer(TypeError):
-    """A layer gave back, or showed a hook, something that is not what the protocol says; the message says both."""
+    """A layer gave back, or showed a hook, something that is not what the protocol says; the
+    message says both."""
 
 
 class NotShown(LookupError):
@@ -30,7 +32,8 @@ def answered(result: Any) -> tuple[Tensor, Tensor | None]:
     """The output and the weights of `Layer.run`.
 
     Raises:
-        WrongAnswer: it is not a pair, the output is not a tensor, or the weights are neither a tensor nor None.
+        WrongAnswer: it is not a pair, the output is not a tensor, or the weights are neither a
+            tensor nor None.
     """
     required = "ropebridge_spec.Layer.run gives (output tensor, weights tensor or None)"
     if not isinstance(result, tuple | list) or len(result) != 2:
@@ -51,5 +54,7 @@ def shown(name: str, value: Any) -> Tensor:
         WrongAnswer: it is no tensor.
     """
     if not isinstance(value, Tensor):
-        raise WrongAnswer(f"{name} was shown {type(value).__name__}; a hook is shown a tensor (clause FIRE-4)")
+        raise WrongAnswer(
+            f"{name} was shown {type(value).__name__}; a hook is shown a tensor (clause FIRE-4)"
+        )
     return value

@@ -29,7 +29,8 @@ COLOURS: Mapping[Outcome, str] = {
 
 
 def badge(provenance: Mapping[str, object], verdicts: Iterable[Verdict]) -> dict[str, object]:
-    """The badge. Every outcome that came is counted by name; a run that was cut short says so, and one without verdicts too."""
+    """The badge. Every outcome that came is counted by name; a run that was cut short says so, and
+    one without verdicts too."""
     counts = Counter(verdict.verdict for verdict in verdicts)
     label = f"ropebridge spec {provenance.get('ropebridge_spec', '?')}"
     there = [outcome for outcome in WORDS if counts[outcome]]
@@ -38,4 +39,10 @@ def badge(provenance: Mapping[str, object], verdicts: Iterable[Verdict]) -> dict
     if expected is not None and expected != counts.total():
         said, whole = f"incomplete, {counts.total()} of {expected}: {said}", False
     colour = COLOURS[there[0]] if there and (whole or there[0] in BAD) else "lightgrey"
-    return {"schemaVersion": 1, "label": label, "message": said, "color": colour, "isError": not whole or not there or there[0] in BAD}
+    return {
+        "schemaVersion": 1,
+        "label": label,
+        "message": said,
+        "color": colour,
+        "isError": not whole or not there or there[0] in BAD,
+    }

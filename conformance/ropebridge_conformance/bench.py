@@ -40,28 +40,45 @@ def load_subject(path: str) -> Subject:
         factory = getattr(import_module(module), name)
         subject = factory()
     except (Exception, SystemExit) as error:
-        raise SubjectError(f"cannot load subject {path!r}: {type(error).__name__}: {error}\n  --subject takes package.module:Factory") from error
+        raise SubjectError(
+            f"cannot load subject {path!r}: {type(error).__name__}: {error}\n  --subject takes"
+            " package.module:Factory"
+        ) from error
     finally:
         sys.path.remove("")
     missing = [need for need in ("name", "unsupported", "layer") if not hasattr(subject, need)]
     if missing:
-        raise SubjectError(f"subject {path!r} lacks {', '.join(missing)}; ropebridge_spec.Subject says what a subject has")
+        raise SubjectError(
+            f"subject {path!r} lacks {', '.join(missing)}; ropebridge_spec.Subject says what a"
+            " subject has"
+        )
     refuse_wrong_kinds(path, subject)
     return subject  # type: ignore[no-any-return]
 
 
 def refuse_wrong_kinds(path: str, subject: Any) -> None:
     """Refuse a subject whose name, gaps or layer are of another kind than the protocol says."""
-    required = {"name": (str, "a string"), "unsupported": (Mapping, "a mapping"), "layer": (Callable, "a method")}
+    required = {
+        "name": (str, "a string"),
+        "unsupported": (Mapping, "a mapping"),
+        "layer": (Callable, "a method"),
+    }
     for attribute, (kind, words) in required.items():
         value = getattr(subject, attribute)
         if not isinstance(value, kind):  # type: ignore[arg-type]
-            raise SubjectError(f"subject {path!r}: {attribute} is {type(value).__name__}, and must be {words}; ropebridge_spec.Subject says what a subject has")
+            raise SubjectError(
+                f"subject {path!r}: {attribute} is {type(value).__name__}, and must be {words};"
+                " ropebridge_spec.Subject says what a subject has"
+            )
 
 
 def available_devices() -> list[str]:
     """cpu, and the accelerators that are present."""
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     return [device for device, there in present.items() if there]
 
 
@@ -82,16 +99,21 @@ class Bench:
         return self.subject.layer(specimen.module, rotary=specimen.rotary, opted_in=opted_in)
 
     def _traces(self, specimen: Specimen, scenario: Scenario, watch: Watch) -> list[Trace]:
-        """The scenario's calls, recorded: all hooks watched, all but scores and pattern, or none."""
+        """The scenario's calls, recorded: all hooks watched, all but scores and pattern, or
+        none."""
         layer = self.layer(specimen, scenario.opted_in)
         return record(layer, calls(scenario, specimen, layer), watched(specimen, scenario, watch))
 
     def _contexts(self, specimen: Specimen, scenario: Scenario) -> list[Context]:
         """What the oracle recomputes the stages of those calls from."""
-        return [context_of(trace, specimen, scenario) for trace in self.traces(specimen, scenario, "all")]
+        return [
+            context_of(trace, specimen, scenario)
+            for trace in self.traces(specimen, scenario, "all")
+        ]
 
     def once_for_the_same(self, traces: list[Trace], question: Any, find: Callable[[], T]) -> T:
-        """What `find` makes of recorded calls; not asked again for calls that went the same to the bit: another way to edit, the same edit."""
+        """What `find` makes of recorded calls; not asked again for calls that went the same to the
+        bit: another way to edit, the same edit."""
         key = (question.hook, question.case, question.scenario, question.dtype, question.device)
         before = self._found.get(key)
         if before is None or not same_bits(before[0], traces):
@@ -103,7 +125,10 @@ class Bench:
 
 def same_bits(one: Sequence[Trace], other: Sequence[Trace]) -> bool:
     """Whether two recordings fired alike and hold the same numbers."""
-    return all(a.fired == b.fired and all(torch.equal(a.values[name], b.values[name]) for name in a.values) for a, b in zip(one, other, strict=True))
+    return all(
+        a.fired == b.fired and all(torch.equal(a.values[name], b.values[name]) for name in a.values)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def hooks_of(specimen: Specimen, scenario: Scenario) -> tuple[HookSpec, ...]:

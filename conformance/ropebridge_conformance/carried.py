@@ -1,4 +1,5 @@
-"""Values that carry their error along: what a stage makes of an input that is itself off by so much."""
+"""Values that carry their error along: what a stage makes of an input that is itself off by so
+much."""
 
 from __future__ import annotations
 
@@ -8,7 +9,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ropebridge_reference import Affine, Weights, exclude, gated, key_bias, mix, normalise, project, rotate, strength, subtract
+from ropebridge_reference import (
+    Affine,
+    Weights,
+    exclude,
+    gated,
+    key_bias,
+    mix,
+    normalise,
+    project,
+    rotate,
+    strength,
+    subtract,
+)
 from ropebridge_reference import gate as activate
 from ropebridge_spec import Differential, Gate, Norm, Rotary, Variant, bounds
 
@@ -36,7 +49,10 @@ def projected(x: Sized, W: Tensor, b: Tensor | None, dtype: str) -> Sized:
     value, carried = project(x.value, W, b), project(x.error, W.abs(), None)
     magnitude = project(x.value.abs() + x.error, W.abs(), None if b is None else b.abs())
     product = 0 if b is None else project(x.value, W, None).abs() + carried
-    return Sized(value, carried + bounds.linear(value, magnitude, terms=W.shape[1], dtype=dtype, product=product))
+    return Sized(
+        value,
+        carried + bounds.linear(value, magnitude, terms=W.shape[1], dtype=dtype, product=product),
+    )
 
 
 def adapted(y: Sized, x: Sized, adapter: tuple[Tensor, Tensor] | None, dtype: str) -> Sized:
@@ -44,13 +60,27 @@ def adapted(y: Sized, x: Sized, adapter: tuple[Tensor, Tensor] | None, dtype: st
     if adapter is None:
         return y
     down, up = adapter
-    more = projected(projected(x, down.expand(x.value.shape[2], -1, -1), None, dtype), up, None, dtype)
+    more = projected(
+        projected(x, down.expand(x.value.shape[2], -1, -1), None, dtype), up, None, dtype
+    )
     total = y.value.abs() + y.error + more.value.abs() + more.error
-    return Sized(y.value + more.value, y.error + more.error + bounds.rounded(total, times=1, dtype=dtype))
+    return Sized(
+        y.value + more.value, y.error + more.error + bounds.rounded(total, times=1, dtype=dtype)
+    )
 
 
-def latent(x: Tensor, W: Tensor, b: Tensor | None, affine: Affine, norm: Norm, scale: float, beside: bool, dtype: str) -> Sized:
-    """LAT-1: down, normed and scaled, and as it was beside that where the family brings it up too; with an axis of one head."""
+def latent(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    affine: Affine,
+    norm: Norm,
+    scale: float,
+    beside: bool,
+    dtype: str,
+) -> Sized:
+    """LAT-1: down, normed and scaled, and as it was beside that where the family brings it up too;
+    with an axis of one head."""
     down = projected(heads_of(x, 1), W[None], None if b is None else b[None], dtype)
     risen = scaled(normed(down, affine, norm, dtype), scale, dtype)
     return joined(risen, down) if beside else risen
@@ -76,13 +106,24 @@ def copied(x: Sized, heads: int) -> Sized:
 def scaled(x: Sized, factor: float, dtype: str) -> Sized:
     """A factor, whose product is rounded unless it is 1."""
     value = factor * x.value
-    return x if factor == 1 else Sized(value, abs(factor) * x.error + bounds.rounded(value, times=1, dtype=dtype))
+    return (
+        x
+        if factor == 1
+        else Sized(value, abs(factor) * x.error + bounds.rounded(value, times=1, dtype=dtype))
+    )
 
 
 def rotated(x: Sized, turn: Tensor, rotary: Rotary, dtype: str) -> Sized:
     """ROT-1."""
-    value, magnitude = rotate(x.value, turn, rotary), rotate(x.value.abs() + x.error, turn.abs(), rotary)
-    return Sized(value, rotate(x.error, turn.abs(), rotary) + bounds.rotate(value, magnitude, precision=rotary.precision, dtype=dtype))
+    value, magnitude = (
+        rotate(x.value, turn, rotary),
+        rotate(x.value.abs() + x.error, turn.abs(), rotary),
+    )
+    return Sized(
+        value,
+        rotate(x.error, turn.abs(), rotary)
+        + bounds.rotate(value, magnitude, precision=rotary.precision, dtype=dtype),
+    )
 
 
 def clipped(x: Sized, bound: float | None) -> Sized:
@@ -91,16 +132,29 @@ def clipped(x: Sized, bound: float | None) -> Sized:
 
 
 def normed(x: Sized, affine: Affine, norm: Norm, dtype: str) -> Sized:
-    """NORM-1: an error along the value itself is divided out, every other is divided by the size. The shape is that of x."""
+    """NORM-1: an error along the value itself is divided out, every other is divided by the size.
+    The shape is that of x."""
     value = normalise(x.value, affine, norm)
-    flat, off = (x.value.flatten(2), x.error.flatten(2)) if norm.over == "flat" else (x.value, x.error)
+    flat, off = (
+        (x.value.flatten(2), x.error.flatten(2)) if norm.over == "flat" else (x.value, x.error)
+    )
     centre = flat - flat.mean(-1, keepdim=True) if norm.kind == "layer" else flat
     size = (centre.square().mean(-1, keepdim=True) + norm.eps).sqrt()
     unit, error = (centre / size).abs(), off / size
-    spread = error + unit * (unit * error).mean(-1, keepdim=True) + (error.mean(-1, keepdim=True) if norm.kind == "layer" else 0)
+    spread = (
+        error
+        + unit * (unit * error).mean(-1, keepdim=True)
+        + (error.mean(-1, keepdim=True) if norm.kind == "layer" else 0)
+    )
     weight = factor_of(affine, norm, like=value)
-    own = bounds.norm(value, centring(flat, weight, norm), terms=flat.shape[-1], roundings=2, dtype=dtype)
-    own = own + (0 if affine.bias is None else bounds.rounded(weight * unit + affine.bias.abs(), times=1, dtype=dtype))
+    own = bounds.norm(
+        value, centring(flat, weight, norm), terms=flat.shape[-1], roundings=2, dtype=dtype
+    )
+    own = own + (
+        0
+        if affine.bias is None
+        else bounds.rounded(weight * unit + affine.bias.abs(), times=1, dtype=dtype)
+    )
     return Sized(value.reshape(x.value.shape), (weight * spread + own).reshape(x.value.shape))
 
 
@@ -112,10 +166,13 @@ def factor_of(affine: Affine, norm: Norm, *, like: Tensor) -> Tensor:
 
 
 def centring(x: Tensor, weight: Tensor, norm: Norm) -> Tensor:
-    """How large a layer norm's terms are before the mean cancels them, scaled like its result; 0 for an rms norm."""
+    """How large a layer norm's terms are before the mean cancels them, scaled like its result; 0
+    for an rms norm."""
     if norm.kind == "rms":
         return torch.zeros_like(weight)
-    relative = x.abs().amax(-1, keepdim=True) / (x.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
+    relative = (
+        x.abs().amax(-1, keepdim=True) / (x.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
+    )
     return 2 * relative * (1 + relative) * weight
 
 
@@ -135,44 +192,79 @@ def mixed(p: Tensor, p_error: Tensor, v: Sized, dtype: str) -> Sized:
 
 
 def key_biased(v: Sized, weights: Weights, variant: Variant, dtype: str) -> Sized:
-    """SCORE-5: (batch, head, 1, key); softplus has slope at most 1, and each step may be rounded."""
+    """SCORE-5: (batch, head, 1, key); softplus has slope at most 1, and each step may be
+    rounded."""
     assert weights.W_dt is not None
     assert weights.A is not None
     value, u = key_bias(v.value, weights, variant), bounds.UNIT[dtype]
     every = replace(weights, A=torch.ones_like(weights.A))
     soft = key_bias(v.value, every, variant).log()
-    magnitude = torch.einsum("bkhd,ghd->bgk", v.value.abs() + v.error, weights.W_dt.abs()) + (0 if weights.b_dt is None else weights.b_dt.abs()[:, None])
+    magnitude = torch.einsum("bkhd,ghd->bgk", v.value.abs() + v.error, weights.W_dt.abs()) + (
+        0 if weights.b_dt is None else weights.b_dt.abs()[:, None]
+    )
     carried = torch.einsum("bkhd,ghd->bgk", v.error, weights.W_dt.abs())
     terms = weights.W_dt.shape[1] * weights.W_dt.shape[2]
     off = carried + bounds.linear(magnitude, magnitude, terms=terms, dtype=dtype, product=magnitude)
-    inside = weights.A.abs().repeat_interleave(variant.group)[:, None] * (off.repeat_interleave(variant.group, 1) + 2 * u * soft[:, :, 0])
+    inside = weights.A.abs().repeat_interleave(variant.group)[:, None] * (
+        off.repeat_interleave(variant.group, 1) + 2 * u * soft[:, :, 0]
+    )
     return Sized(value, value * (inside.unsqueeze(2).expm1() * (1 + u) + 2 * u))
 
 
 def excluded(x: Sized, v: Sized, alpha: Tensor, dtype: str) -> Sized:
     """MIX-3: the unit value, the part along it and what is taken of it may each be rounded."""
-    value, group, u = exclude(x.value, v.value, alpha), x.value.shape[2] // v.value.shape[2], bounds.UNIT[dtype]
+    value, group, u = (
+        exclude(x.value, v.value, alpha),
+        x.value.shape[2] // v.value.shape[2],
+        bounds.UNIT[dtype],
+    )
     length = v.value.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     unit = (v.value / length).abs().repeat_interleave(group, 2)
-    unit_off = (2 * (v.error / length)).repeat_interleave(group, 2) + bounds.growth(v.value.shape[-1] + 4, dtype) * unit + 2 * u * unit
+    unit_off = (
+        (2 * (v.error / length)).repeat_interleave(group, 2)
+        + bounds.growth(v.value.shape[-1] + 4, dtype) * unit
+        + 2 * u * unit
+    )
     size = x.value.abs() + x.error
     along = (size * (unit + unit_off)).sum(-1, keepdim=True)
-    along_off = (x.error * unit + size * unit_off).sum(-1, keepdim=True) + (bounds.growth(x.value.shape[-1] + 2, dtype) + 2 * u) * along
+    along_off = (x.error * unit + size * unit_off).sum(-1, keepdim=True) + (
+        bounds.growth(x.value.shape[-1] + 2, dtype) + 2 * u
+    ) * along
     much = alpha.tanh().abs()[:, None]
-    taken_off = much * (along_off * (unit + unit_off) + along * unit_off) + bounds.rounded(much * along * (unit + unit_off), times=4, dtype=dtype)
-    return Sized(value, x.error + taken_off + bounds.rounded(size + much * along * unit, times=1, dtype=dtype) + bounds.UNDERFLOW[dtype])
+    taken_off = much * (along_off * (unit + unit_off) + along * unit_off) + bounds.rounded(
+        much * along * (unit + unit_off), times=4, dtype=dtype
+    )
+    return Sized(
+        value,
+        x.error
+        + taken_off
+        + bounds.rounded(size + much * along * unit, times=1, dtype=dtype)
+        + bounds.UNDERFLOW[dtype],
+    )
 
 
 def subtracted(x: Sized, lambdas: Tensor, kind: Differential, dtype: str) -> Sized:
-    """DIFF-1: the strength may be rounded at each of its steps, and so are product and difference."""
+    """DIFF-1: the strength may be rounded at each of its steps, and so are product and
+    difference."""
     value, half = subtract(x.value, lambdas, kind), x.value.shape[2] // 2
     q1, k1, q2, k2 = lambdas
     parts = [(q * k).abs().sum().item() for q, k in ((q1, k1), (q2, k2))]
-    terms = [math.exp(float(q @ k)) * (1 + part) for q, k, part in ((q1, k1, parts[0]), (q2, k2, parts[1]))]
-    strong, off = abs(float(strength(lambdas, kind))), 4 * bounds.UNIT[dtype] * (sum(terms) + abs(kind.init))
-    first, second = x.value[:, :, :half].abs() + x.error[:, :, :half], x.value[:, :, half:].abs() + x.error[:, :, half:]
+    terms = [
+        math.exp(float(q @ k)) * (1 + part)
+        for q, k, part in ((q1, k1, parts[0]), (q2, k2, parts[1]))
+    ]
+    strong, off = (
+        abs(float(strength(lambdas, kind))),
+        4 * bounds.UNIT[dtype] * (sum(terms) + abs(kind.init)),
+    )
+    first, second = (
+        x.value[:, :, :half].abs() + x.error[:, :, :half],
+        x.value[:, :, half:].abs() + x.error[:, :, half:],
+    )
     carried = x.error[:, :, :half] + strong * x.error[:, :, half:] + off * second
-    return Sized(value, carried + bounds.rounded(first + (strong + off) * second, times=2, dtype=dtype))
+    return Sized(
+        value, carried + bounds.rounded(first + (strong + off) * second, times=2, dtype=dtype)
+    )
 
 
 def finished(x: Sized, g: Sized | None, affine: Affine, norm: Norm | None, dtype: str) -> Sized:
@@ -182,5 +274,9 @@ def finished(x: Sized, g: Sized | None, affine: Affine, norm: Norm | None, dtype
         return x
     none = Affine()
     value = gated(x.value, g.value, none, None)
-    carried = gated(x.error, g.value.abs() + g.error, none, None) + gated(x.value.abs(), g.error, none, None)
-    return Sized(value, carried + bounds.rounded(value, times=1, dtype=dtype) + bounds.UNDERFLOW[dtype])
+    carried = gated(x.error, g.value.abs() + g.error, none, None) + gated(
+        x.value.abs(), g.error, none, None
+    )
+    return Sized(
+        value, carried + bounds.rounded(value, times=1, dtype=dtype) + bounds.UNDERFLOW[dtype]
+    )

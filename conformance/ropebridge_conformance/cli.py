@@ -13,7 +13,15 @@ from typing import Annotated, TypeVar
 import transformers
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from ropebridge_conformance.cli_results import add_to, refusing
 from ropebridge_conformance.coverage import BASELINE, changes, read_baseline, write
@@ -37,14 +45,31 @@ from ropebridge_conformance.trial import Trial, correct_runs, false_alarms, surv
 from ropebridge_conformance.verdicts import BAD, Verdict
 from ropebridge_spec import UnknownHook
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Judge hooks on rotary attention.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Judge hooks on rotary attention.",
+)
 add_to(app)
 console = Console()
 errors = Console(stderr=True)
 
-Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="only this dtype; may be repeated")]
-Families = Annotated[list[str] | None, typer.Option("--family", help="only this case or family, or 'all'; may be repeated (default: the core)")]
-Devices = Annotated[list[str] | None, typer.Option("--device", help="only this device; may be repeated (default: all that are present)")]
+Dtypes = Annotated[
+    list[str] | None, typer.Option("--dtype", help="only this dtype; may be repeated")
+]
+Families = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--family", help="only this case or family, or 'all'; may be repeated (default: the core)"
+    ),
+]
+Devices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device", help="only this device; may be repeated (default: all that are present)"
+    ),
+]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="processes")]
 CORES = cpu_count() or 1
 T = TypeVar("T")
@@ -52,35 +77,90 @@ T = TypeVar("T")
 
 @app.command()
 def check(
-    subjects: Annotated[list[str] | None, typer.Argument(help="package.module:Factory (default: reference and bridge)")] = None,
+    subjects: Annotated[
+        list[str] | None,
+        typer.Argument(help="package.module:Factory (default: reference and bridge)"),
+    ] = None,
     family: Families = None,
     dtype: Dtypes = None,
     device: Devices = None,
-    results: Annotated[Path, typer.Option(help="where to write verdicts as JSON lines")] = Path("results/check.jsonl"),
-    known_failures: Annotated[Path | None, typer.Option(help="TOML file of failures that are expected")] = None,
+    results: Annotated[Path, typer.Option(help="where to write verdicts as JSON lines")] = Path(
+        "results/check.jsonl"
+    ),
+    known_failures: Annotated[
+        Path | None, typer.Option(help="TOML file of failures that are expected")
+    ] = None,
     jobs: Jobs = CORES,
-    thorough: Annotated[bool, typer.Option("--thorough", help="ask everything of every class, also where another class has the same layer")] = False,
-    profile: Annotated[ProfileName, typer.Option(help="how much is asked, where nothing narrows it")] = "default",
-    shard: Annotated[str | None, typer.Option(metavar="I/N", help="only the i-th of n parts of the plan, for many machines; see combine")] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="how long a subject may take to be loaded, and to answer one question")] = 120.0,
-    only: Annotated[list[str] | None, typer.Option("--check", help="only this check; may be repeated")] = None,
-    hook: Annotated[list[str] | None, typer.Option("--hook", help="only this hook point; may be repeated")] = None,
-    scenario: Annotated[list[str] | None, typer.Option("--scenario", help="only this way of calling a layer; may be repeated")] = None,
-    installed: Annotated[bool, typer.Option("--installed", help="only list attention classes of the installed transformers that are new or changed")] = False,
+    thorough: Annotated[
+        bool,
+        typer.Option(
+            "--thorough",
+            help="ask everything of every class, also where another class has the same layer",
+        ),
+    ] = False,
+    profile: Annotated[
+        ProfileName, typer.Option(help="how much is asked, where nothing narrows it")
+    ] = "default",
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="only the i-th of n parts of the plan, for many machines; see combine",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            metavar="SECONDS",
+            help="how long a subject may take to be loaded, and to answer one question",
+        ),
+    ] = 120.0,
+    only: Annotated[
+        list[str] | None, typer.Option("--check", help="only this check; may be repeated")
+    ] = None,
+    hook: Annotated[
+        list[str] | None, typer.Option("--hook", help="only this hook point; may be repeated")
+    ] = None,
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option("--scenario", help="only this way of calling a layer; may be repeated"),
+    ] = None,
+    installed: Annotated[
+        bool,
+        typer.Option(
+            "--installed",
+            help=(
+                "only list attention classes of the installed transformers that are new or changed"
+            ),
+        ),
+    ] = False,
 ) -> None:
-    """Judge subjects on the zoo of tiny random layers. Exit code 1 if any verdict is bad, 2 if the call is."""
+    """Judge subjects on the zoo of tiny random layers. Exit code 1 if any verdict is bad, 2 if the
+    call is."""
     if installed:
         raise typer.Exit(list_changes())
-    narrowed = Selection(*(tuple(names or ()) for names in (family, dtype, device, only, hook, scenario)))
+    narrowed = Selection(
+        *(tuple(names or ()) for names in (family, dtype, device, only, hook, scenario))
+    )
     chosen = replace(PROFILE[profile], repeated=thorough or PROFILE[profile].repeated)
     with refusing(PlanError, ShardError, UnknownFamily, KnownFailuresError):
         known = tuple(read_known_failures(known_failures)) if known_failures else ()
-        run = Run(subjects or list(DEFAULT_SUBJECTS), narrowed, chosen, read_shard(shard) if shard else None, known, jobs, timeout)
+        run = Run(
+            subjects or list(DEFAULT_SUBJECTS),
+            narrowed,
+            chosen,
+            read_shard(shard) if shard else None,
+            known,
+            jobs,
+            timeout,
+        )
     raise typer.Exit(judge_all(run, results))
 
 
 def judge_all(run: Run, results: Path) -> int:
-    """Carry a run out, and print what came of it: 0 if all is well, 1 if any verdict is bad, 2 if no subject could be loaded."""
+    """Carry a run out, and print what came of it: 0 if all is well, 1 if any verdict is bad, 2 if
+    no subject could be loaded."""
     with Pool(run.jobs, run.timeout) as pool:
         with refusing(PlanError, ShardError, UnknownFamily):
             begun = begin(run, pool)
@@ -98,7 +178,9 @@ def say_what_is_absent(run: Run) -> None:
     """Where every family is asked for, which of them the installed transformers has not."""
     absent = [recipe.name for recipe in RECIPES if not recipe.installed]
     if absent and "all" in (run.selection.families or run.profile.families):
-        console.print(f"not in transformers {transformers.__version__}, so not judged: {', '.join(absent)}")
+        console.print(
+            f"not in transformers {transformers.__version__}, so not judged: {', '.join(absent)}"
+        )
 
 
 def counted(begun: Begun, verdicts: Iterable[Verdict]) -> list[Verdict]:
@@ -108,13 +190,23 @@ def counted(begun: Begun, verdicts: Iterable[Verdict]) -> list[Verdict]:
         task = progress.add_task("judging", total=begun.expected)
         for verdict in verdicts:
             made.append(verdict)
-            progress.update(task, advance=1, description=f"judging {verdict.subject}, {verdict.family}, {verdict.dtype}")
+            progress.update(
+                task,
+                advance=1,
+                description=f"judging {verdict.subject}, {verdict.family}, {verdict.dtype}",
+            )
     return made
 
 
 def bar() -> Progress:
     """A progress bar with counts and times."""
-    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<40}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=errors)
 
 
@@ -124,19 +216,27 @@ def report(verdicts: Sequence[Verdict]) -> None:
         console.print(table)
     bad = [v for v in verdicts if v.verdict in BAD]
     for v in bad[:20]:
-        console.print(f"{v.verdict} {v.subject} {v.clause} {v.check} [{v.hook or 'layer'}-{v.case}-{v.dtype}-{v.device}]: {v.reason}", markup=False)
+        console.print(
+            f"{v.verdict} {v.subject} {v.clause} {v.check}"
+            f" [{v.hook or 'layer'}-{v.case}-{v.dtype}-{v.device}]: {v.reason}",
+            markup=False,
+        )
     if len(bad) > 20:
         console.print(f"... and {len(bad) - 20} more in the results file")
     console.print(summary(verdicts))
 
 
 def list_changes() -> int:
-    """Print what of the installed transformers the last release did not know; 1 if there is anything."""
+    """Print what of the installed transformers the last release did not know; 1 if there is
+    anything."""
     found = changes()
     for change in found:
-        console.print(f"{change.name}: {change.what} ({change.file})", markup=False, highlight=False)
+        console.print(
+            f"{change.name}: {change.what} ({change.file})", markup=False, highlight=False
+        )
     console.print(
-        f"{len(found)} rotary attention classes of transformers {transformers.__version__} are new or changed since {read_baseline()['transformers']}"
+        f"{len(found)} rotary attention classes of transformers {transformers.__version__} are new"
+        f" or changed since {read_baseline()['transformers']}"
     )
     return 1 if found else 0
 
@@ -146,11 +246,15 @@ def coverage(
     results: Annotated[Path, typer.Argument(help="results of a run over all families")],
     page: Annotated[Path, typer.Option(help="where to write the page")] = Path("docs/COVERAGE.md"),
 ) -> None:
-    """Write the coverage page and the baseline it is made from, with the verdicts of a results file."""
+    """Write the coverage page and the baseline it is made from, with the verdicts of a results
+    file."""
     _, verdicts = results_of(results)
     covered = coverage_of(verdicts)
     write(covered, page, str(results))
-    console.print(f"{sum(c['status'] == 'served' for c in covered['classes'])} classes served; {page} and {BASELINE}")
+    console.print(
+        f"{sum(c['status'] == 'served' for c in covered['classes'])} classes served; {page} and"
+        f" {BASELINE}"
+    )
 
 
 def results_of(path: Path) -> tuple[dict[str, object], list[Verdict]]:
@@ -169,22 +273,32 @@ def show(results: Annotated[Path, typer.Argument(help="a results file")]) -> Non
 
 @app.command()
 def mutants(dtype: Dtypes = None, jobs: Jobs = CORES) -> None:
-    """Judge the judge: every mutant must be killed at its stage, and the unmutated reference must pass."""
+    """Judge the judge: every mutant must be killed at its stage, and the unmutated reference must
+    pass."""
     chosen = dtype or list(DTYPES)
     with bar() as progress, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         pending = [pool.submit(one_trial, mutant, d) for mutant in MUTANT for d in chosen]
-        alarms = [pool.submit(count, d) for d in chosen for count in (count_false_alarms, count_outside)]
+        alarms = [
+            pool.submit(count, d) for d in chosen for count in (count_false_alarms, count_outside)
+        ]
         task = progress.add_task("trying mutants", total=len(pending) + len(alarms))
         trials = [advance(progress, task, future.result()) for future in pending]
         control = [advance(progress, task, future.result()) for future in alarms]
     shown = [trial for trial in trials if trial.exercised]
     killed, named = sum(t.killed for t in shown), sum(t.named for t in shown)
-    verdicts, runs = ([sum(pair[i] for pair in pairs) for i in (0, 1)] for pairs in (control[::2], control[1::2]))
+    verdicts, runs = (
+        [sum(pair[i] for pair in pairs) for i in (0, 1)] for pairs in (control[::2], control[1::2])
+    )
     false = verdicts[1] + runs[1]
     for table in (mutant_table(trials), equivalent_table(), kill_table(trials)):
         console.print(table)
-    console.print(f"{len(MUTANT)} mutants: {killed} of {len(shown)} trials killed, {named} at the right stage")
-    console.print(f"control: {false} false alarms in {verdicts[0]} verdicts, and in {runs[0]} correct runs on other inputs")
+    console.print(
+        f"{len(MUTANT)} mutants: {killed} of {len(shown)} trials killed, {named} at the right stage"
+    )
+    console.print(
+        f"control: {false} false alarms in {verdicts[0]} verdicts, and in {runs[0]} correct runs on"
+        " other inputs"
+    )
     raise typer.Exit(0 if killed == named == len(shown) and not false else 1)
 
 
@@ -208,15 +322,25 @@ def count_false_alarms(dtype: str) -> tuple[int, int]:
 
 
 def count_outside(dtype: str) -> tuple[int, int]:
-    """How many correct runs there were, and how many of them had a stage outside its bound; and the equivalent changes that were killed."""
+    """How many correct runs there were, and how many of them had a stage outside its bound; and the
+    equivalent changes that were killed."""
     single_threaded()
     runs = list(correct_runs(dtype))
-    killed = [v for equivalent in EQUIVALENTS for v in survives(equivalent, dtype) if v.verdict in BAD]
+    killed = [
+        v for equivalent in EQUIVALENTS for v in survives(equivalent, dtype) if v.verdict in BAD
+    ]
     return len(runs), sum(stage is not None for stage in runs) + len(killed)
 
 
 @app.command()
-def explain(name: Annotated[str, typer.Argument(help="a hook point, hook_rot_q or blocks.0.attn.hook_rot_q, or the id of a clause")]) -> None:
+def explain(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="a hook point, hook_rot_q or blocks.0.attn.hook_rot_q, or the id of a clause"
+        ),
+    ],
+) -> None:
     """Print what a hook point holds: its clauses, formula and axes, and when a layer has it."""
     with refusing(UnknownHook):
         console.print(explanation(name), highlight=False)

@@ -38,7 +38,8 @@ def combine_command(
     results: Annotated[list[Path], typer.Argument(help="results files of one run")],
     output: Annotated[Path, typer.Option("--output", "-o", help="where to write them as one")],
 ) -> None:
-    """Put the results of shards together. Refused are results of different runs, contradictions, and missing shards."""
+    """Put the results of shards together. Refused are results of different runs, contradictions,
+    and missing shards."""
     with refusing(ResultsError, CombineError):
         provenance, verdicts = combined(results)
     recorder = Recorder(output, json.dumps({"provenance": provenance}))
@@ -48,22 +49,34 @@ def combine_command(
     console.print(f"{summary(verdicts)}\nresults: {output}", soft_wrap=True)
 
 
-def junit_command(results: Results, output: Annotated[Path, typer.Option("--output", "-o", help="where to write the XML")]) -> None:
+def junit_command(
+    results: Results,
+    output: Annotated[Path, typer.Option("--output", "-o", help="where to write the XML")],
+) -> None:
     """Write results as JUnit XML."""
     with refusing(ResultsError):
         provenance, verdicts = read_results(results)
     write(output, junit(provenance, verdicts))
 
 
-def badge_command(results: Results, output: Annotated[Path, typer.Option("--output", "-o", help="where to write the JSON")]) -> None:
+def badge_command(
+    results: Results,
+    output: Annotated[Path, typer.Option("--output", "-o", help="where to write the JSON")],
+) -> None:
     """Write results as a badge, for an endpoint of shields.io."""
     with refusing(ResultsError):
         provenance, verdicts = read_results(results)
     write(output, json.dumps(badge(provenance, verdicts), indent=2) + "\n")
 
 
-def report_command(results: Results, output: Annotated[Path, typer.Option("--output", "-o", help="where to write the page")] = Path("report.html")) -> None:
-    """Write results as one page to look round in: families by hook points by dtypes, and every failure."""
+def report_command(
+    results: Results,
+    output: Annotated[Path, typer.Option("--output", "-o", help="where to write the page")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write results as one page to look round in: families by hook points by dtypes, and every
+    failure."""
     with refusing(ResultsError):
         write_page(results, output)
     console.print(f"report: {output}", soft_wrap=True)
@@ -78,5 +91,10 @@ def write(path: Path, text: str) -> None:
 
 def add_to(app: typer.Typer) -> None:
     """Give an application these commands."""
-    for name, command in (("combine", combine_command), ("junit", junit_command), ("badge", badge_command), ("report", report_command)):
+    for name, command in (
+        ("combine", combine_command),
+        ("junit", junit_command),
+        ("badge", badge_command),
+        ("report", report_command),
+    ):
         app.command(name)(command)

@@ -1,4 +1,5 @@
-"""Results files of one run put together: shards from many machines, or what the workers of pytest-xdist left."""
+"""Results files of one run put together: shards from many machines, or what the workers of
+pytest-xdist left."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ SAME = {
     "ropebridge_spec": "judge them all under one version of the contract",
     "spec_hash": "judge them all under one version of the contract",
     "transformers": "run every shard with the same version",
-    "plan": "give every shard the same --profile, --family, --dtype, --device, --check, --hook and --scenario",
+    "plan": (
+        "give every shard the same --profile, --family, --dtype, --device, --check, --hook and"
+        " --scenario"
+    ),
 }
 """What must be the same in every header, and what to do where it is not."""
 
@@ -24,7 +28,8 @@ Header = Mapping[str, object]
 
 
 class CombineError(Exception):
-    """Results that do not belong together, or of which some are missing; the message says which and what to do."""
+    """Results that do not belong together, or of which some are missing; the message says which and
+    what to do."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,13 @@ class Part:
 def combined(paths: Sequence[Path]) -> tuple[dict[str, object], list[Verdict]]:
     """The provenance and the verdicts of several results files as those of one.
 
-    A verdict that several files have is kept once. In the provenance, what differs between files is a list.
+    A verdict that several files have is kept once. In the provenance, what differs between files is
+    a list.
 
     Raises:
         ResultsError: a file holds no results.
-        CombineError: they are of different runs, contradict each other, or some are missing or cut short.
+        CombineError: they are of different runs, contradict each other, or some are missing or cut
+            short.
     """
     parts = [Part(path, *read_results(path)) for path in paths]
     refuse_different(parts)
@@ -60,8 +67,8 @@ def refuse_different(parts: Sequence[Part]) -> None:
         for key, advice in SAME.items():
             if part.header.get(key) != first.header.get(key):
                 raise CombineError(
-                    f"these results do not belong together: {key} differs\n"
-                    f"  {first.path}: {first.header.get(key)}\n  {part.path}: {part.header.get(key)}\n  {advice}"
+                    f"these results do not belong together: {key} differs\n  {first.path}:"
+                    f" {first.header.get(key)}\n  {part.path}: {part.header.get(key)}\n  {advice}"
                 )
 
 
@@ -70,7 +77,10 @@ def refuse_incomplete(parts: Sequence[Part]) -> None:
     for part in parts:
         expected = part.header.get("expected")
         if expected is not None and expected != len(part.verdicts):
-            raise CombineError(f"{part.path} has {len(part.verdicts)} of {expected} verdicts: its run was cut short\n  run it again")
+            raise CombineError(
+                f"{part.path} has {len(part.verdicts)} of {expected} verdicts: its run was cut"
+                " short\n  run it again"
+            )
 
 
 def refuse_missing_shards(parts: Sequence[Part]) -> None:
@@ -79,11 +89,19 @@ def refuse_missing_shards(parts: Sequence[Part]) -> None:
     if not shards:
         return
     if len(shards) < len(parts) or len({shard.count for shard in shards}) > 1:
-        said = "\n".join(f"  {part.path}: shard {part.header.get('shard') or 'none: it is a whole run'}" for part in parts)
-        raise CombineError(f"these are not the shards of one run\n{said}\n  give the files of --shard 1/n to n/n")
+        said = "\n".join(
+            f"  {part.path}: shard {part.header.get('shard') or 'none: it is a whole run'}"
+            for part in parts
+        )
+        raise CombineError(
+            f"these are not the shards of one run\n{said}\n  give the files of --shard 1/n to n/n"
+        )
     missing = sorted(set(range(1, shards[0].count + 1)) - {shard.index for shard in shards})
     if missing:
-        raise CombineError(f"missing: shard {', '.join(f'{index}/{shards[0].count}' for index in missing)}\n  give their results files too")
+        raise CombineError(
+            f"missing: shard {', '.join(f'{index}/{shards[0].count}' for index in missing)}\n  give"
+            " their results files too"
+        )
 
 
 def merged(parts: Sequence[Part]) -> list[Verdict]:
@@ -98,16 +116,28 @@ def merged(parts: Sequence[Part]) -> list[Verdict]:
             before, path = known.setdefault(question_of(verdict), (verdict, part.path))
             if before.verdict != verdict.verdict:
                 raise CombineError(
-                    f"two verdicts on one question: {verdict.subject}, clause {verdict.clause}, {verdict.check} "
-                    f"[{verdict.hook or 'layer'}-{verdict.case}-{verdict.dtype}-{verdict.device}]\n"
-                    f"  {path}: {before.verdict}\n  {part.path}: {verdict.verdict}\n  leave out the file that is out of date"
+                    f"two verdicts on one question: {verdict.subject}, clause {verdict.clause},"
+                    f" {verdict.check}"
+                    f" [{verdict.hook or 'layer'}-{verdict.case}-"
+                    f"{verdict.dtype}-{verdict.device}]\n"
+                    f"  {path}: {before.verdict}\n  {part.path}: {verdict.verdict}\n  leave out the"
+                    " file that is out of date"
                 )
     return [verdict for verdict, _ in known.values()]
 
 
 def question_of(verdict: Verdict) -> tuple[object, ...]:
     """What was asked."""
-    return (verdict.subject, verdict.clause, verdict.check, verdict.hook, verdict.case, verdict.dtype, verdict.device, verdict.seed)
+    return (
+        verdict.subject,
+        verdict.clause,
+        verdict.check,
+        verdict.hook,
+        verdict.case,
+        verdict.dtype,
+        verdict.device,
+        verdict.seed,
+    )
 
 
 def joined_headers(parts: Sequence[Part]) -> dict[str, object]:
@@ -119,8 +149,12 @@ def joined_headers(parts: Sequence[Part]) -> dict[str, object]:
 def joined(values: Sequence[object]) -> object:
     """The value, if it is one, or the different ones; of lists their union, of mappings too."""
     if all(isinstance(value, list) for value in values):
-        return list(dict.fromkeys(item for value in values if isinstance(value, list) for item in value))
+        return list(
+            dict.fromkeys(item for value in values if isinstance(value, list) for item in value)
+        )
     if all(isinstance(value, dict) for value in values):
-        return {key: item for value in values if isinstance(value, dict) for key, item in value.items()}
+        return {
+            key: item for value in values if isinstance(value, dict) for key, item in value.items()
+        }
     different = list({json.dumps(value): value for value in values}.values())
     return different[0] if len(different) == 1 else different

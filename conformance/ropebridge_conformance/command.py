@@ -1,4 +1,5 @@
-"""The command `ropebridge`. Without the extra `[conformance]` it says how to install it, and exits 2."""
+"""The command `ropebridge`. Without the extra `[conformance]` it says how to install it, and exits
+2."""
 
 from __future__ import annotations
 
@@ -18,8 +19,12 @@ def main() -> None:
 
 
 def refuse_missing(extra: str, needs: Sequence[str]) -> None:
-    """Exit with code 2, and how to install an extra, where any package that it brings is missing."""
+    """Exit with code 2, and how to install an extra, where any package that it brings is
+    missing."""
     missing = [name for name in needs if find_spec(name) is None]
     if missing:
-        sys.stderr.write(f"ropebridge needs {', '.join(missing)}, which the extra brings: pip install 'ropebridge[{extra}]'\n")
+        sys.stderr.write(
+            f"ropebridge needs {', '.join(missing)}, which the extra brings: pip install"
+            f" 'ropebridge[{extra}]'\n"
+        )
         raise SystemExit(2)

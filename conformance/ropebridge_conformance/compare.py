@@ -14,7 +14,8 @@ from ropebridge_conformance.oracle import Expectation
 class Difference:
     """The element furthest outside its bound, or nearest to it.
 
-    ratio: error over bound; above 1 breaks the bound; infinite where a bound of 0, an infinity or a NaN is missed.
+    ratio: error over bound; above 1 breaks the bound; infinite where a bound of 0, an infinity or a
+        NaN is missed.
     ratios: those of all elements, kept where one breaks its bound.
     """
 
@@ -39,7 +40,13 @@ def compare(got: Tensor, expected: Expectation) -> Difference:
     index = unravelled(worst, tuple(ratio.shape))
     error = (got.double() - expected.value).abs()[index]
     furthest = float(ratio.flatten()[worst])
-    return Difference(furthest, float(error), float(expected.bound.expand_as(ratio)[index]), index, ratio if furthest > 1 else None)
+    return Difference(
+        furthest,
+        float(error),
+        float(expected.bound.expand_as(ratio)[index]),
+        index,
+        ratio if furthest > 1 else None,
+    )
 
 
 def unravelled(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -52,7 +59,8 @@ def unravelled(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def ratios(got: Tensor, expected: Expectation) -> Tensor:
-    """Error over bound for every element; 0 where equal, infinite where the bound cannot be said to hold."""
+    """Error over bound for every element; 0 where equal, infinite where the bound cannot be said to
+    hold."""
     got = got.double()
     error = (got - expected.value).abs()
     ratio = torch.where(error == 0, 0.0, error / expected.bound)

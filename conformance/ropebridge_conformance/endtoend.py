@@ -1,4 +1,5 @@
-"""Rounding errors carried through the whole layer: how far two right implementations may end up apart."""
+"""Rounding errors carried through the whole layer: how far two right implementations may end up
+apart."""
 
 from __future__ import annotations
 
@@ -29,7 +30,18 @@ from ropebridge_conformance.carried import (
     subtracted,
 )
 from ropebridge_conformance.oracle import Expectation, fitting
-from ropebridge_reference import Affine, Past, Weights, of_the_largest, output, pattern, scores, side_by_side, temper, turns
+from ropebridge_reference import (
+    Affine,
+    Past,
+    Weights,
+    of_the_largest,
+    output,
+    pattern,
+    scores,
+    side_by_side,
+    temper,
+    turns,
+)
 from ropebridge_spec import Rotary, Variant, bounds
 
 Tables = tuple[Tensor, Tensor]
@@ -55,13 +67,35 @@ def end_to_end(
     variant: Variant,
     dtype: str,
 ) -> EndToEnd:
-    """The layer in float64, with a-priori error bounds for `dtype` run along with it, stage by stage."""
+    """The layer in float64, with a-priori error bounds for `dtype` run along with it, stage by
+    stage."""
     c_q, c_k = latents(x, x_kv, weights, variant, dtype)
-    q = placed(adapted(projected(c_q, weights.W_Q, weights.b_Q, dtype), c_q, weights.adapters.get("Q"), dtype), weights.q_norm, tables, variant, dtype)
-    k, v = keys_and_values(x_kv, c_k, tables, weights, variant, dtype) if given_kv is None else (exact(given_kv.key.double()), exact(given_kv.value.double()))
-    v = v if value_added is None else Sized(v.value + value_added, v.error + bounds.rounded(v.value.abs() + value_added.abs(), times=2, dtype=dtype))
+    q = placed(
+        adapted(
+            projected(c_q, weights.W_Q, weights.b_Q, dtype), c_q, weights.adapters.get("Q"), dtype
+        ),
+        weights.q_norm,
+        tables,
+        variant,
+        dtype,
+    )
+    k, v = (
+        keys_and_values(x_kv, c_k, tables, weights, variant, dtype)
+        if given_kv is None
+        else (exact(given_kv.key.double()), exact(given_kv.value.double()))
+    )
+    v = (
+        v
+        if value_added is None
+        else Sized(
+            v.value + value_added,
+            v.error + bounds.rounded(v.value.abs() + value_added.abs(), times=2, dtype=dtype),
+        )
+    )
     own = None if variant.key_bias is None else key_biased(v, weights, variant, dtype)
-    p, p_error = attended(tempered(q, positions, variant, dtype), k, bias, own, weights, variant, dtype)
+    p, p_error = attended(
+        tempered(q, positions, variant, dtype), k, bias, own, weights, variant, dtype
+    )
     g = gate(c_q if variant.gate_rises else heads_of(x, variant.heads), weights, variant, dtype)
     z = differ(p, p_error, v, weights, variant, dtype)
     z = z if weights.alpha is None else excluded(z, v, weights.alpha, dtype)
@@ -70,7 +104,9 @@ def end_to_end(
     return EndToEnd(Expectation(p, p_error), put_out(z, weights, variant, dtype))
 
 
-def differ(p: Tensor, p_error: Tensor, v: Sized, weights: Weights, variant: Variant, dtype: str) -> Sized:
+def differ(
+    p: Tensor, p_error: Tensor, v: Sized, weights: Weights, variant: Variant, dtype: str
+) -> Sized:
     """MIX-1; of pairs of heads the difference (DIFF-1)."""
     if variant.differential is None or weights.lambdas is None:
         return mixed(p, p_error, v, dtype)
@@ -78,31 +114,71 @@ def differ(p: Tensor, p_error: Tensor, v: Sized, weights: Weights, variant: Vari
     return subtracted(both, weights.lambdas, variant.differential, dtype)
 
 
-def keys_and_values(x: Tensor, c: Sized, tables: Tables | None, weights: Weights, variant: Variant, dtype: str) -> tuple[Sized, Sized]:
+def keys_and_values(
+    x: Tensor, c: Sized, tables: Tables | None, weights: Weights, variant: Variant, dtype: str
+) -> tuple[Sized, Sized]:
     """LAT-1, PROJ-1: key, normed and rotated, and value, normed where the family does so."""
     assert weights.W_K is not None
     k = adapted(projected(c, weights.W_K, weights.b_K, dtype), c, weights.adapters.get("K"), dtype)
     if weights.W_KR is not None:
-        k = joined(k, rotary_part(heads_of(x, variant.kv_heads), weights, variant.rotary_part_norm, dtype))
+        k = joined(
+            k, rotary_part(heads_of(x, variant.kv_heads), weights, variant.rotary_part_norm, dtype)
+        )
     k = scaled(k, variant.k_multiplier, dtype)
-    v = k if weights.W_V is None else adapted(projected(c, weights.W_V, weights.b_V, dtype), c, weights.adapters.get("V"), dtype)
+    v = (
+        k
+        if weights.W_V is None
+        else adapted(
+            projected(c, weights.W_V, weights.b_V, dtype), c, weights.adapters.get("V"), dtype
+        )
+    )
     v = v if weights.W_V is None else scaled(v, variant.v_multiplier, dtype)
     v = clipped(v, variant.clip)
-    v = v if not (variant.rotary and variant.rotary.values and tables) else turned(v, tables, variant.rotary, dtype)
+    v = (
+        v
+        if not (variant.rotary and variant.rotary.values and tables)
+        else turned(v, tables, variant.rotary, dtype)
+    )
     v = v if variant.value_norm is None else normed(v, weights.v_norm, variant.value_norm, dtype)
     return placed(k, weights.k_norm, tables, variant, dtype), v
 
 
-def latents(x: Tensor, x_kv: Tensor, weights: Weights, variant: Variant, dtype: str) -> tuple[Sized, Sized]:
+def latents(
+    x: Tensor, x_kv: Tensor, weights: Weights, variant: Variant, dtype: str
+) -> tuple[Sized, Sized]:
     """What query, and key and value, are projected from."""
     c_q, c_kv = heads_of(x, variant.heads), heads_of(x_kv, variant.kv_heads)
     if variant.latent is None:
         return c_q, c_kv
     kind = variant.latent
     if weights.W_DQ is not None:
-        c_q = copied(latent(x, weights.W_DQ, weights.b_DQ, weights.q_latent_norm, kind.norm, kind.q_scale, kind.q_beside, dtype), variant.heads)
+        c_q = copied(
+            latent(
+                x,
+                weights.W_DQ,
+                weights.b_DQ,
+                weights.q_latent_norm,
+                kind.norm,
+                kind.q_scale,
+                kind.q_beside,
+                dtype,
+            ),
+            variant.heads,
+        )
     assert weights.W_DKV is not None
-    return c_q, copied(latent(x, weights.W_DKV, weights.b_DKV, weights.kv_latent_norm, kind.norm, kind.kv_scale, False, dtype), variant.heads)
+    return c_q, copied(
+        latent(
+            x,
+            weights.W_DKV,
+            weights.b_DKV,
+            weights.kv_latent_norm,
+            kind.norm,
+            kind.kv_scale,
+            False,
+            dtype,
+        ),
+        variant.heads,
+    )
 
 
 def placed(x: Sized, affine: Affine, tables: Tables | None, variant: Variant, dtype: str) -> Sized:
@@ -127,13 +203,26 @@ def tempered(q: Sized, positions: Tensor, variant: Variant, dtype: str) -> Sized
     if variant.temperature is None:
         return q
     value = temper(q.value, positions, variant.temperature)
-    return Sized(value, temper(q.error, positions, variant.temperature) + bounds.rounded(value, times=2, dtype=dtype))
+    return Sized(
+        value,
+        temper(q.error, positions, variant.temperature)
+        + bounds.rounded(value, times=2, dtype=dtype),
+    )
 
 
-def attended(q: Sized, k: Sized, bias: Tensor, own: Sized | None, weights: Weights, variant: Variant, dtype: str) -> tuple[Tensor, Tensor]:
+def attended(
+    q: Sized,
+    k: Sized,
+    bias: Tensor,
+    own: Sized | None,
+    weights: Weights,
+    variant: Variant,
+    dtype: str,
+) -> tuple[Tensor, Tensor]:
     """SCORE-1 and PAT-1: the score error runs through softmax, relative e^(2 delta) - 1.
 
-    Two roundings more than the contract asks, because a witness may round scores again before it exponentiates.
+    Two roundings more than the contract asks, because a witness may round scores again before it
+    exponentiates.
     """
     bare, none = replace(variant, softcap=None, scale=abs(variant.scale)), torch.zeros_like(bias)
     if own is not None and variant.key_bias is not None:
@@ -142,13 +231,24 @@ def attended(q: Sized, k: Sized, bias: Tensor, own: Sized | None, weights: Weigh
     magnitude = scores(q.value.abs() + q.error, k.value.abs() + k.error, none, bare)
     carried = magnitude - scores(q.value.abs(), k.value.abs(), none, bare)
     finite = s.nan_to_num(neginf=0.0)
-    rounding = bounds.scores(finite, magnitude, terms=variant.d_head, softcap=variant.softcap, dtype=dtype) + 2 * bounds.UNIT[dtype] * (finite.abs() + 1)
-    carried = carried if own is None else carried + own.error + bounds.rounded(own.value, times=2, dtype=dtype)
+    rounding = bounds.scores(
+        finite, magnitude, terms=variant.d_head, softcap=variant.softcap, dtype=dtype
+    ) + 2 * bounds.UNIT[dtype] * (finite.abs() + 1)
+    carried = (
+        carried
+        if own is None
+        else carried + own.error + bounds.rounded(own.value, times=2, dtype=dtype)
+    )
     delta = (carried + rounding).masked_fill(s == -torch.inf, 0).amax(-1, keepdim=True)
     p = pattern(s, weights.sinks)
     below = (s.amax(-1, keepdim=True) - s).nan_to_num(nan=0.0, posinf=0.0)
     rounding = 2 * bounds.UNIT[dtype] * below * p
-    return p, p * (2 * delta).expm1() + bounds.softmax(p, below, keys=s.shape[-1] + 1, dtype=dtype) + rounding
+    return (
+        p,
+        p * (2 * delta).expm1()
+        + bounds.softmax(p, below, keys=s.shape[-1] + 1, dtype=dtype)
+        + rounding,
+    )
 
 
 def gate(x: Sized, weights: Weights, variant: Variant, dtype: str) -> Sized | None:
@@ -162,6 +262,11 @@ def gate(x: Sized, weights: Weights, variant: Variant, dtype: str) -> Sized | No
 def put_out(z: Sized, weights: Weights, variant: Variant, dtype: str) -> Expectation:
     """OUT-1."""
     b = None if weights.b_O is None else weights.b_O.abs()
-    value, magnitude = output(z.value, weights.W_O, weights.b_O), output(z.value.abs() + z.error, weights.W_O.abs(), b)
-    own = bounds.linear(value, magnitude, terms=variant.z_heads * variant.d_z, dtype=dtype, product=magnitude)
+    value, magnitude = (
+        output(z.value, weights.W_O, weights.b_O),
+        output(z.value.abs() + z.error, weights.W_O.abs(), b),
+    )
+    own = bounds.linear(
+        value, magnitude, terms=variant.z_heads * variant.d_z, dtype=dtype, product=magnitude
+    )
     return Expectation(value, output(z.error, weights.W_O.abs(), None) + own)

@@ -1,4 +1,5 @@
-"""What the contract says of one hook point or clause, for the terminal. Every word comes from `ropebridge_spec`."""
+"""What the contract says of one hook point or clause, for the terminal. Every word comes from
+`ropebridge_spec`."""
 
 from __future__ import annotations
 
@@ -10,7 +11,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ropebridge_spec import CLAUSE, CLAUSES, HOOK, RESERVED, SPEC_VERSION, Clause, HookSpec, UnknownHook
+from ropebridge_spec import (
+    CLAUSE,
+    CLAUSES,
+    HOOK,
+    RESERVED,
+    SPEC_VERSION,
+    Clause,
+    HookSpec,
+    UnknownHook,
+)
 from ropebridge_spec.document import EXISTS
 
 FULL = re.compile(r"(?:\w+\.)*blocks\.\d+\.attn\.(?P<short>\w+)")
@@ -18,10 +28,12 @@ FULL = re.compile(r"(?:\w+\.)*blocks\.\d+\.attn\.(?P<short>\w+)")
 
 
 def explanation(name: str) -> RenderableType:
-    """What there is to say of a hook point, by its short or its full name, or of a clause, by its id.
+    """What there is to say of a hook point, by its short or its full name, or of a clause, by its
+    id.
 
     Raises:
-        UnknownHook: there is no such hook point and no such clause; the message has the nearest names.
+        UnknownHook: there is no such hook point and no such clause; the message has the nearest
+            names.
     """
     full = FULL.fullmatch(name)
     short = full["short"] if full else name
@@ -30,7 +42,10 @@ def explanation(name: str) -> RenderableType:
     if name in CLAUSE:
         return of_clause(CLAUSE[name])
     if short in RESERVED:
-        return Text(f"{short} is reserved in ropebridge spec {SPEC_VERSION}, and no layer has it yet: {RESERVED[short]}")
+        return Text(
+            f"{short} is reserved in ropebridge spec {SPEC_VERSION}, and no layer has it yet:"
+            f" {RESERVED[short]}"
+        )
     raise UnknownHook(refusal(name, short))
 
 
@@ -39,8 +54,9 @@ def refusal(name: str, short: str) -> str:
     known = (*HOOK, *RESERVED, *CLAUSE)
     near = get_close_matches(short.rsplit(".", 1)[-1], known, n=3, cutoff=0.4)
     return (
-        f"there is no hook point {name!r}\n  nearest: {', '.join(near) or 'none'}\n  hook points: {', '.join(HOOK)}\n"
-        "  a full name is blocks.{layer}.attn.{hook point}; the id of a clause (ROT-1) is explained too"
+        f"there is no hook point {name!r}\n  nearest: {', '.join(near) or 'none'}\n  hook points:"
+        f" {', '.join(HOOK)}\n  a full name is blocks.{{layer}}.attn.{{hook point}}; the id of a"
+        " clause (ROT-1) is explained too"
     )
 
 
@@ -57,7 +73,11 @@ def of_hook(hook: HookSpec) -> RenderableType:
         grid.add_row(label, Text(value))
     for id in (hook.value_clause, hook.axes_clause):
         grid.add_row(f"clause {id}", Group(*sentences(CLAUSE[id])))
-    others = [clause.id for clause in naming(hook) if clause.id not in (hook.value_clause, hook.axes_clause)]
+    others = [
+        clause.id
+        for clause in naming(hook)
+        if clause.id not in (hook.value_clause, hook.axes_clause)
+    ]
     if others:
         grid.add_row("also named in", Text(", ".join(others)))
     return Group(Text(hook.name, style="bold"), grid, cited())
@@ -67,7 +87,9 @@ def of_clause(clause: Clause) -> RenderableType:
     """The sentence of a clause, its formula, and the hook points it is about."""
     grid = two_columns()
     grid.add_row("says", Group(*sentences(clause)))
-    about = [hook.name for hook in HOOK.values() if clause.id in (hook.value_clause, hook.axes_clause)]
+    about = [
+        hook.name for hook in HOOK.values() if clause.id in (hook.value_clause, hook.axes_clause)
+    ]
     if about:
         grid.add_row("hook points", Text(", ".join(about)))
     return Group(Text(f"clause {clause.id}", style="bold"), grid, cited())
@@ -84,7 +106,9 @@ def two_columns() -> Table:
 def sentences(clause: Clause) -> Iterator[Text]:
     """The text of a clause, and each part of its formula on a line of its own."""
     yield Text(clause.text)
-    yield from (Text(f"  {part}", style="cyan") for part in filter(None, clause.formula.split(";  ")))
+    yield from (
+        Text(f"  {part}", style="cyan") for part in filter(None, clause.formula.split(";  "))
+    )
 
 
 def naming(hook: HookSpec) -> list[Clause]:

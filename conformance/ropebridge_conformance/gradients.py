@@ -1,24 +1,30 @@
-"""The oracle of gradients, stage by stage: what the gradient at a hook must be, from the subject's own values and its gradients one stage down.
+"""The oracle of gradients, stage by stage: what the gradient at a hook must be, from the subject's
+own values and its gradients one stage down.
 
-Let f_n be what the contract makes of the values before hook n, and g_n the subject's gradient at n. The gradient at a hook h
-is the sum, over the stages n that read h, of J^T g_n with J the derivative of f_n by h. It is taken by autograd in float64 of
+Let f_n be what the contract makes of the values before hook n, and g_n the subject's gradient at n.
+The gradient at a hook h is the sum, over the stages n that read h, of J^T g_n with J the derivative
+of f_n by h. It is taken by autograd in float64 of
 
     sum_n <f_n(values), g_n>
 
-in which every recorded value is a leaf, so errors of one stage are not carried into the next, and the first stage backwards
-that breaks its bound is the place of the fault.
+in which every recorded value is a leaf, so errors of one stage are not carried into the next, and
+the first stage backwards that breaks its bound is the place of the fault.
 
-The bound. An implementation that is right rounds each step of its vector-Jacobian product: its error is at most
-(1 + u)^STEPS - 1 + g(terms) times |J|^T |g_n|, which is what the same product gives of absolute values. Stages that are
-linear in each of their inputs give it by being run on absolute values, weights and turns. Of the others
+The bound. An implementation that is right rounds each step of its vector-Jacobian product: its
+error is at most (1 + u)^STEPS - 1 + g(terms) times |J|^T |g_n|, which is what the same product
+gives of absolute values. Stages that are linear in each of their inputs give it by being run on
+absolute values, weights and turns. Of the others
 
     softmax     p (|g| + sum_key p |g|)
-    norm        (w |g| + |x^| mean(w |g| |x^|) + mean(w |g|) in a layer norm) / size,   x^ = (x - mean) / size
-    softcap     a slope of at most 1, itself off by at most 0.77 / cap of the error of the score (the largest |tanh''| is 0.77)
+    norm        (w |g| + |x^| mean(w |g| |x^|) + mean(w |g|) in a layer norm) / size,   x^ = (x -
+    mean) / size
+    softcap     a slope of at most 1, itself off by at most 0.77 / cap of the error of the score
+    (the largest |tanh''| is 0.77)
     activation  a slope of at most 1/4 (sigmoid) or 1 (softplus)
 
-Where nobody watches scores and pattern, the subject's own are not known. They are worked out in float64; with scores off by
-at most delta a pattern is off by a factor within e^(2 delta), and so is each product that it stands in.
+Where nobody watches scores and pattern, the subject's own are not known. They are worked out in
+float64; with scores off by at most delta a pattern is off by a factor within e^(2 delta), and so is
+each product that it stands in.
 """
 
 from __future__ import annotations
@@ -39,7 +45,8 @@ from ropebridge_reference import STAGES, Affine, Weights, turns
 from ropebridge_spec import Gate, Norm, Rotary, Variant, bounds
 
 STEPS = 10
-"""No stage takes more elementwise steps backwards: the longest, from scores, unmasks, casts, uncaps in four, scales, and casts."""
+"""No stage takes more elementwise steps backwards: the longest, from scores, unmasks, casts, uncaps
+in four, scales, and casts."""
 SLOPE = {"sigmoid": 0.25, "softplus": 1.0}
 CURVE = 0.77
 GIVEN = ("hook_in", "hook_cos", "hook_sin")
@@ -49,7 +56,8 @@ GIVEN = ("hook_in", "hook_cos", "hook_sin")
 class Backward:
     """One call and its backward pass.
 
-    gradients: at each watched hook, on the very tensor that the hook was given; None where none arrived.
+    gradients: at each watched hook, on the very tensor that the hook was given; None where none
+        arrived.
     seen: what backward hooks were given, in the order in which they were called.
     """
 
@@ -63,8 +71,15 @@ class Backward:
 Replace = Callable[[Tensor], Tensor]
 
 
-def run_backwards(layer: Any, call: CallInputs, watch: Sequence[str], backward: Sequence[str] = (), edits: Mapping[str, Replace] | None = None) -> Backward:
-    """Run a call with hooks at `watch`, which keep what they are given and its gradient, and take the gradient of a random scalar.
+def run_backwards(
+    layer: Any,
+    call: CallInputs,
+    watch: Sequence[str],
+    backward: Sequence[str] = (),
+    edits: Mapping[str, Replace] | None = None,
+) -> Backward:
+    """Run a call with hooks at `watch`, which keep what they are given and its gradient, and take
+    the gradient of a random scalar.
 
     backward: hook points with a backward hook; edits: what some of those replace the gradient by.
     """
@@ -75,15 +90,22 @@ def run_backwards(layer: Any, call: CallInputs, watch: Sequence[str], backward: 
         def fn(tensor: Tensor, hook: Any) -> None:
             made.trace.fired.append(name)
             made.trace.values[name] = tensor.detach().clone()
-            kept[name] = tensor if tensor.requires_grad else tensor.requires_grad_(True)  # tables need none of their own
+            # tables need none of their own
+            kept[name] = tensor if tensor.requires_grad else tensor.requires_grad_(True)
             tensor.retain_grad()
 
         return fn
 
     hooks = [(name, look(name)) for name in watch]
-    also = {"backward_hooks": [(name, spy(name, made, (edits or {}).get(name))) for name in backward]} if backward else {}
+    also = (
+        {"backward_hooks": [(name, spy(name, made, (edits or {}).get(name))) for name in backward]}
+        if backward
+        else {}
+    )
     out, _ = layer.run({**call.inputs, "hidden_states": x}, hooks, **also)
-    made.cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out.device, out.dtype)
+    made.cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(
+        out.device, out.dtype
+    )
     out.backward(made.cotangent)
     made.gradients, made.at_input = {name: tensor.grad for name, tensor in kept.items()}, x.grad
     return made
@@ -100,24 +122,43 @@ def spy(name: str, made: Backward, edit: Replace | None) -> Callable[..., Tensor
 
 
 def served(variant: Variant) -> bool:
-    """Whether every stage that rounds backwards has a hook, so that its bound is known: not inside latents, nor between mix and z.
+    """Whether every stage that rounds backwards has a hook, so that its bound is known: not inside
+    latents, nor between mix and z.
 
     Nor where values are clipped: at the bound rounding decides whether a gradient flows at all.
     """
-    return not (variant.clip or variant.latent or variant.z_norm or variant.differential or variant.exclusive or variant.key_bias or variant.kv_given)
+    return not (
+        variant.clip
+        or variant.latent
+        or variant.z_norm
+        or variant.differential
+        or variant.exclusive
+        or variant.key_bias
+        or variant.kv_given
+    )
 
 
-def expected_gradients(made: Backward, specimen: Specimen, scenario: Scenario) -> dict[str, Expectation]:
+def expected_gradients(
+    made: Backward, specimen: Specimen, scenario: Scenario
+) -> dict[str, Expectation]:
     """What the gradient at every watched hook but the last must be, and how far off it may be."""
     leaves = {name: value.double().requires_grad_() for name, value in made.trace.values.items()}
     context = context_of(replace(made.trace, values=Values(leaves)), specimen, scenario)
     fused = "hook_pattern" not in leaves
     if fused:
         context = with_unseen(context)
-    g = {name: gradient.double() for name, gradient in made.gradients.items() if gradient is not None}
-    terms = [(finite(expect(name, context).value) * g[name]).sum() for name in leaves if name not in GIVEN and name in g]
+    g = {
+        name: gradient.double() for name, gradient in made.gradients.items() if gradient is not None
+    }
+    terms = [
+        (finite(expect(name, context).value) * g[name]).sum()
+        for name in leaves
+        if name not in GIVEN and name in g
+    ]
     exact = torch.autograd.grad(torch.stack(terms).sum(), list(leaves.values()), allow_unused=True)
-    bound = magnitudes(context, {name: share.abs() for name, share in g.items()}, made, leaves, fused)
+    bound = magnitudes(
+        context, {name: share.abs() for name, share in g.items()}, made, leaves, fused
+    )
     return {
         name: Expectation(value, bound[name] + STEPS * bounds.UNDERFLOW[context.dtype])
         for name, value in zip(leaves, exact, strict=True)
@@ -126,10 +167,18 @@ def expected_gradients(made: Backward, specimen: Specimen, scenario: Scenario) -
 
 
 def with_unseen(context: Context) -> Context:
-    """Scores and pattern worked out of query and key, where nobody watched them; gradients flow through."""
+    """Scores and pattern worked out of query and key, where nobody watched them; gradients flow
+    through."""
     scores = expect("hook_attn_scores", context).value
-    pattern = expect("hook_pattern", replace(context, values={**context.values, "hook_attn_scores": scores}, expected={})).value
-    return replace(context, values={**context.values, "hook_attn_scores": scores, "hook_pattern": pattern}, expected={})
+    pattern = expect(
+        "hook_pattern",
+        replace(context, values={**context.values, "hook_attn_scores": scores}, expected={}),
+    ).value
+    return replace(
+        context,
+        values={**context.values, "hook_attn_scores": scores, "hook_pattern": pattern},
+        expected={},
+    )
 
 
 def finite(value: Tensor) -> Tensor:
@@ -137,7 +186,13 @@ def finite(value: Tensor) -> Tensor:
     return torch.where(value.isfinite(), value, 0.0)
 
 
-def magnitudes(context: Context, g: Mapping[str, Tensor], made: Backward, leaves: Mapping[str, Tensor], fused: bool) -> dict[str, Tensor]:
+def magnitudes(
+    context: Context,
+    g: Mapping[str, Tensor],
+    made: Backward,
+    leaves: Mapping[str, Tensor],
+    fused: bool,
+) -> dict[str, Tensor]:
     """The error that a right implementation may have at each hook."""
     dtype = context.dtype
     plain = {name: value.detach() for name, value in context.values.items()}
@@ -148,43 +203,72 @@ def magnitudes(context: Context, g: Mapping[str, Tensor], made: Backward, leaves
     if fused:
         through_unseen(context, g, loose, relative)
     elif "hook_attn_scores" in loose:
-        loose["hook_attn_scores"] = loose["hook_attn_scores"] + slope_error(context) * g["hook_attn_scores"]
+        loose["hook_attn_scores"] = (
+            loose["hook_attn_scores"] + slope_error(context) * g["hook_attn_scores"]
+        )
     for name in ("hook_q_normed", "hook_k_normed", "hook_v_normed"):
         if name in loose:
             source, share = norm_share(name, context, loose.pop(name))
             error[source] = error[source] + share
     if "hook_pattern" in loose and not fused:
-        error["hook_attn_scores"] = error["hook_attn_scores"] + softmax_share(plain["hook_pattern"], loose.pop("hook_pattern"))
+        error["hook_attn_scores"] = error["hook_attn_scores"] + softmax_share(
+            plain["hook_pattern"], loose.pop("hook_pattern")
+        )
     linear = linear_shares(context, loose)
-    made_of = {name: error[name] + linear.get(name, torch.zeros_like(error[name])) for name in leaves}
-    return {name: value * coarser(context, made.trace.values[name], dtype) for name, value in made_of.items()}
+    made_of = {
+        name: error[name] + linear.get(name, torch.zeros_like(error[name])) for name in leaves
+    }
+    return {
+        name: value * coarser(context, made.trace.values[name], dtype)
+        for name, value in made_of.items()
+    }
 
 
 def share_lost(context: Context, dtype: str) -> float:
     """The share of the magnitude that one stage backwards may lose in a dtype."""
-    return bounds.rounded(1.0, times=STEPS, dtype=dtype) + bounds.growth(longest(context), dtype) + 64 * bounds.ORACLE  # type: ignore[no-any-return]
+    return (  # type: ignore[no-any-return]
+        bounds.rounded(1.0, times=STEPS, dtype=dtype)
+        + bounds.growth(longest(context), dtype)
+        + 64 * bounds.ORACLE
+    )
 
 
 def coarser(context: Context, value: Tensor, dtype: str) -> float:
-    """How many times as much is lost at a value of a coarser dtype than the layer's: tables may be float32 in a float64 layer."""
+    """How many times as much is lost at a value of a coarser dtype than the layer's: tables may be
+    float32 in a float64 layer."""
     own = str(value.dtype).removeprefix("torch.")
     return max(1.0, share_lost(context, own) / share_lost(context, dtype))
 
 
-def through_unseen(context: Context, g: Mapping[str, Tensor], loose: dict[str, Tensor], relative: float) -> None:
-    """The errors at scores that nobody saw, of the pattern's factor and of the steps from z; and z's own, for the values it is mixed of."""
+def through_unseen(
+    context: Context, g: Mapping[str, Tensor], loose: dict[str, Tensor], relative: float
+) -> None:
+    """The errors at scores that nobody saw, of the pattern's factor and of the steps from z; and
+    z's own, for the values it is mixed of."""
     scores, p = context.values["hook_attn_scores"], context.values["hook_pattern"]
     factor = (2 * score_bound(context, scores).amax(-1, keepdim=True)).expm1()
     at_pattern = linear_shares(context, {"hook_z": g["hook_z"]})["hook_pattern"]
     at_scores = softmax_share(p, at_pattern)
-    loose["hook_attn_scores"] = (relative + 2 * factor + factor**2) * at_scores + relative * softmax_share(p, at_pattern) + slope_error(context) * at_scores
+    loose["hook_attn_scores"] = (
+        (relative + 2 * factor + factor**2) * at_scores
+        + relative * softmax_share(p, at_pattern)
+        + slope_error(context) * at_scores
+    )
     loose["hook_z"] = loose["hook_z"] + factor.amax(1).unsqueeze(2) * g["hook_z"]
 
 
 def longest(context: Context) -> int:
     """The most terms that any product of the backward pass sums."""
     variant = context.variant
-    return 2 * max(variant.d_model, variant.heads * max(variant.d_head, variant.d_head_v), 2 * context.keys.shape[1] * variant.group) + 16
+    return (
+        2
+        * max(
+            variant.d_model,
+            variant.heads * max(variant.d_head, variant.d_head_v),
+            2 * context.keys.shape[1] * variant.group,
+        )
+        + 16
+    )
 
 
 def slope_error(context: Context) -> Tensor | float:
@@ -226,23 +310,43 @@ def weight_of(affine: Affine, norm: Norm) -> Tensor | float:
 
 
 def linear_shares(context: Context, g: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """|J|^T g, at every hook, of the stages that are linear in each of their inputs: their gradients at absolute values."""
-    absolute = {name: torch.where(value.isfinite(), value.abs(), 0.0).requires_grad_() for name, value in context.values.items()}
+    """|J|^T g, at every hook, of the stages that are linear in each of their inputs: their
+    gradients at absolute values."""
+    absolute = {
+        name: torch.where(value.isfinite(), value.abs(), 0.0).requires_grad_()
+        for name, value in context.values.items()
+    }
     context = in_absolute_values(context, absolute)
-    terms = [(finite(expect(name, context).value) * share).sum() for name, share in g.items() if name not in GIVEN]
+    terms = [
+        (finite(expect(name, context).value) * share).sum()
+        for name, share in g.items()
+        if name not in GIVEN
+    ]
     if not terms:
         return {}
-    shares = torch.autograd.grad(torch.stack(terms).sum(), list(absolute.values()), allow_unused=True)
+    shares = torch.autograd.grad(
+        torch.stack(terms).sum(), list(absolute.values()), allow_unused=True
+    )
     return {name: share for name, share in zip(absolute, shares, strict=True) if share is not None}
 
 
 def in_absolute_values(context: Context, values: Mapping[str, Tensor]) -> Context:
     """The context with nothing negative in it, and every stage linear in each of its inputs."""
     variant = replace(context.variant, softcap=None, clip=None, scale=abs(context.variant.scale))
-    variant = replace(variant, k_multiplier=abs(variant.k_multiplier), v_multiplier=abs(variant.v_multiplier))
+    variant = replace(
+        variant, k_multiplier=abs(variant.k_multiplier), v_multiplier=abs(variant.v_multiplier)
+    )
     stages = replace(STAGES, turns=absolute_turns, gate=steepest, pattern=lambda s, sinks: s)
     bias = torch.where(context.bias.isfinite(), 0.0, context.bias)
-    return replace(context, variant=variant, stages=stages, values=values, weights=absolute_weights(context.weights), bias=bias, expected={})
+    return replace(
+        context,
+        variant=variant,
+        stages=stages,
+        values=values,
+        weights=absolute_weights(context.weights),
+        bias=bias,
+        expected={},
+    )
 
 
 def absolute_turns(cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
@@ -258,7 +362,9 @@ def steepest(logits: Tensor, kind: Gate) -> Tensor:
 
 def absolute_weights(weights: Weights) -> Weights:
     """Every learned tensor without its sign."""
-    return replace(weights, **{f.name: absolute_of(getattr(weights, f.name)) for f in fields(weights)})
+    return replace(
+        weights, **{f.name: absolute_of(getattr(weights, f.name)) for f in fields(weights)}
+    )
 
 
 def absolute_of(value: Any) -> Any:

@@ -19,9 +19,11 @@ ROWS, COLUMNS = 16, 24
 class HeatMap:
     """Error over bound, worst over the batch.
 
-    axes: what the rows and the columns count. sizes: how many of them each direction had before it was made coarse.
-    rows, columns: how many cells. cells: base64 of one byte a cell, row by row: 0 where there is no error at all, else
-    128 + 8 log2(error / bound), rounded and kept within 1 to 255; above 128 the bound is broken.
+    axes: what the rows and the columns count. sizes: how many of them each direction had before it
+        was made coarse.
+    rows, columns: how many cells. cells: base64 of one byte a cell, row by row: 0 where there is no
+    error at all, else 128 + 8 log2(error / bound), rounded and kept within 1 to 255; above 128 the
+    bound is broken.
     """
 
     axes: tuple[str, str]
@@ -36,15 +38,25 @@ def heat_map(ratios: Tensor, hook: str | None) -> HeatMap | None:
     if ratios.ndim < 2 or ratios.numel() == 0:
         return None
     names = axis_names(HOOK[hook].axes) if hook is not None and hook in HOOK else ()
-    flat, axes = flattened(ratios, names if len(names) == ratios.ndim else tuple(f"axis {axis}" for axis in range(ratios.ndim)))
+    flat, axes = flattened(
+        ratios,
+        (
+            names
+            if len(names) == ratios.ndim
+            else tuple(f"axis {axis}" for axis in range(ratios.ndim))
+        ),
+    )
     rows, columns = min(flat.shape[0], ROWS), min(flat.shape[1], COLUMNS)
     coarse = adaptive_max_pool2d(flat.double().clamp(max=1e300)[None], (rows, columns))[0]
     cells = bytes(level(float(ratio)) for ratio in coarse.flatten())
-    return HeatMap(axes, (flat.shape[0], flat.shape[1]), rows, columns, b64encode(cells).decode("ascii"))
+    return HeatMap(
+        axes, (flat.shape[0], flat.shape[1]), rows, columns, b64encode(cells).decode("ascii")
+    )
 
 
 def flattened(ratios: Tensor, names: tuple[str, ...]) -> tuple[Tensor, tuple[str, str]]:
-    """Rows by columns: scores and pattern have a row for each query of each head, all else a row a position."""
+    """Rows by columns: scores and pattern have a row for each query of each head, all else a row a
+    position."""
     if ratios.ndim == 2:
         return ratios, (names[0], names[1])
     worst = ratios.amax(0)

@@ -1,4 +1,5 @@
-"""The rotary attention classes of the installed transformers, read from its source without importing a model."""
+"""The rotary attention classes of the installed transformers, read from its source without
+importing a model."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from ropebridge_spec import FAMILIES, OTHERS
 
 TABLES = "position_embeddings"
 ROTARY = re.compile(r"rotary|\bcos\b")
-"""The argument, and what the class does with it, that make an attention class one of ours: detectors add tables of another kind."""
+"""The argument, and what the class does with it, that make an attention class one of ours:
+detectors add tables of another kind."""
 
 SIGNS: Mapping[str, str] = {
     "vision": "a vision tower: bidirectional, over patches",
@@ -32,14 +34,16 @@ SIGNS: Mapping[str, str] = {
     "qkv": "query, key and value fused in a projection of another form",
     "is_causal = False": "a bidirectional tower",
 }
-"""What stands in a class's file name, or in its source, and so keeps it from the table; the first that is found counts."""
+"""What stands in a class's file name, or in its source, and so keeps it from the table; the first
+that is found counts."""
 
 
 @dataclass(frozen=True)
 class Found:
     """An attention class whose forward is given rotary tables.
 
-    file: below transformers' own folder. fingerprint: changes when the source of the class does, comments and layout aside.
+    file: below transformers' own folder. fingerprint: changes when the source of the class does,
+        comments and layout aside.
     """
 
     name: str
@@ -65,12 +69,17 @@ class Found:
 
 
 def installed_classes() -> Iterator[Found]:
-    """Every attention class of the installed transformers whose forward takes rotary tables, by name."""
+    """Every attention class of the installed transformers whose forward takes rotary tables, by
+    name."""
     spec = find_spec("transformers")
     assert spec is not None
     assert spec.origin is not None
     root = Path(spec.origin).parent
-    found = [found for path in sorted(root.glob("models/*/modeling_*.py")) for found in classes_of(path, root)]
+    found = [
+        found
+        for path in sorted(root.glob("models/*/modeling_*.py"))
+        for found in classes_of(path, root)
+    ]
     yield from sorted(found, key=lambda entry: (entry.name, entry.file))
 
 
@@ -80,7 +89,11 @@ def classes_of(path: Path, root: Path) -> Iterator[Found]:
     if TABLES not in text and not any(name in text for name in FAMILIES):
         return
     lines = text.splitlines()
-    for node in (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and ("Attention" in node.name or node.name in FAMILIES)):
+    for node in (
+        node
+        for node in ast.parse(text).body
+        if isinstance(node, ast.ClassDef) and ("Attention" in node.name or node.name in FAMILIES)
+    ):
         source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
         if ROTARY.search(source) and (takes_tables(node) or node.name in FAMILIES):
             digest = hashlib.sha256(ast.dump(without_docstrings(node)).encode()).hexdigest()[:12]
@@ -89,13 +102,23 @@ def classes_of(path: Path, root: Path) -> Iterator[Found]:
 
 def takes_tables(node: ast.ClassDef) -> bool:
     """Whether the forward of a class has an argument for rotary tables."""
-    forwards = (item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "forward")
-    return any(argument.arg == TABLES for forward in forwards for argument in (*forward.args.args, *forward.args.kwonlyargs))
+    forwards = (
+        item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "forward"
+    )
+    return any(
+        argument.arg == TABLES
+        for forward in forwards
+        for argument in (*forward.args.args, *forward.args.kwonlyargs)
+    )
 
 
 def without_docstrings(node: ast.ClassDef) -> ast.ClassDef:
     """The class, its bare strings left out."""
     for inner in ast.walk(node):
         if isinstance(inner, ast.ClassDef | ast.FunctionDef):
-            inner.body = [item for item in inner.body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))]
+            inner.body = [
+                item
+                for item in inner.body
+                if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
+            ]
     return node

@@ -36,12 +36,15 @@ def plan(
 
 
 def judge(bench: Bench, question: Question, known: Sequence[KnownFailure] = ()) -> Verdict:
-    """The verdict on one question. An exception of the subject is a failure, and the run goes on."""
+    """The verdict on one question. An exception of the subject is a failure, and the run goes
+    on."""
     gap = declared_gap(bench.subject.unsupported, question)
     if gap:
         return verdict(bench.subject.name, question, Finding(Outcome.UNSUPPORTED, gap))
     if question.device == "mps" and question.dtype == "float64":
-        return verdict(bench.subject.name, question, Finding(Outcome.NOT_EXERCISED, "mps has no float64"))
+        return verdict(
+            bench.subject.name, question, Finding(Outcome.NOT_EXERCISED, "mps has no float64")
+        )
     try:
         finding = CHECK[question.check].ask(bench, question)
     except NotShown as error:
@@ -52,9 +55,13 @@ def judge(bench: Bench, question: Question, known: Sequence[KnownFailure] = ()) 
 
 
 def not_shown(unsupported: Mapping[str, str], error: NotShown) -> Finding:
-    """A question that cannot be put without a hook point the subject declares not to have is not its fault; otherwise it is."""
+    """A question that cannot be put without a hook point the subject declares not to have is not
+    its fault; otherwise it is."""
     if error.hook in unsupported:
-        return Finding(Outcome.NOT_EXERCISED, f"needs the value of {error.hook}, which is unsupported: {unsupported[error.hook]}")
+        return Finding(
+            Outcome.NOT_EXERCISED,
+            f"needs the value of {error.hook}, which is unsupported: {unsupported[error.hook]}",
+        )
     return failed(str(error), divergent=error.hook)
 
 
@@ -73,15 +80,30 @@ def declared_gap(unsupported: Mapping[str, str], question: Question) -> str:
     return next((reason for name, reason in unsupported.items() if name in wanted), "")
 
 
-def expected_to_fail(finding: Finding, question: Question, known: Sequence[KnownFailure]) -> Finding:
-    """A failure that was foretold is known, until the foretelling expires; where it is strict, one that did not come is a failure."""
+def expected_to_fail(
+    finding: Finding, question: Question, known: Sequence[KnownFailure]
+) -> Finding:
+    """A failure that was foretold is known, until the foretelling expires; where it is strict, one
+    that did not come is a failure."""
     entry = covering(known, question)
     if entry is None or finding.outcome not in (Outcome.FAIL, Outcome.PASS):
         return finding
     if finding.outcome == Outcome.PASS:
-        return failed(f"passes, and is listed as a known failure ({entry.reason}); take it off the list") if entry.strict else finding
+        return (
+            failed(
+                f"passes, and is listed as a known failure ({entry.reason}); take it off the list"
+            )
+            if entry.strict
+            else finding
+        )
     if entry.expired(date.today()):
-        return replace(finding, reason=f"{finding.reason} (a known failure until {entry.expiry}: {entry.reason}; mend it, or renew its expiry)")
+        return replace(
+            finding,
+            reason=(
+                f"{finding.reason} (a known failure until {entry.expiry}: {entry.reason}; mend it,"
+                " or renew its expiry)"
+            ),
+        )
     return Finding(Outcome.KNOWN_FAILURE, entry.says, finding.difference, finding.divergent)
 
 
@@ -103,7 +125,11 @@ def verdict(subject: str, question: Question, finding: Finding) -> Verdict:
         divergent=finding.divergent,
         reason=finding.reason,
         worst=None if difference is None or difference.fits else difference.index,
-        heat=None if difference is None or difference.ratios is None else heat_map(difference.ratios, finding.divergent),
+        heat=(
+            None
+            if difference is None or difference.ratios is None
+            else heat_map(difference.ratios, finding.divergent)
+        ),
     )
 
 

@@ -14,7 +14,8 @@ UNSAYABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit(provenance: Mapping[str, object], verdicts: Iterable[Verdict]) -> str:
-    """The document: a suite a subject, a case a verdict. Outcomes are not merged: the type of a failure and the message of a skip name them."""
+    """The document: a suite a subject, a case a verdict. Outcomes are not merged: the type of a
+    failure and the message of a skip name them."""
     root = Element("testsuites", name="ropebridge")
     by_subject: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
@@ -25,11 +26,21 @@ def junit(provenance: Mapping[str, object], verdicts: Iterable[Verdict]) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{tostring(root, encoding="unicode")}\n'
 
 
-def add_suite(root: Element, subject: str, verdicts: list[Verdict], provenance: Mapping[str, object]) -> None:
+def add_suite(
+    root: Element, subject: str, verdicts: list[Verdict], provenance: Mapping[str, object]
+) -> None:
     """The suite of one subject, with what its verdicts were made under."""
     failures = sum(v.verdict in BAD for v in verdicts)
     skipped = sum(v.verdict not in (*BAD, Outcome.PASS) for v in verdicts)
-    suite = SubElement(root, "testsuite", name=sayable(subject), tests=str(len(verdicts)), failures=str(failures), errors="0", skipped=str(skipped))
+    suite = SubElement(
+        root,
+        "testsuite",
+        name=sayable(subject),
+        tests=str(len(verdicts)),
+        failures=str(failures),
+        errors="0",
+        skipped=str(skipped),
+    )
     properties = SubElement(suite, "properties")
     for name, value in provenance.items():
         SubElement(properties, "property", name=sayable(name), value=sayable(value))
@@ -40,10 +51,23 @@ def add_suite(root: Element, subject: str, verdicts: list[Verdict], provenance: 
 def add_case(suite: Element, verdict: Verdict) -> None:
     """One verdict."""
     name = "-".join((verdict.hook or "layer", verdict.case, verdict.dtype, verdict.device))
-    case = SubElement(suite, "testcase", classname=sayable(f"{verdict.subject}.{verdict.check}"), name=sayable(name))
+    case = SubElement(
+        suite,
+        "testcase",
+        classname=sayable(f"{verdict.subject}.{verdict.check}"),
+        name=sayable(name),
+    )
     if verdict.verdict in BAD:
-        failure = SubElement(case, "failure", type=str(verdict.verdict), message=sayable(f"clause {verdict.clause}: {verdict.reason}"))
-        failure.text = sayable(f"first divergent stage: {verdict.divergent}\nerror: {verdict.error}\nbound: {verdict.bound}")
+        failure = SubElement(
+            case,
+            "failure",
+            type=str(verdict.verdict),
+            message=sayable(f"clause {verdict.clause}: {verdict.reason}"),
+        )
+        failure.text = sayable(
+            f"first divergent stage: {verdict.divergent}\nerror: {verdict.error}\nbound:"
+            f" {verdict.bound}"
+        )
     elif verdict.verdict != Outcome.PASS:
         SubElement(case, "skipped", message=sayable(f"{verdict.verdict}: {verdict.reason}"))
 

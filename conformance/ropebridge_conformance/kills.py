@@ -13,16 +13,28 @@ from ropebridge_spec import HOOKS
 
 
 def kill_table(trials: Sequence[Trial]) -> Table:
-    """Stages by dtypes: of so many mutants that can show, so many killed and so many named at their stage."""
+    """Stages by dtypes: of so many mutants that can show, so many killed and so many named at their
+    stage."""
     dtypes = list(dict.fromkeys(trial.dtype for trial in trials))
     table = Table(title="killed / at the right stage / can show", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("stage", no_wrap=True)
     for dtype in (*dtypes, "all"):
         table.add_column(dtype, justify="right")
-    for stage in (hook.name for hook in HOOKS if any(trial.mutant.stage == hook.name for trial in trials)):
+    for stage in (
+        hook.name for hook in HOOKS if any(trial.mutant.stage == hook.name for trial in trials)
+    ):
         own = [trial for trial in trials if trial.mutant.stage == stage]
-        table.add_row(stage, *(count([trial for trial in own if trial.dtype == dtype]) for dtype in dtypes), count(own))
-    table.add_row("all", *(count([trial for trial in trials if trial.dtype == dtype]) for dtype in dtypes), count(trials), style="bold")
+        table.add_row(
+            stage,
+            *(count([trial for trial in own if trial.dtype == dtype]) for dtype in dtypes),
+            count(own),
+        )
+    table.add_row(
+        "all",
+        *(count([trial for trial in trials if trial.dtype == dtype]) for dtype in dtypes),
+        count(trials),
+        style="bold",
+    )
     return table
 
 

@@ -1,4 +1,5 @@
-"""Known failures: a TOML file in which a subject's people say what fails, why, and where that is followed up."""
+"""Known failures: a TOML file in which a subject's people say what fails, why, and where that is
+followed up."""
 
 from __future__ import annotations
 
@@ -24,9 +25,11 @@ class KnownFailuresError(Exception):
 
 @dataclass(frozen=True)
 class KnownFailure:
-    """One foretold failure. Clause and reason are required; a field of which nothing is said covers everything.
+    """One foretold failure. Clause and reason are required; a field of which nothing is said covers
+    everything.
 
-    In the file, a table of the array `failure`; what says which questions are covered may be one name or a list of them:
+    In the file, a table of the array `failure`; what says which questions are covered may be one
+    name or a list of them:
 
         [[failure]]
         clause = "PAT-1"
@@ -38,11 +41,13 @@ class KnownFailure:
         expiry = 2027-03-31
         strict = true
 
-    kind: `bug` is wrong and to be mended, `not-yet` is not built, `never` is another choice, made on purpose.
+    kind: `bug` is wrong and to be mended, `not-yet` is not built, `never` is another choice, made
+        on purpose.
     link: where it is followed up.
-    expiry: the last day on which the failure is excused; after it a failure is a failure again. None never ends.
-    strict: whether a foretold failure that does not come is a failure of the foretelling. Where an entry covers more questions
-        than fail, it cannot be.
+    expiry: the last day on which the failure is excused; after it a failure is a failure again.
+        None never ends.
+    strict: whether a foretold failure that does not come is a failure of the foretelling. Where an
+        entry covers more questions than fail, it cannot be.
     """
 
     clause: tuple[str, ...]
@@ -60,7 +65,10 @@ class KnownFailure:
 
     def covers(self, question: Question) -> bool:
         """Whether a question is one of those foretold to fail."""
-        return all(not getattr(self, name) or getattr(question, name) in getattr(self, name) for name in MATCHED)
+        return all(
+            not getattr(self, name) or getattr(question, name) in getattr(self, name)
+            for name in MATCHED
+        )
 
     def expired(self, today: date) -> bool:
         """Whether its last day is past."""
@@ -81,8 +89,8 @@ def read_known_failures(path: Path) -> list[KnownFailure]:
     """The entries of a file.
 
     Raises:
-        KnownFailuresError: it is not TOML, or an entry has unknown fields, lacks clause or reason, names a clause that there is
-            not, or has a field of another kind.
+        KnownFailuresError: it is not TOML, or an entry has unknown fields, lacks clause or reason,
+            names a clause that there is not, or has a field of another kind.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -90,7 +98,9 @@ def read_known_failures(path: Path) -> list[KnownFailure]:
         raise KnownFailuresError(f"cannot read known failures from {path}: {error}") from error
     entries = document.get("failure", [])
     if set(document) - {"failure"} or not isinstance(entries, list):
-        raise KnownFailuresError(f"{path} has {sorted(document)}; it needs tables [[failure]], and nothing else")
+        raise KnownFailuresError(
+            f"{path} has {sorted(document)}; it needs tables [[failure]], and nothing else"
+        )
     return [entry_of(entry, f"{path}, failure {number}") for number, entry in enumerate(entries, 1)]
 
 
@@ -100,8 +110,13 @@ def entry_of(entry: Any, where: str) -> KnownFailure:
     required = {field.name for field in fields(KnownFailure) if field.default is MISSING}
     if not isinstance(entry, dict) or not required <= set(entry) <= allowed:
         shown = sorted(entry) if isinstance(entry, dict) else repr(entry)
-        raise KnownFailuresError(f"{where} has {shown}; it needs clause and reason, and may have {sorted(allowed)}")
-    read = {**entry, **{name: names_of(name, entry[name], where) for name in MATCHED if name in entry}}
+        raise KnownFailuresError(
+            f"{where} has {shown}; it needs clause and reason, and may have {sorted(allowed)}"
+        )
+    read = {
+        **entry,
+        **{name: names_of(name, entry[name], where) for name in MATCHED if name in entry},
+    }
     for name, complaint in complaints(read).items():
         raise KnownFailuresError(f"{where}: {name} is {entry[name]!r}; {complaint}")
     return KnownFailure(**read)
@@ -111,7 +126,9 @@ def names_of(field: str, value: Any, where: str) -> tuple[str, ...]:
     """One name, or a list of them."""
     names = value if isinstance(value, list) else [value]
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise KnownFailuresError(f"{where}: {field} is {value!r}; it must be a name, or a list of names")
+        raise KnownFailuresError(
+            f"{where}: {field} is {value!r}; it must be a name, or a list of names"
+        )
     return tuple(names)
 
 
@@ -119,10 +136,16 @@ def complaints(entry: Mapping[str, Any]) -> dict[str, str]:
     """Field -> what is required of it, for fields that are not so."""
     right: dict[str, tuple[bool, str]] = {
         "clause": (set(entry["clause"]) <= set(CLAUSE), "SPEC.md lists the clauses there are"),
-        "reason": (isinstance(entry["reason"], str) and bool(entry["reason"]), "it must be a sentence"),
+        "reason": (
+            isinstance(entry["reason"], str) and bool(entry["reason"]),
+            "it must be a sentence",
+        ),
         "kind": (entry.get("kind", "bug") in KINDS, f"it must be one of {', '.join(KINDS)}"),
         "link": (isinstance(entry.get("link", ""), str), "it must be a string"),
-        "expiry": (is_day(entry.get("expiry")), "it must be a date, without quotes: expiry = 2027-03-31"),
+        "expiry": (
+            is_day(entry.get("expiry")),
+            "it must be a date, without quotes: expiry = 2027-03-31",
+        ),
         "strict": (isinstance(entry.get("strict", True), bool), "it must be true or false"),
     }
     return {name: words for name, (holds, words) in right.items() if not holds}

@@ -23,4 +23,7 @@ def refuse_unknown_families(chosen: Sequence[str] | None) -> None:
     for name in chosen or ():
         if name not in known:
             near = ", ".join(get_close_matches(name, known, n=3, cutoff=0.3)) or "none"
-            raise UnknownFamily(f"no family {name!r} in the zoo\n  nearest: {near}\n  families: all, {', '.join(families)}")
+            raise UnknownFamily(
+                f"no family {name!r} in the zoo\n  nearest: {near}\n  families: all,"
+                f" {', '.join(families)}"
+            )

@@ -1,6 +1,8 @@
-"""The stage-local oracle: each stage recomputed in float64 from what the subject's own hooks held one stage up.
+"""The stage-local oracle: each stage recomputed in float64 from what the subject's own hooks held
+one stage up.
 
-Errors therefore do not pile up: bounds stay tight, and the first stage that breaks its bound is the place of the fault.
+Errors therefore do not pile up: bounds stay tight, and the first stage that breaks its bound is the
+place of the fault.
 """
 
 from __future__ import annotations
@@ -20,7 +22,15 @@ from ropebridge_conformance.traces import Trace
 from ropebridge_conformance.visibility import selected_bias
 from ropebridge_conformance.weights import read_weights
 from ropebridge_conformance.zoo import Specimen
-from ropebridge_reference import STAGES, Past, Stages, Weights, of_the_largest, project, side_by_side
+from ropebridge_reference import (
+    STAGES,
+    Past,
+    Stages,
+    Weights,
+    of_the_largest,
+    project,
+    side_by_side,
+)
 from ropebridge_reference.attention import a_key_for_every_head
 from ropebridge_reference.attention import joined as joined_states
 from ropebridge_spec import OptIn, Variant, attended, bounds
@@ -28,7 +38,8 @@ from ropebridge_spec import OptIn, Variant, attended, bounds
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a stage should have given, and how far off each element may be; bound 0 asks for the very bits."""
+    """What a stage should have given, and how far off each element may be; bound 0 asks for the
+    very bits."""
 
     value: Tensor
     bound: Tensor
@@ -54,7 +65,9 @@ class Context:
     @cached_property
     def query(self) -> Tensor:
         """What scores are made of, times the query's temperature."""
-        return self.stages.temper(self.heads(attended(self.variant)[0]), self.positions, self.variant.temperature)
+        return self.stages.temper(
+            self.heads(attended(self.variant)[0]), self.positions, self.variant.temperature
+        )
 
     @cached_property
     def keys(self) -> Tensor:
@@ -74,14 +87,25 @@ class Context:
 
     @cached_property
     def score_bias(self) -> Tensor:
-        """What is added to the scores: what the mask says, and where keys are biased by their values that too (SCORE-5)."""
+        """What is added to the scores: what the mask says, and where keys are biased by their
+        values that too (SCORE-5)."""
         kind = self.variant.key_bias
-        return self.bias if kind is None else of_the_largest(self.stages.key_bias(self.all_values, self.weights, self.variant), self.bias, kind.keep)
+        return (
+            self.bias
+            if kind is None
+            else of_the_largest(
+                self.stages.key_bias(self.all_values, self.weights, self.variant),
+                self.bias,
+                kind.keep,
+            )
+        )
 
     @cached_property
     def paired_values(self) -> Tensor:
         """What heads mix: all values, side by side where heads come in pairs (DIFF-1)."""
-        return self.all_values if self.variant.differential is None else side_by_side(self.all_values)
+        return (
+            self.all_values if self.variant.differential is None else side_by_side(self.all_values)
+        )
 
     def heads(self, hook: str) -> Tensor:
         """What a hook point held, head by head: a flat norm shows all heads as one axis."""
@@ -94,9 +118,12 @@ class Context:
         return self.heads(f"hook_{role}" if late else f"hook_{role}_normed")
 
     def clips(self, hook: str) -> float | None:
-        """The bound that a hook point's value is clipped to: query and key after a norm that comes before rotation (CLIP-1)."""
+        """The bound that a hook point's value is clipped to: query and key after a norm that comes
+        before rotation (CLIP-1)."""
         early = self.variant.norm is not None and not self.variant.norm.after_rotation
-        last = "hook_v" if hook.startswith("hook_v") else f"{hook[:6]}_normed" if early else hook[:6]
+        last = (
+            "hook_v" if hook.startswith("hook_v") else f"{hook[:6]}_normed" if early else hook[:6]
+        )
         return self.variant.clip if hook == last else None
 
     def input_of(self, role: str) -> Tensor:
@@ -107,18 +134,25 @@ class Context:
                 return self.values[name]
         source = "hook_q_latent" if role == "q" else "hook_kv_latent"
         x = self.values[source if source in self.values else "hook_in"]
-        x = x if role == "q" or self.variant.source is None else joined_states(x, self.values["hook_kv_in"], self.variant)
+        x = (
+            x
+            if role == "q" or self.variant.source is None
+            else joined_states(x, self.values["hook_kv_in"], self.variant)
+        )
         return heads_of(x, self.variant.heads if role == "q" else self.variant.kv_heads).value
 
 
 def fitting(tables: tuple[Tensor, Tensor], pos: int) -> tuple[Tensor, Tensor]:
-    """The last rows of the tables, or so many that nothing turns the positions beyond them (KV-2)."""
+    """The last rows of the tables, or so many that nothing turns the positions beyond them
+    (KV-2)."""
     cos, sin = (table[..., -pos:, :] for table in tables)
     beyond = (0, 0, 0, pos - cos.shape[-2])
     return torch.nn.functional.pad(cos, beyond, value=1.0), torch.nn.functional.pad(sin, beyond)
 
 
-def context_of(trace: Trace, specimen: Specimen, scenario: Scenario, stages: Stages = STAGES) -> Context:
+def context_of(
+    trace: Trace, specimen: Specimen, scenario: Scenario, stages: Stages = STAGES
+) -> Context:
     """The context of one recorded call; a mutant's stages make it a foil."""
     given, call = trace.call.given, trace.call
     tables = call.tables(specimen.variant)
@@ -133,8 +167,20 @@ def context_of(trace: Trace, specimen: Specimen, scenario: Scenario, stages: Sta
         variant=variant,
         weights=weights,
         values=Values({name: value.double() for name, value in trace.values.items()}),
-        given={"hook_in": x, "hook_kv_in": call.source(variant), "hook_cos": tables and tables[0], "hook_sin": tables and tables[1]},
-        bias=selected_bias(given["attention_mask"], x, call.first_query, specimen.variant, stages, call.source_length(specimen.variant)),
+        given={
+            "hook_in": x,
+            "hook_kv_in": call.source(variant),
+            "hook_cos": tables and tables[0],
+            "hook_sin": tables and tables[1],
+        },
+        bias=selected_bias(
+            given["attention_mask"],
+            x,
+            call.first_query,
+            specimen.variant,
+            stages,
+            call.source_length(specimen.variant),
+        ),
         past=past,
         positions=call.positions(variant),
         opted_in=scenario.opted_in,
@@ -145,7 +191,8 @@ def context_of(trace: Trace, specimen: Specimen, scenario: Scenario, stages: Sta
 
 
 def expect(hook: str, context: Context) -> Expectation:
-    """What a hook point should hold, from the values one stage up; worked out once for each context."""
+    """What a hook point should hold, from the values one stage up; worked out once for each
+    context."""
     if hook not in context.expected:
         context.expected[hook] = STAGE_ORACLES[hook](hook, context)
     return context.expected[hook]
@@ -168,7 +215,9 @@ def copied_exactly(hook: str, c: Context) -> Expectation:
     heads = c.variant.heads if hook in ("hook_attn_in", "hook_q_input") else c.variant.kv_heads
     x = c.values["hook_in"]
     shown: dict[str, Tensor] = {}
-    c.stages.split_inputs(x, c.variant, c.opted_in, lambda name, value: shown.setdefault(name, value))
+    c.stages.split_inputs(
+        x, c.variant, c.opted_in, lambda name, value: shown.setdefault(name, value)
+    )
     return exactly(shown[hook].expand(-1, -1, heads, -1))
 
 
@@ -178,54 +227,88 @@ def brought_down(hook: str, c: Context) -> Expectation:
     assert latent is not None
     role, scale = ("Q", latent.q_scale) if hook == "hook_q_latent" else ("KV", latent.kv_scale)
     affine = c.weights.q_latent_norm if role == "Q" else c.weights.kv_latent_norm
-    x, W, b = c.values["hook_in"], getattr(c.weights, f"W_D{role}"), getattr(c.weights, f"b_D{role}")
+    x, W, b = (
+        c.values["hook_in"],
+        getattr(c.weights, f"W_D{role}"),
+        getattr(c.weights, f"b_D{role}"),
+    )
     beside = latent.q_beside and role == "Q"
     bound = carried.latent(x, W, b, affine, latent.norm, scale, beside, c.dtype).error.squeeze(2)
     return Expectation(c.stages.latent(x, W, b, affine, latent.norm, scale, beside), bound)
 
 
 def projected(hook: str, c: Context) -> Expectation:
-    """PROJ-1, CLIP-1. An implementation may project hook_in once and add what the split inputs moved: both magnitudes count."""
+    """PROJ-1, CLIP-1. An implementation may project hook_in once and add what the split inputs
+    moved: both magnitudes count."""
     role = hook.removeprefix("hook_")
     if role == "v" and c.variant.value_is_key:
         return exactly(c.values["hook_k"])
-    x, W, b = c.input_of(role), getattr(c.weights, f"W_{role.upper()}"), getattr(c.weights, f"b_{role.upper()}")
+    x, W, b = (
+        c.input_of(role),
+        getattr(c.weights, f"W_{role.upper()}"),
+        getattr(c.weights, f"b_{role.upper()}"),
+    )
     factor = {"k": c.variant.k_multiplier, "v": c.variant.v_multiplier}.get(role, 1.0)
     adapter = c.weights.adapters.get(role.upper())
     bound = carried.adapted(carried.projected(exact(x), W, b, c.dtype), exact(x), adapter, c.dtype)
     if c.opted_in and c.variant.splits:
-        bound = Sized(bound.value, bound.error + moved_after_projection(x, c.values["hook_in"], W, b, c.dtype))
+        bound = Sized(
+            bound.value, bound.error + moved_after_projection(x, c.values["hook_in"], W, b, c.dtype)
+        )
     value = c.stages.adapt(c.stages.project(x, W, b), x, adapter)
     if role == "k" and c.weights.W_KR is not None:
-        rotary_part, norm = heads_of(c.values["hook_in"], c.variant.kv_heads), c.variant.rotary_part_norm
+        rotary_part, norm = (
+            heads_of(c.values["hook_in"], c.variant.kv_heads),
+            c.variant.rotary_part_norm,
+        )
         value = c.stages.with_rotary_part(value, rotary_part.value, c.weights, norm)
         bound = joined(bound, carried.rotary_part(rotary_part, c.weights, norm, c.dtype))
     value = c.stages.clip(c.stages.multiply(value, factor), c.clips(hook))
     bound = clipped(scaled(bound, factor, c.dtype), c.clips(hook))
-    return Expectation(value, bound.error) if role != "v" or c.value_added is None else with_added(bound, value, c.value_added, c.dtype)
+    return (
+        Expectation(value, bound.error)
+        if role != "v" or c.value_added is None
+        else with_added(bound, value, c.value_added, c.dtype)
+    )
 
 
 def with_added(bound: Sized, value: Tensor, added: Tensor, dtype: str) -> Expectation:
     """PROJ-1: a value, and what the model hands down to be added to it."""
     added = added.repeat_interleave(value.shape[2] // added.shape[2], dim=2)
-    return Expectation(value + added, bound.error + bounds.rounded(value.abs() + bound.error + added.abs(), times=1, dtype=dtype))
+    return Expectation(
+        value + added,
+        bound.error + bounds.rounded(value.abs() + bound.error + added.abs(), times=1, dtype=dtype),
+    )
 
 
-def moved_after_projection(x: Tensor, hook_in: Tensor, W: Tensor, b: Tensor | None, dtype: str) -> Tensor:
-    """What is lost where hook_in is projected, and W times what hooks moved is added: both are sums of so many terms, and three roundings."""
-    before = project(heads_of(hook_in, x.shape[2]).value.abs(), W.abs(), None if b is None else b.abs())
+def moved_after_projection(
+    x: Tensor, hook_in: Tensor, W: Tensor, b: Tensor | None, dtype: str
+) -> Tensor:
+    """What is lost where hook_in is projected, and W times what hooks moved is added: both are sums
+    of so many terms, and three roundings."""
+    before = project(
+        heads_of(hook_in, x.shape[2]).value.abs(), W.abs(), None if b is None else b.abs()
+    )
     after = project(x.abs(), W.abs(), None if b is None else b.abs())
-    return 3 * bounds.UNIT[dtype] * (before + after) + bounds.growth(W.shape[1] + 2, dtype) * (2 * before + after)
+    return 3 * bounds.UNIT[dtype] * (before + after) + bounds.growth(W.shape[1] + 2, dtype) * (
+        2 * before + after
+    )
 
 
 def normed(hook: str, c: Context) -> Expectation:
     """NORM-1, CLIP-1."""
     role = hook[5]
     late = role != "v" and c.variant.norm is not None and c.variant.norm.after_rotation
-    x, affine, norm = c.heads(f"hook_rot_{role}" if late else f"hook_{role}"), getattr(c.weights, f"{role}_norm"), c.variant.norm_in(f"{role}_norm")
+    x, affine, norm = (
+        c.heads(f"hook_rot_{role}" if late else f"hook_{role}"),
+        getattr(c.weights, f"{role}_norm"),
+        c.variant.norm_in(f"{role}_norm"),
+    )
     clip = None if role == "v" else c.clips(hook)
     value = c.stages.clip(c.stages.normalise(x, affine, norm), clip)
-    return Expectation(value, carried.normed(exact(x), affine, norm, c.dtype).error.reshape(value.shape))
+    return Expectation(
+        value, carried.normed(exact(x), affine, norm, c.dtype).error.reshape(value.shape)
+    )
 
 
 def rotated(hook: str, c: Context) -> Expectation:
@@ -233,9 +316,14 @@ def rotated(hook: str, c: Context) -> Expectation:
     x = c.turned(hook[-1])
     if c.variant.rotary is None:
         return exactly(x)
-    rotary, (cos, sin) = c.variant.rotary, fitting((c.values["hook_cos"], c.values["hook_sin"]), x.shape[1])
+    rotary, (cos, sin) = (
+        c.variant.rotary,
+        fitting((c.values["hook_cos"], c.values["hook_sin"]), x.shape[1]),
+    )
     value = c.stages.rotate(x, c.stages.turns(cos, sin, rotary), rotary)
-    return Expectation(value, carried.rotated(exact(x), c.stages.turns(cos, sin, rotary), rotary, c.dtype).error)
+    return Expectation(
+        value, carried.rotated(exact(x), c.stages.turns(cos, sin, rotary), rotary, c.dtype).error
+    )
 
 
 def scored(hook: str, c: Context) -> Expectation:
@@ -249,7 +337,9 @@ def score_bound(c: Context, value: Tensor) -> Tensor:
     bare = replace(c.variant, softcap=None, scale=abs(c.variant.scale))
     magnitude = c.stages.scores(c.query.abs(), c.keys.abs(), torch.zeros_like(c.bias), bare)
     finite = value.nan_to_num(neginf=0.0)
-    bound: Tensor = bounds.scores(finite, magnitude, terms=c.variant.d_head, softcap=c.variant.softcap, dtype=c.dtype)
+    bound: Tensor = bounds.scores(
+        finite, magnitude, terms=c.variant.d_head, softcap=c.variant.softcap, dtype=c.dtype
+    )
     if c.variant.temperature is not None:
         bound = bound + bounds.rounded(magnitude, times=2, dtype=c.dtype)
     if c.variant.key_bias is not None:
@@ -284,7 +374,9 @@ def gate_logits(c: Context) -> tuple[Tensor, Sized]:
     """The gate before its activation, and the bound on it."""
     assert c.weights.W_G is not None
     x = heads_of(c.values["hook_q_latent" if c.variant.gate_rises else "hook_in"], c.variant.heads)
-    return c.stages.project(x.value, c.weights.W_G, c.weights.b_G), carried.projected(x, c.weights.W_G, c.weights.b_G, c.dtype)
+    return c.stages.project(x.value, c.weights.W_G, c.weights.b_G), carried.projected(
+        x, c.weights.W_G, c.weights.b_G, c.dtype
+    )
 
 
 def gate_opened(hook: str, c: Context) -> Expectation:
@@ -294,11 +386,15 @@ def gate_opened(hook: str, c: Context) -> Expectation:
     seen = c.values.get("hook_q_gate")
     logits, bound = gate_logits(c) if seen is None else (seen, exact(seen))
     value = c.stages.gate(logits, gate)
-    return Expectation(value if gate.per == "channel" else value[..., 0], carried.opened(bound, gate, c.dtype).error)
+    return Expectation(
+        value if gate.per == "channel" else value[..., 0],
+        carried.opened(bound, gate, c.dtype).error,
+    )
 
 
 def mixed(hook: str, c: Context) -> Expectation:
-    """MIX-1, from the recorded pattern and gate; over the fused stages where nobody watched the pattern."""
+    """MIX-1, from the recorded pattern and gate; over the fused stages where nobody watched the
+    pattern."""
     if "hook_pattern" not in c.values:
         return mixed_unseen(c)
     pattern = c.values["hook_pattern"]
@@ -307,33 +403,53 @@ def mixed(hook: str, c: Context) -> Expectation:
 
 
 def mixed_unseen(c: Context) -> Expectation:
-    """z end to end over score, softmax and mix, with the score error carried through the softmax."""
+    """z end to end over score, softmax and mix, with the score error carried through the
+    softmax."""
     scores = c.stages.scores(c.query, c.keys, c.score_bias, c.variant)
     pattern = c.stages.pattern(scores, c.weights.sinks)
     value = c.stages.mix(pattern, c.paired_values)
     delta = score_bound(c, scores).amax(-1).transpose(1, 2).unsqueeze(-1)
     magnitude = c.stages.mix(pattern, c.paired_values.abs())
-    return finished(c, value, Sized(value, bounds.fused(value, magnitude, delta, keys=scores.shape[-1], dtype=c.dtype)))
+    return finished(
+        c,
+        value,
+        Sized(value, bounds.fused(value, magnitude, delta, keys=scores.shape[-1], dtype=c.dtype)),
+    )
 
 
 def finished(c: Context, value: Tensor, bound: Sized) -> Expectation:
-    """The mix of values, normed and gated where the family does so, by the gate that its hook held."""
+    """The mix of values, normed and gated where the family does so, by the gate that its hook
+    held."""
     g, kind, lambdas = c.values.get("hook_gate"), c.variant.differential, c.weights.lambdas
     if kind is not None and lambdas is not None:
-        value, bound = c.stages.subtract(value, lambdas, kind), carried.subtracted(bound, lambdas, kind, c.dtype)
+        value, bound = (
+            c.stages.subtract(value, lambdas, kind),
+            carried.subtracted(bound, lambdas, kind, c.dtype),
+        )
     if c.weights.alpha is not None:
         own = c.all_values[:, -value.shape[1] :]
-        value, bound = c.stages.exclude(value, own, c.weights.alpha), carried.excluded(bound, exact(own), c.weights.alpha, c.dtype)
-    done = carried.finished(bound, None if g is None else exact(g), c.weights.z_norm, c.variant.z_norm, c.dtype)
+        value, bound = (
+            c.stages.exclude(value, own, c.weights.alpha),
+            carried.excluded(bound, exact(own), c.weights.alpha, c.dtype),
+        )
+    done = carried.finished(
+        bound, None if g is None else exact(g), c.weights.z_norm, c.variant.z_norm, c.dtype
+    )
     value = c.stages.gated(value, g, c.weights.z_norm, c.variant.z_norm)
-    return Expectation(c.stages.multiply(value, c.variant.z_multiplier), scaled(done, c.variant.z_multiplier, c.dtype).error)
+    return Expectation(
+        c.stages.multiply(value, c.variant.z_multiplier),
+        scaled(done, c.variant.z_multiplier, c.dtype).error,
+    )
 
 
 def resulted(hook: str, c: Context) -> Expectation:
     """RES-1."""
     z, W = c.values["hook_z"], c.weights.W_O
     value = c.stages.result(z, W)
-    return Expectation(value, bounds.linear(value, c.stages.result(z.abs(), W.abs()), terms=c.variant.d_z, dtype=c.dtype))
+    return Expectation(
+        value,
+        bounds.linear(value, c.stages.result(z.abs(), W.abs()), terms=c.variant.d_z, dtype=c.dtype),
+    )
 
 
 def put_out(hook: str, c: Context) -> Expectation:
@@ -345,11 +461,16 @@ def put_out(hook: str, c: Context) -> Expectation:
         results = c.values["hook_result"]
         value = c.stages.sum_of_results(results, b)
         magnitude = magnitude + results.abs().sum(2)
-        bound = bounds.linear(value, magnitude, terms=terms, dtype=c.dtype) + 3 * bounds.UNIT[c.dtype] * magnitude
+        bound = (
+            bounds.linear(value, magnitude, terms=terms, dtype=c.dtype)
+            + 3 * bounds.UNIT[c.dtype] * magnitude
+        )
         return Expectation(value, bound)
     value = c.stages.output(z, W, b)
     product = 0 if b is None else c.stages.output(z, W, None)
-    return Expectation(value, bounds.linear(value, magnitude, terms=terms, dtype=c.dtype, product=product))
+    return Expectation(
+        value, bounds.linear(value, magnitude, terms=terms, dtype=c.dtype, product=product)
+    )
 
 
 STAGE_ORACLES: Mapping[str, Callable[[str, Context], Expectation]] = {

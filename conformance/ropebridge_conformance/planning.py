@@ -29,7 +29,8 @@ class PlanError(Exception):
 
 @dataclass(frozen=True)
 class Selection:
-    """What a run is narrowed to. What is empty is not narrowed; families and dtypes are then the profile's."""
+    """What a run is narrowed to. What is empty is not narrowed; families and dtypes are then the
+    profile's."""
 
     families: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
@@ -40,13 +41,18 @@ class Selection:
 
     def wants(self, question: Question) -> bool:
         """Whether a question is one of those that checks, hooks and scenarios are narrowed to."""
-        pairs = ((self.checks, question.check), (self.hooks, question.hook), (self.scenarios, question.scenario))
+        pairs = (
+            (self.checks, question.check),
+            (self.hooks, question.hook),
+            (self.scenarios, question.scenario),
+        )
         return all(not chosen or value in chosen for chosen, value in pairs)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What one process does at a time: the questions about one layer in one dtype on one device, put to one subject."""
+    """What one process does at a time: the questions about one layer in one dtype on one device,
+    put to one subject."""
 
     subject: str
     case: str
@@ -63,10 +69,16 @@ class Unit:
     @cached_property
     def questions(self) -> tuple[Question, ...]:
         """Its questions, in the order in which they are put."""
-        return tuple(filter(self.narrowed.wants, plan((self.case,), (self.dtype,), (self.device,), self.about)))
+        return tuple(
+            filter(
+                self.narrowed.wants, plan((self.case,), (self.dtype,), (self.device,), self.about)
+            )
+        )
 
 
-def units_of(subjects: Sequence[str], selection: Selection, profile: Profile = PROFILE["default"]) -> list[Unit]:
+def units_of(
+    subjects: Sequence[str], selection: Selection, profile: Profile = PROFILE["default"]
+) -> list[Unit]:
     """Every unit of a run, subject by subject, device by device, layer by layer, dtype by dtype.
 
     Raises:
@@ -80,12 +92,26 @@ def units_of(subjects: Sequence[str], selection: Selection, profile: Profile = P
     refuse_unknown("scenario", selection.scenarios, SCENARIO)
     cases = chosen_cases(selection.families or profile.families)
     again = set() if profile.repeated else repeats(cases)
-    about: dict[str, tuple[About, ...]] = {case.id: ("class",) if case.id in again else ("layer", "class") for case in cases}
-    dtypes, devices = selection.dtypes or profile.dtypes, selection.devices or tuple(available_devices())
-    units = [Unit(path, case, dtype, on, kinds, selection) for path in subjects for on in devices for case, kinds in about.items() for dtype in dtypes]
+    about: dict[str, tuple[About, ...]] = {
+        case.id: ("class",) if case.id in again else ("layer", "class") for case in cases
+    }
+    dtypes, devices = (
+        selection.dtypes or profile.dtypes,
+        selection.devices or tuple(available_devices()),
+    )
+    units = [
+        Unit(path, case, dtype, on, kinds, selection)
+        for path in subjects
+        for on in devices
+        for case, kinds in about.items()
+        for dtype in dtypes
+    ]
     asked = [unit for unit in units if unit.questions]
     if not asked:
-        raise PlanError("there is nothing to ask: no question is of that family, dtype, check, hook point and scenario\n  leave one of them out")
+        raise PlanError(
+            "there is nothing to ask: no question is of that family, dtype, check, hook point and"
+            " scenario\n  leave one of them out"
+        )
     return asked
 
 
@@ -95,12 +121,20 @@ def refuse_unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> Non
     for name in given:
         if name not in there:
             near = ", ".join(get_close_matches(name, there, n=3, cutoff=0.3)) or "none"
-            raise PlanError(f"no {kind} {name!r}\n  nearest: {near}\n  there are: {', '.join(there)}")
+            raise PlanError(
+                f"no {kind} {name!r}\n  nearest: {near}\n  there are: {', '.join(there)}"
+            )
 
 
 def plan_hash(units: Sequence[Unit]) -> str:
-    """Twelve hexadecimal digits, the same wherever the same questions are planned: shards of one plan have it in common."""
-    said = [spec_hash(), transformers.__version__, sorted((unit.key, unit.about) for unit in units), asdict(units[0].narrowed)]
+    """Twelve hexadecimal digits, the same wherever the same questions are planned: shards of one
+    plan have it in common."""
+    said = [
+        spec_hash(),
+        transformers.__version__,
+        sorted((unit.key, unit.about) for unit in units),
+        asdict(units[0].narrowed),
+    ]
     return sha256(json.dumps(said).encode()).hexdigest()[:12]
 
 

@@ -1,7 +1,8 @@
-"""The pytest plugin: `-p ropebridge_conformance`. One test a question, with ids that read as sentences.
+"""The pytest plugin: `-p ropebridge_conformance`. One test a question, with ids that read as
+sentences.
 
-The reference and everything that needs it are imported inside the hooks: jaxtyping's `--jaxtyping-packages` checks only
-what is imported after it (a test says so).
+The reference and everything that needs it are imported inside the hooks: jaxtyping's
+`--jaxtyping-packages` checks only what is imported after it (a test says so).
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from ropebridge_conformance.bench import Bench
     from ropebridge_conformance.verdicts import Verdict
 
-DEFAULT_SUBJECTS = ("ropebridge_conformance.subjects.reference:Factory", "ropebridge.subject:Factory")
+DEFAULT_SUBJECTS = (
+    "ropebridge_conformance.subjects.reference:Factory",
+    "ropebridge.subject:Factory",
+)
 PROFILES = ("smoke", "default", "soak")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -28,17 +32,54 @@ BENCHES = pytest.StashKey[dict[str, Any]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of the suite."""
     group = parser.getgroup("ropebridge", "hooks on rotary attention")
-    group.addoption("--subject", action="append", metavar="PKG.MOD:FACTORY", help="what to judge; may be repeated (default: reference and bridge)")
-    group.addoption("--family", action="append", metavar="NAME", help="only this case or family, or 'all'; may be repeated (default: the core)")
-    group.addoption("--dtype", action="append", choices=DTYPES, help="only this dtype; may be repeated (default: all)")
-    group.addoption("--device", action="append", metavar="DEVICE", help="only this device; may be repeated (default: all that are present)")
-    group.addoption("--profile", choices=PROFILES, help="how much is asked and drawn, where nothing narrows it (default: default)")
-    group.addoption("--shard", metavar="I/N", help="only the i-th of n parts of the suite, for many machines")
     group.addoption(
-        "--check-timeout", type=float, metavar="SECONDS", help="put questions in another process, which is stopped after so long (default: in this one)"
+        "--subject",
+        action="append",
+        metavar="PKG.MOD:FACTORY",
+        help="what to judge; may be repeated (default: reference and bridge)",
+    )
+    group.addoption(
+        "--family",
+        action="append",
+        metavar="NAME",
+        help="only this case or family, or 'all'; may be repeated (default: the core)",
+    )
+    group.addoption(
+        "--dtype",
+        action="append",
+        choices=DTYPES,
+        help="only this dtype; may be repeated (default: all)",
+    )
+    group.addoption(
+        "--device",
+        action="append",
+        metavar="DEVICE",
+        help="only this device; may be repeated (default: all that are present)",
+    )
+    group.addoption(
+        "--profile",
+        choices=PROFILES,
+        help="how much is asked and drawn, where nothing narrows it (default: default)",
+    )
+    group.addoption(
+        "--shard", metavar="I/N", help="only the i-th of n parts of the suite, for many machines"
+    )
+    group.addoption(
+        "--check-timeout",
+        type=float,
+        metavar="SECONDS",
+        help=(
+            "put questions in another process, which is stopped after so long (default: in this"
+            " one)"
+        ),
     )
     group.addoption("--results", type=Path, metavar="FILE", help="write verdicts as JSON lines")
-    group.addoption("--known-failures", type=Path, metavar="FILE", help="TOML file of failures that are expected")
+    group.addoption(
+        "--known-failures",
+        type=Path,
+        metavar="FILE",
+        help="TOML file of failures that are expected",
+    )
 
 
 def subjects_of(config: pytest.Config) -> tuple[str, ...]:
@@ -55,7 +96,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Refuse a subject that cannot be loaded, and a family that is not there, before anything runs."""
+    """Refuse a subject that cannot be loaded, and a family that is not there, before anything
+    runs."""
     from ropebridge_conformance.bench import SubjectError, load_subject
     from ropebridge_conformance.known_failures import KnownFailuresError, read_known_failures
     from ropebridge_conformance.names import UnknownFamily, refuse_unknown_families
@@ -82,12 +124,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     config = metafunc.config
     check = metafunc.function.__name__.removeprefix("test_")
     families, dtypes, devices = narrowed(config)
-    questions = [question for question in plan(families, dtypes, devices) if question.check == check]
+    questions = [
+        question for question in plan(families, dtypes, devices) if question.check == check
+    ]
     subjects = subjects_of(config)
     mine = this_shard(config)
-    pairs = [(subject, question) for subject in subjects for question in questions if (subject, question.case, question.dtype, question.device) in mine]
-    tag = {subject: f"-{load_subject(subject).name}" if len(subjects) > 1 else "" for subject in subjects}
-    metafunc.parametrize(("subject_bench", "question"), pairs, ids=[f"{q.id}{tag[s]}" for s, q in pairs], indirect=["subject_bench"])
+    pairs = [
+        (subject, question)
+        for subject in subjects
+        for question in questions
+        if (subject, question.case, question.dtype, question.device) in mine
+    ]
+    tag = {
+        subject: f"-{load_subject(subject).name}" if len(subjects) > 1 else ""
+        for subject in subjects
+    }
+    metafunc.parametrize(
+        ("subject_bench", "question"),
+        pairs,
+        ids=[f"{q.id}{tag[s]}" for s, q in pairs],
+        indirect=["subject_bench"],
+    )
 
 
 def narrowed(config: pytest.Config) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -96,17 +153,30 @@ def narrowed(config: pytest.Config) -> tuple[tuple[str, ...], tuple[str, ...], t
     from ropebridge_conformance.profiles import PROFILE
 
     profile = PROFILE[config.getoption("--profile") or "default"]
-    families, dtypes, devices = (tuple(config.getoption(name) or ()) for name in ("--family", "--dtype", "--device"))
-    return families or profile.families, dtypes or profile.dtypes, devices or tuple(available_devices())
+    families, dtypes, devices = (
+        tuple(config.getoption(name) or ()) for name in ("--family", "--dtype", "--device")
+    )
+    return (
+        families or profile.families,
+        dtypes or profile.dtypes,
+        devices or tuple(available_devices()),
+    )
 
 
 def this_shard(config: pytest.Config) -> set[tuple[str, str, str, str]]:
-    """The layers to ask about: subject, case, dtype, device. Dealt out as `ropebridge check --shard` deals them."""
+    """The layers to ask about: subject, case, dtype, device. Dealt out as `ropebridge check
+    --shard` deals them."""
     from ropebridge_conformance.shards import ShardError, read_shard
     from ropebridge_conformance.zoo import chosen_cases
 
     families, dtypes, devices = narrowed(config)
-    layers = [(path, case.id, dtype, on) for path in subjects_of(config) for on in devices for case in chosen_cases(families) for dtype in dtypes]
+    layers = [
+        (path, case.id, dtype, on)
+        for path in subjects_of(config)
+        for on in devices
+        for case in chosen_cases(families)
+        for dtype in dtypes
+    ]
     shard = config.getoption("--shard")
     try:
         return set(read_shard(shard).of(layers, "|".join) if shard else layers)
@@ -115,14 +185,19 @@ def this_shard(config: pytest.Config) -> set[tuple[str, str, str, str]]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Ask layer by layer, so that what one question needs the next finds made; other tests stay where they are."""
+    """Ask layer by layer, so that what one question needs the next finds made; other tests stay
+    where they are."""
 
     from ropebridge_conformance.questions import Question
 
     def layer(item: pytest.Item) -> tuple[str, ...]:
         params = getattr(getattr(item, "callspec", None), "params", {})
         question = params.get("question")
-        return (params["subject_bench"], question.case, question.dtype, question.device) if isinstance(question, Question) else ()
+        return (
+            (params["subject_bench"], question.case, question.dtype, question.device)
+            if isinstance(question, Question)
+            else ()
+        )
 
     items.sort(key=layer)
 
@@ -173,7 +248,8 @@ def verdict_on(bench: Bench, question: Any, config: pytest.Config) -> Verdict:
 
 
 def note(verdict: Verdict, config: pytest.Config) -> None:
-    """Put a verdict on disk, if results are wanted; under pytest-xdist each worker writes its own file, named after it."""
+    """Put a verdict on disk, if results are wanted; under pytest-xdist each worker writes its own
+    file, named after it."""
     from ropebridge_conformance.results import Recorder, header
 
     path: Path | None = config.getoption("--results")
@@ -183,7 +259,9 @@ def note(verdict: Verdict, config: pytest.Config) -> None:
         worker = getattr(config, "workerinput", {}).get("workerid")
         names = {subject: bench.subject.name for subject, bench in config.stash[BENCHES].items()}
         first = header(subjects_of(config), narrowed(config)[2], {"names": names})
-        config.stash[RECORDER] = Recorder(path.with_stem(f"{path.stem}-{worker}") if worker else path, first)
+        config.stash[RECORDER] = Recorder(
+            path.with_stem(f"{path.stem}-{worker}") if worker else path, first
+        )
     config.stash[RECORDER].note(verdict)
 
 

@@ -1,4 +1,5 @@
-"""Processes at work: each verdict as it comes, and one in place of each answer that a subject does not give."""
+"""Processes at work: each verdict as it comes, and one in place of each answer that a subject does
+not give."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class Desk:
         return self._pipe, self._process.sentinel
 
     def give(self, task: Task) -> list[Verdict]:
-        """Put a task on an idle desk. The verdicts come at once where its subject is asked no more."""
+        """Put a task on an idle desk. The verdicts come at once where its subject is asked no
+        more."""
         if self.silence[task.subject] >= PATIENCE:
             return [not_asked(task, question) for question in task.questions]
         self.task, self.loaded, self._since = task, None, monotonic()
@@ -59,7 +61,8 @@ class Desk:
         return []
 
     def heard(self) -> list[Verdict]:
-        """What the next word comes to, or that none came. The task is over when it has no question left."""
+        """What the next word comes to, or that none came. The task is over when it has no question
+        left."""
         try:
             message = self._pipe.recv() if self._pipe.poll() else None
         except (EOFError, OSError):
@@ -71,7 +74,9 @@ class Desk:
             return self._unanswered(f"its process ended: {self._ending()}")
         if self.task is not None:
             self.silence[self.task.subject] += 1
-        return self._unanswered(f"no answer within {self.timeout:g} seconds; its process was stopped")
+        return self._unanswered(
+            f"no answer within {self.timeout:g} seconds; its process was stopped"
+        )
 
     def close(self) -> None:
         """End the process, whatever it is at."""
@@ -90,7 +95,11 @@ class Desk:
     def _ending(self) -> str:
         self._process.join(5)
         code: int | None = self._process.exitcode
-        return f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        return (
+            f"killed by {signal.Signals(-code).name}"
+            if code is not None and code < 0
+            else f"exit code {code}"
+        )
 
     def _took(self, message: Ready | Loaded | Refused | Verdict) -> list[Verdict]:
         if isinstance(message, Ready):
@@ -120,7 +129,8 @@ class Desk:
         return made
 
     def _unanswered(self, what: str) -> list[Verdict]:
-        """The process is gone, or is made to go: a verdict on the question it was at, and a new process for what is left."""
+        """The process is gone, or is made to go: a verdict on the question it was at, and a new
+        process for what is left."""
         self.close()
         if not self._ready:
             raise WorkerError(f"a process of the judge did not start: {what}")
@@ -139,12 +149,23 @@ class Desk:
 
 def unanswered(task: Task, question: Question, reason: str) -> Verdict:
     """The verdict in place of one that did not come."""
-    return verdict(task.name, question, expected_to_fail(failed(reason, divergent=question.hook), question, task.known))
+    return verdict(
+        task.name,
+        question,
+        expected_to_fail(failed(reason, divergent=question.hook), question, task.known),
+    )
 
 
 def not_asked(task: Task, question: Question) -> Verdict:
     """The verdict on what a subject is not asked any more."""
-    return verdict(task.name, question, Finding(Outcome.NOT_EXERCISED, f"not asked: the subject had left {PATIENCE} questions in a row unanswered"))
+    return verdict(
+        task.name,
+        question,
+        Finding(
+            Outcome.NOT_EXERCISED,
+            f"not asked: the subject had left {PATIENCE} questions in a row unanswered",
+        ),
+    )
 
 
 class Pool:
@@ -157,7 +178,12 @@ class Pool:
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for desk in self.desks:
             desk.close()
 
@@ -193,7 +219,10 @@ def listen(desks: list[Desk]) -> Iterator[Verdict]:
     """Wait until a desk has something to say or has been silent too long, and hear those."""
     if not desks:
         return
-    ready = wait([ear for desk in desks for ear in desk.ears], max(0.0, min(desk.deadline for desk in desks) - monotonic()))
+    ready = wait(
+        [ear for desk in desks for ear in desk.ears],
+        max(0.0, min(desk.deadline for desk in desks) - monotonic()),
+    )
     for desk in desks:
         if set(desk.ears) & set(ready) or monotonic() >= desk.deadline:
             yield from desk.heard()

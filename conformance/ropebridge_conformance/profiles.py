@@ -1,4 +1,5 @@
-"""Profiles: how much is asked. Smoke to see that a subject works at all, default for a change, soak for a release."""
+"""Profiles: how much is asked. Smoke to see that a subject works at all, default for a change, soak
+for a release."""
 
 from __future__ import annotations
 
@@ -30,7 +31,13 @@ class Profile:
 
 
 PROFILES: tuple[Profile, ...] = (
-    Profile("smoke", ("llama", "gemma2_local", "gemma3_local", "gpt_oss_local"), ("float32", "bfloat16"), repeated=False, examples=10),
+    Profile(
+        "smoke",
+        ("llama", "gemma2_local", "gemma3_local", "gpt_oss_local"),
+        ("float32", "bfloat16"),
+        repeated=False,
+        examples=10,
+    ),
     Profile("default", tuple(case.id for case in CORE), FOUR, repeated=False, examples=120),
     Profile("soak", ("all",), FOUR, repeated=True, examples=2000),
 )
@@ -38,9 +45,12 @@ PROFILE: Mapping[ProfileName, Profile] = {profile.name: profile for profile in P
 
 
 def use_hypothesis_profile(profile: Profile) -> None:
-    """Register every profile with hypothesis as `ropebridge-smoke` and so on, and load this one: the same draws on every machine."""
+    """Register every profile with hypothesis as `ropebridge-smoke` and so on, and load this one:
+    the same draws on every machine."""
     from hypothesis import settings
 
     for each in PROFILES:
-        settings.register_profile(f"ropebridge-{each.name}", max_examples=each.examples, deadline=None, derandomize=True)
+        settings.register_profile(
+            f"ropebridge-{each.name}", max_examples=each.examples, deadline=None, derandomize=True
+        )
     settings.load_profile(f"ropebridge-{profile.name}")

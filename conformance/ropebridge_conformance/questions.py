@@ -32,7 +32,9 @@ class Question:
     def id(self) -> str:
         """Names that read on from the check's sentence: hook_rot_q-gemma3_local-bfloat16-cpu."""
         middle = () if self.scenario == "prefill" else (self.scenario,)
-        return "-".join(part for part in (self.hook, self.case, *middle, self.dtype, self.device) if part)
+        return "-".join(
+            part for part in (self.hook, self.case, *middle, self.dtype, self.device) if part
+        )
 
     @property
     def family(self) -> str:
@@ -52,7 +54,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: an outcome other than unsupported and known-failure, which are not a check's to give."""
+    """What a check found: an outcome other than unsupported and known-failure, which are not a
+    check's to give."""
 
     outcome: Outcome
     reason: str = ""
@@ -65,7 +68,9 @@ def passed(difference: Difference | None = None) -> Finding:
     return Finding(Outcome.PASS, difference=difference)
 
 
-def failed(reason: str, difference: Difference | None = None, divergent: str | None = None) -> Finding:
+def failed(
+    reason: str, difference: Difference | None = None, divergent: str | None = None
+) -> Finding:
     """The clause is broken, first at hook point `divergent`."""
     return Finding(Outcome.FAIL, reason, difference, divergent)
 
@@ -90,7 +95,8 @@ class Check:
     dtypes: the dtypes it is asked in.
     where: whether it can be asked of a layer, called so.
     also: clauses that it decides besides, in layers that bring them into play.
-    about: the `layer` that a description and weights say, whatever class they are of; or the `class`, whose own forward is a witness.
+    about: the `layer` that a description and weights say, whatever class they are of; or the
+        `class`, whose own forward is a witness.
     """
 
     name: str
@@ -106,7 +112,9 @@ class Check:
     @property
     def clauses(self) -> frozenset[str]:
         """Every clause it decides."""
-        points: Sequence[HookSpec | None] = [hook for hook in HOOKS if self.hooks(hook)] if self.hooks else [None]
+        points: Sequence[HookSpec | None] = (
+            [hook for hook in HOOKS if self.hooks(hook)] if self.hooks else [None]
+        )
         return frozenset([*map(self.clause, points), *self.also])
 
     def questions(self, case: str, dtype: str, device: str) -> Iterator[Question]:
@@ -114,12 +122,22 @@ class Check:
         if dtype not in self.dtypes:
             return
         shape = specimen(case, torch.float32, "cpu")
-        for scenario in (name for name in self.scenarios if self.where(SCENARIO[name], shape.variant)):
+        for scenario in (
+            name for name in self.scenarios if self.where(SCENARIO[name], shape.variant)
+        ):
             points: list[HookSpec | None] = [None]
             if self.hooks is not None:
                 points = [hook for hook in hooks_of(shape, SCENARIO[scenario]) if self.hooks(hook)]
             for point in points:
-                yield Question(self.name, self.clause(point), point.name if point else None, case, scenario, dtype, device)
+                yield Question(
+                    self.name,
+                    self.clause(point),
+                    point.name if point else None,
+                    case,
+                    scenario,
+                    dtype,
+                    device,
+                )
 
 
 def clause(id: str) -> Callable[[HookSpec | None], str]:

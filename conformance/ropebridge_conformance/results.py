@@ -1,4 +1,5 @@
-"""Results files: a provenance header, then one JSON line a verdict. Every table is made from them."""
+"""Results files: a provenance header, then one JSON line a verdict. Every table is made from
+them."""
 
 from __future__ import annotations
 
@@ -13,15 +14,23 @@ class ResultsError(Exception):
     """A file that does not hold results; the message says which line and why."""
 
 
-def header(subjects: Sequence[str], devices: Sequence[str], run: Mapping[str, object] | None = None) -> str:
-    """The first line of a results file: under what the verdicts were made, and `run`, what is known of the run."""
+def header(
+    subjects: Sequence[str], devices: Sequence[str], run: Mapping[str, object] | None = None
+) -> str:
+    """The first line of a results file: under what the verdicts were made, and `run`, what is known
+    of the run."""
     return json.dumps({"provenance": {**provenance(subjects, devices), **(run or {})}})
 
 
-def write_results(path: Path, verdicts: Iterable[Verdict], subjects: Sequence[str], devices: Sequence[str]) -> None:
+def write_results(
+    path: Path, verdicts: Iterable[Verdict], subjects: Sequence[str], devices: Sequence[str]
+) -> None:
     """Write a results file, and the folder it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([header(subjects, devices), *(verdict.line() for verdict in verdicts)]) + "\n", encoding="utf-8")
+    path.write_text(
+        "\n".join([header(subjects, devices), *(verdict.line() for verdict in verdicts)]) + "\n",
+        encoding="utf-8",
+    )
 
 
 class Recorder:
@@ -61,7 +70,10 @@ def read_provenance(path: Path) -> dict[str, object]:
             provenance = json.loads(file.readline())["provenance"]
         return dict(provenance)
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-        raise ResultsError(f"{path} holds no results: {type(error).__name__}: {error}\n  its first line must be a provenance header") from error
+        raise ResultsError(
+            f"{path} holds no results: {type(error).__name__}: {error}\n  its first line must be a"
+            " provenance header"
+        ) from error
 
 
 def verdicts_in(path: Path) -> Iterator[Verdict]:
@@ -80,4 +92,6 @@ def verdict_at(path: Path, number: int, line: str) -> Verdict:
     try:
         return read_line(line)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ResultsError(f"{path}, line {number} is no verdict: {type(error).__name__}: {error}") from error
+        raise ResultsError(
+            f"{path}, line {number} is no verdict: {type(error).__name__}: {error}"
+        ) from error

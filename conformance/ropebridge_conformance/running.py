@@ -1,4 +1,5 @@
-"""A run: load the subjects, put every question of a plan to them, and have each verdict on disk as soon as it is given."""
+"""A run: load the subjects, put every question of a plan to them, and have each verdict on disk as
+soon as it is given."""
 
 from __future__ import annotations
 
@@ -17,14 +18,16 @@ from ropebridge_conformance.verdicts import Outcome, Verdict
 from ropebridge_conformance.worker import Loaded, Refused, Task
 
 LOADING = "the_subject_can_be_loaded"
-"""The name under which a subject that cannot be loaded is failed; no clause of the contract says it."""
+"""The name under which a subject that cannot be loaded is failed; no clause of the contract says
+it."""
 
 
 @dataclass(frozen=True)
 class Run:
     """What a run is to do.
 
-    subjects: import paths. jobs: processes. timeout: seconds for a subject to be loaded, and to answer one question.
+    subjects: import paths. jobs: processes. timeout: seconds for a subject to be loaded, and to
+        answer one question.
     """
 
     subjects: Sequence[str]
@@ -48,12 +51,18 @@ class Begun:
     @property
     def names(self) -> dict[str, str]:
         """The name of each subject that was loaded, by its import path."""
-        return {path: found.name for path, found in self.loaded.items() if isinstance(found, Loaded)}
+        return {
+            path: found.name for path, found in self.loaded.items() if isinstance(found, Loaded)
+        }
 
     @property
     def refused(self) -> list[Verdict]:
         """One verdict for each subject that was not."""
-        return [not_loaded(path, found.reason) for path, found in self.loaded.items() if isinstance(found, Refused)]
+        return [
+            not_loaded(path, found.reason)
+            for path, found in self.loaded.items()
+            if isinstance(found, Refused)
+        ]
 
     @property
     def asked(self) -> list[Unit]:
@@ -67,15 +76,26 @@ class Begun:
 
     @property
     def header(self) -> str:
-        """The first line of results: provenance, and what a reader needs to tell whether the run is whole."""
+        """The first line of results: provenance, and what a reader needs to tell whether the run is
+        whole."""
         shard = str(self.run.shard) if self.run.shard else None
         devices = sorted({unit.device for unit in self.units})
-        return header(self.run.subjects, devices, {"names": self.names, "plan": self.plan, "shard": shard, "expected": self.expected})
+        return header(
+            self.run.subjects,
+            devices,
+            {"names": self.names, "plan": self.plan, "shard": shard, "expected": self.expected},
+        )
 
     def tasks(self) -> Iterator[Task]:
         """The units, as what a process is given."""
         for unit in self.asked:
-            yield Task(unit.subject, self.names[unit.subject], unit.key, unit.questions, tuple(self.run.known))
+            yield Task(
+                unit.subject,
+                self.names[unit.subject],
+                unit.key,
+                unit.questions,
+                tuple(self.run.known),
+            )
 
 
 def begin(run: Run, pool: Pool) -> Begun:
@@ -90,7 +110,8 @@ def begin(run: Run, pool: Pool) -> Begun:
 
 
 def carried_out(begun: Begun, pool: Pool, results: Path) -> Iterator[Verdict]:
-    """Every verdict, written to `results` before it is handed on: a run that is interrupted loses nothing."""
+    """Every verdict, written to `results` before it is handed on: a run that is interrupted loses
+    nothing."""
     with closing(Recorder(results, begun.header)) as recorder:
         for verdict in all_verdicts(begun, pool):
             recorder.note(verdict)
@@ -104,5 +125,6 @@ def all_verdicts(begun: Begun, pool: Pool) -> Iterator[Verdict]:
 
 
 def not_loaded(path: str, reason: str) -> Verdict:
-    """The one verdict on a subject that cannot be loaded; it has no layer, so no family, case, dtype or device."""
+    """The one verdict on a subject that cannot be loaded; it has no layer, so no family, case,
+    dtype or device."""
     return Verdict(path, "-", LOADING, None, "-", "-", "-", "-", Outcome.FAIL, reason=reason)

@@ -22,16 +22,17 @@ from ropebridge_spec import OptIn, Source, Variant, layer_type, own_names, posit
 BATCH, POS = 2, 13
 SOURCE = 5
 CACHE_OFFSET = 1
-"""Longer than the zoo's window, and odd; two rows, so that masks can differ in the batch. Another sequence has SOURCE positions.
-Where a family adds an offset to the layer's number in the cache, it is CACHE_OFFSET."""
+"""Longer than the zoo's window, and odd; two rows, so that masks can differ in the batch. Another
+sequence has SOURCE positions. Where a family adds an offset to the layer's number in the cache, it
+is CACHE_OFFSET."""
 
 
 @dataclass(frozen=True)
 class Scenario:
     """A way to call a layer.
 
-    mask: the form in which visibility is handed down: `free` is an additive mask by head, of keys by lot, later ones too, with a
-        number of its own for each; `padding` one of two axes.
+    mask: the form in which visibility is handed down: `free` is an additive mask by head, of keys
+        by lot, later ones too, with a number of its own for each; `padding` one of two axes.
     left_padding: positions the last of the batch is padded by.
     steps: how many of the last positions come one by one, with a cache.
     opted_in: hook points made on request.
@@ -50,18 +51,51 @@ class Scenario:
 
 
 SCENARIOS: tuple[Scenario, ...] = (
-    Scenario("prefill", "all positions at once, with the additive mask transformers makes for eager attention"),
-    Scenario("left_padding", "the last of the batch is padded by three positions; boolean mask", mask="boolean", left_padding=3),
-    Scenario("no_mask", "no mask is handed down: causality and window are the layer's own", mask="none"),
+    Scenario(
+        "prefill",
+        "all positions at once, with the additive mask transformers makes for eager attention",
+    ),
+    Scenario(
+        "left_padding",
+        "the last of the batch is padded by three positions; boolean mask",
+        mask="boolean",
+        left_padding=3,
+    ),
+    Scenario(
+        "no_mask", "no mask is handed down: causality and window are the layer's own", mask="none"
+    ),
     Scenario("decode", "ten positions, then three one by one, from a cache", steps=3),
-    Scenario("split", "query, key and value inputs split by head, results by head", opted_in=("split_qkv_input", "attn_result")),
+    Scenario(
+        "split",
+        "query, key and value inputs split by head, results by head",
+        opted_in=("split_qkv_input", "attn_result"),
+    ),
     Scenario("attn_in", "one input a query head", opted_in=("attn_in",)),
-    Scenario("result", "results by head, in a layer whose inputs cannot be split", opted_in=("attn_result",)),
-    Scenario("large", "sixteen rows of forty positions, for statistics of the error", batch=16, pos=40),
-    Scenario("free", "a mask by head that allows keys by lot, and adds a number to each", mask="free"),
-    Scenario("padding", "the last of the batch is padded by three positions; two-axis mask", mask="padding", left_padding=3),
+    Scenario(
+        "result",
+        "results by head, in a layer whose inputs cannot be split",
+        opted_in=("attn_result",),
+    ),
+    Scenario(
+        "large", "sixteen rows of forty positions, for statistics of the error", batch=16, pos=40
+    ),
+    Scenario(
+        "free", "a mask by head that allows keys by lot, and adds a number to each", mask="free"
+    ),
+    Scenario(
+        "padding",
+        "the last of the batch is padded by three positions; two-axis mask",
+        mask="padding",
+        left_padding=3,
+    ),
     Scenario("far", "positions up to 131071", first=131072 - POS),
-    Scenario("long", "two thousand positions and no mask, for what is allocated", mask="none", batch=1, pos=2048),
+    Scenario(
+        "long",
+        "two thousand positions and no mask, for what is allocated",
+        mask="none",
+        batch=1,
+        pos=2048,
+    ),
 )
 SCENARIO: Mapping[str, Scenario] = {scenario.id: scenario for scenario in SCENARIOS}
 CORE = ("prefill", "left_padding", "no_mask", "decode")
@@ -69,7 +103,8 @@ OPTED = ("split", "attn_in", "result")
 
 
 def possible(scenario: Scenario, variant: Variant) -> bool:
-    """Whether a layer can be called so: one that sees later positions keeps no cache, and not every layer's inputs can be split."""
+    """Whether a layer can be called so: one that sees later positions keeps no cache, and not every
+    layer's inputs can be split."""
     split = bool({"attn_in", "split_qkv_input"} & set(scenario.opted_in))
     if scenario.id == "result":
         return not variant.splits
@@ -77,15 +112,19 @@ def possible(scenario: Scenario, variant: Variant) -> bool:
 
 
 def tables_go_on(variant: Variant) -> bool:
-    """Whether tables are made for any position: not where they are rows of a buffer or of an embedding."""
-    return variant.calling.table_buffer is None and variant.calling.tables_in == "position_embeddings"
+    """Whether tables are made for any position: not where they are rows of a buffer or of an
+    embedding."""
+    return (
+        variant.calling.table_buffer is None and variant.calling.tables_in == "position_embeddings"
+    )
 
 
 @dataclass(frozen=True)
 class CallInputs:
     """What one call is given, and where its positions stand.
 
-    given: the arguments, tables, mask and cache under the contract's names for them (`ropebridge_spec.arguments.RENAMED`).
+    given: the arguments, tables, mask and cache under the contract's names for them
+        (`ropebridge_spec.arguments.RENAMED`).
     first_query: position of the first query. keys: how many keys its last query may see at most.
     names: role -> the name that the layer's class has for it, None where it takes no such argument.
     """
@@ -97,7 +136,8 @@ class CallInputs:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What the layer is called with: the same under the names of its class's own signature, without what that does not take."""
+        """What the layer is called with: the same under the names of its class's own signature,
+        without what that does not take."""
         named = ((self.names.get(role, role), value) for role, value in self.given.items())
         return {name: value for name, value in named if name is not None}
 
@@ -109,7 +149,8 @@ class CallInputs:
         return Past(*(heads.transpose(1, 2) for heads in pair))
 
     def value_added(self, variant: Variant) -> Tensor | None:
-        """(batch, pos, kv_head, d_head_v) float64: what the model hands down to be added to the value (PROJ-1)."""
+        """(batch, pos, kv_head, d_head_v) float64: what the model hands down to be added to the
+        value (PROJ-1)."""
         given: Tensor | None = self.given[variant.value_added] if variant.value_added else None
         return None if given is None else given.double().unflatten(-1, (variant.kv_heads, -1))
 
@@ -122,22 +163,34 @@ class CallInputs:
         return 0 if variant.source is None else SOURCE
 
     def tables(self, variant: Variant) -> tuple[Tensor, Tensor] | None:
-        """cos and sin of this call's positions: the last, where the layer is handed those of earlier ones too (POS-1)."""
-        pair, pos = tables_of(self.given["position_embeddings"], variant), self.given["hidden_states"].shape[1]
+        """cos and sin of this call's positions: the last, where the layer is handed those of
+        earlier ones too (POS-1)."""
+        pair, pos = (
+            tables_of(self.given["position_embeddings"], variant),
+            self.given["hidden_states"].shape[1],
+        )
         if variant.calling.tables_of == "positions":
             return pair
         return pair and (pair[0][..., -pos:, :], pair[1][..., -pos:, :])
 
     def positions(self, variant: Variant) -> Tensor:
-        """(1 or batch, pos): the positions that a temperature reads, or the temperatures where they are given (SCORE-4)."""
+        """(1 or batch, pos): the positions that a temperature reads, or the temperatures where they
+        are given (SCORE-4)."""
         x = self.given["hidden_states"]
         if variant.temperature is not None and variant.temperature.given is not None:
             factor = self.given[variant.temperature.given]
-            return torch.ones(1, x.shape[1], device=x.device) if factor is None else factor[:, 0, :, 0]
-        return self.ids() if variant.temperature and not variant.temperature.counted else self.counted()
+            return (
+                torch.ones(1, x.shape[1], device=x.device) if factor is None else factor[:, 0, :, 0]
+            )
+        return (
+            self.ids()
+            if variant.temperature and not variant.temperature.counted
+            else self.counted()
+        )
 
     def ids(self) -> Tensor:
-        """(1 or batch, pos): the positions the call is told of, or those that go on where the cache ends."""
+        """(1 or batch, pos): the positions the call is told of, or those that go on where the cache
+        ends."""
         ids = self.given.get("position_ids")
         return ids if isinstance(ids, Tensor) else self.counted()
 
@@ -150,7 +203,8 @@ class CallInputs:
 def calls(scenario: Scenario, specimen: Specimen, layer: Any, seed: int = 0) -> list[CallInputs]:
     """The calls of a scenario, in order; a scenario with steps shares one fresh cache between them.
 
-    Built on the layer's own `get_random_inputs` where it has one; masks, paddings and their tables are the judge's.
+    Built on the layer's own `get_random_inputs` where it has one; masks, paddings and their tables
+    are the judge's.
     """
     base, variant = base_inputs(scenario, specimen, layer, seed), specimen.variant
     beside: dict[str, Any] = {"cache": DynamicCache()} if scenario.steps else {}
@@ -160,36 +214,56 @@ def calls(scenario: Scenario, specimen: Specimen, layer: Any, seed: int = 0) -> 
         beside[variant.calling.cache_offset] = CACHE_OFFSET
     first = scenario.pos - scenario.steps
     spans = [(0, first), *((i, i + 1) for i in range(first, scenario.pos))]
-    made = [{**cut(base, variant, *span), **beside, **shared(specimen, base, span[1])} for span in spans]
-    other, names = 0 if variant.source is None else SOURCE, own_names(type(specimen.module), variant)
-    return [CallInputs(handed(specimen, given, first), first, stop + other, names) for given, (first, stop) in zip(made, spans, strict=True)]
+    made = [
+        {**cut(base, variant, *span), **beside, **shared(specimen, base, span[1])} for span in spans
+    ]
+    other, names = (
+        0 if variant.source is None else SOURCE,
+        own_names(type(specimen.module), variant),
+    )
+    return [
+        CallInputs(handed(specimen, given, first), first, stop + other, names)
+        for given, (first, stop) in zip(made, spans, strict=True)
+    ]
 
 
 def cache_layer(given: Mapping[str, Any], module: Any, variant: Variant) -> int:
-    """Return which layer of the cache is a call's: the module's own number or the one it is called for, further on by its offset."""
+    """Return which layer of the cache is a call's: the module's own number or the one it is called
+    for, further on by its offset."""
     number = given.get(variant.calling.layer or "", getattr(module, "layer_idx", None))
     return int(number or 0) + int(given.get(variant.calling.cache_offset or "", 0))
 
 
 def handed(specimen: Specimen, given: dict[str, Any], first: int) -> dict[str, Any]:
-    """The inputs of a call, with an earlier layer's picks where the layer is handed them (SEL-1)."""
+    """The inputs of a call, with an earlier layer's picks where the layer is handed them
+    (SEL-1)."""
     selector, x = specimen.variant.selector, given["hidden_states"]
     if selector is None or selector.given is None:
         return given
-    visible = bias_of(given["attention_mask"], first, x.shape[1], specimen.variant, x.device) > -torch.inf
-    return {**given, selector.given: numbers(selector, visible.expand(x.shape[0], -1, -1, -1), first)}
+    visible = (
+        bias_of(given["attention_mask"], first, x.shape[1], specimen.variant, x.device) > -torch.inf
+    )
+    return {
+        **given,
+        selector.given: numbers(selector, visible.expand(x.shape[0], -1, -1, -1), first),
+    }
 
 
 def shared(specimen: Specimen, base: Mapping[str, Any], stop: int) -> dict[str, Any]:
     """Where a layer leaves its keys and values for later ones, and those that it is given."""
     variant, kind = specimen.variant, shared_key(specimen.module)
-    given = {kind: tuple(heads[:, :, :stop].clone() for heads in base["shared_kv"])} if variant.kv_given else {}
+    given = (
+        {kind: tuple(heads[:, :, :stop].clone() for heads in base["shared_kv"])}
+        if variant.kv_given
+        else {}
+    )
     return {name: given for name in (variant.kv_given, variant.calling.kv_left) if name}
 
 
 @lru_cache(maxsize=32)
 def base_inputs(scenario: Scenario, specimen: Specimen, layer: Any, seed: int) -> dict[str, Any]:
-    """hidden_states, position_embeddings and attention_mask over all positions; calls are given copies of parts of them."""
+    """hidden_states, position_embeddings and attention_mask over all positions; calls are given
+    copies of parts of them."""
     own = getattr(layer, "get_random_inputs", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -200,8 +274,15 @@ def base_inputs(scenario: Scenario, specimen: Specimen, layer: Any, seed: int) -
     padded = torch.zeros(scenario.batch, dtype=torch.long)
     padded[-1] = scenario.left_padding
     ids = (torch.arange(scenario.pos) - padded[:, None]).clamp(min=0).to(specimen.device)
-    if scenario.left_padding or scenario.first or specimen.variant.source or specimen.variant.calling.tables == "own":
-        inputs["position_embeddings"] = tables(specimen, inputs["hidden_states"], with_source(ids, specimen.variant) + scenario.first)
+    if (
+        scenario.left_padding
+        or scenario.first
+        or specimen.variant.source
+        or specimen.variant.calling.tables == "own"
+    ):
+        inputs["position_embeddings"] = tables(
+            specimen, inputs["hidden_states"], with_source(ids, specimen.variant) + scenario.first
+        )
     made = {
         **placed(specimen.variant, ids, scenario.first),
         "attention_mask": mask_of(scenario, specimen, padded),
@@ -209,16 +290,25 @@ def base_inputs(scenario: Scenario, specimen: Specimen, layer: Any, seed: int) -
     }
     handed_down = specimen.variant.selector and specimen.variant.selector.given
     calling = specimen.variant.calling
-    dropped = {handed_down, calling.layer, calling.tables_in, calling.mask_in} - {"position_embeddings", "attention_mask"}
+    dropped = {handed_down, calling.layer, calling.tables_in, calling.mask_in} - {
+        "position_embeddings",
+        "attention_mask",
+    }
     extra = {**added(scenario, specimen, seed), **other_sequence(scenario, specimen, seed)}
-    return {**{name: value for name, value in inputs.items() if name not in dropped}, **made, **extra}
+    return {
+        **{name: value for name, value in inputs.items() if name not in dropped},
+        **made,
+        **extra,
+    }
 
 
 def with_source(ids: Tensor, variant: Variant) -> Tensor:
     """Position ids after those of another sequence that comes before and is rotated too (KV-2)."""
     if variant.source is None or variant.source.place == "after":
         return ids
-    return torch.cat([torch.arange(SOURCE, device=ids.device).expand(ids.shape[0], -1), ids + SOURCE], dim=1)
+    return torch.cat(
+        [torch.arange(SOURCE, device=ids.device).expand(ids.shape[0], -1), ids + SOURCE], dim=1
+    )
 
 
 def other_sequence(scenario: Scenario, specimen: Specimen, seed: int) -> dict[str, Tensor]:
@@ -226,7 +316,13 @@ def other_sequence(scenario: Scenario, specimen: Specimen, seed: int) -> dict[st
     source, draw = specimen.variant.source, torch.Generator().manual_seed(seed + 2)
     if source is None:
         return {}
-    return {source.argument: torch.randn(scenario.batch, SOURCE, specimen.variant.d_model, generator=draw).to(specimen.device, specimen.dtype)}
+    return {
+        source.argument: (
+            torch.randn(scenario.batch, SOURCE, specimen.variant.d_model, generator=draw).to(
+                specimen.device, specimen.dtype
+            )
+        )
+    }
 
 
 def added(scenario: Scenario, specimen: Specimen, seed: int) -> dict[str, Tensor]:
@@ -235,19 +331,27 @@ def added(scenario: Scenario, specimen: Specimen, seed: int) -> dict[str, Tensor
     if variant.value_added is None:
         return {}
     shape = (scenario.batch, scenario.pos, variant.kv_heads * variant.d_head_v)
-    return {variant.value_added: torch.randn(shape, generator=draw).to(specimen.device, specimen.dtype)}
+    return {
+        variant.value_added: torch.randn(shape, generator=draw).to(specimen.device, specimen.dtype)
+    }
 
 
 def random_kv(scenario: Scenario, specimen: Specimen, seed: int) -> tuple[Tensor, Tensor]:
     """Keys and values (batch, kv_head, pos, width) such as an earlier layer might leave."""
     variant, draw = specimen.variant, torch.Generator().manual_seed(seed)
     widths = (variant.d_head, variant.d_head_v)
-    k, v = (torch.randn(scenario.batch, variant.kv_heads, scenario.pos, width, generator=draw).to(specimen.device, specimen.dtype) for width in widths)
+    k, v = (
+        torch.randn(scenario.batch, variant.kv_heads, scenario.pos, width, generator=draw).to(
+            specimen.device, specimen.dtype
+        )
+        for width in widths
+    )
     return k, v
 
 
 def placed(variant: Variant, ids: Tensor, first: int) -> dict[str, Tensor]:
-    """What a layer that needs them is told of its positions: the positions, from `first` on, or its temperatures (SCORE-4).
+    """What a layer that needs them is told of its positions: the positions, from `first` on, or its
+    temperatures (SCORE-4).
 
     A selector reads from them how many keys there are, and is told the places in this call.
     """
@@ -263,13 +367,18 @@ def placed(variant: Variant, ids: Tensor, first: int) -> dict[str, Tensor]:
 
 
 def get_random_inputs(specimen: Specimen, batch: int, pos: int) -> dict[str, Any]:
-    """Standard normal hidden states and the model's own tables, for subjects that have no inputs of their own."""
+    """Standard normal hidden states and the model's own tables, for subjects that have no inputs of
+    their own."""
     x = torch.randn(batch, pos, specimen.variant.d_model).to(specimen.device, specimen.dtype)
-    return {"hidden_states": x, "position_embeddings": tables(specimen, x, torch.arange(pos, device=x.device)[None])}
+    return {
+        "hidden_states": x,
+        "position_embeddings": tables(specimen, x, torch.arange(pos, device=x.device)[None]),
+    }
 
 
 def tables_of(given: Any, variant: Variant) -> tuple[Tensor, Tensor] | None:
-    """cos and sin of what a layer is given; of a complex table real and imaginary part, of a real one its second half and its first (POS-1)."""
+    """cos and sin of what a layer is given; of a complex table real and imaginary part, of a real
+    one its second half and its first (POS-1)."""
     if isinstance(given, Tensor) and given.is_complex():
         return given.real, given.imag
     if isinstance(given, Tensor):
@@ -277,16 +386,22 @@ def tables_of(given: Any, variant: Variant) -> tuple[Tensor, Tensor] | None:
         return cos, sin
     if given is None:
         return None
-    return (given[0], given[1]) if variant.calling.tables_order == "cos_sin" else (given[1], given[0])
+    return (
+        (given[0], given[1]) if variant.calling.tables_order == "cos_sin" else (given[1], given[0])
+    )
 
 
 def tables(specimen: Specimen, x: Tensor, ids: Tensor) -> Any:
-    """The tables of the model's own rotary module for these position ids; None where a layer neither rotates nor must be given any."""
+    """The tables of the model's own rotary module for these position ids; None where a layer
+    neither rotates nor must be given any."""
     return tables_for(specimen.module, specimen.rotary, specimen.variant, x, ids)
 
 
-def tables_for(module: nn.Module, rotary: nn.Module, variant: Variant, x: Tensor, ids: Tensor) -> Any:
-    """The tables that a rotary module makes for a layer at these position ids (1 or batch, pos), as its model calls it."""
+def tables_for(
+    module: nn.Module, rotary: nn.Module, variant: Variant, x: Tensor, ids: Tensor
+) -> Any:
+    """The tables that a rotary module makes for a layer at these position ids (1 or batch, pos), as
+    its model calls it."""
     if variant.rotary is None and variant.calling.tables == "rotating":
         return None
     axes = position_axes(rotary, variant)
@@ -301,11 +416,17 @@ def mask_of(scenario: Scenario, specimen: Specimen, padded: Tensor) -> Tensor | 
     if scenario.mask == "none":
         return None
     if scenario.mask == "padding":
-        return with_other_keys((torch.arange(scenario.pos) >= padded[:, None]).to(specimen.device), specimen.variant)
+        return with_other_keys(
+            (torch.arange(scenario.pos) >= padded[:, None]).to(specimen.device), specimen.variant
+        )
     if scenario.mask == "free":
         return free_mask(scenario, specimen)
     at, variant = torch.arange(scenario.pos), specimen.variant
-    distance, reach, chunk = at[:, None] - at[None, :], variant.window or scenario.pos, at // (variant.chunk or scenario.pos)
+    distance, reach, chunk = (
+        at[:, None] - at[None, :],
+        variant.window or scenario.pos,
+        at // (variant.chunk or scenario.pos),
+    )
     earlier = distance >= 0 if variant.causal else torch.ones_like(distance, dtype=torch.bool)
     near = (distance.abs() < reach) & (chunk[:, None] == chunk[None, :])
     visible = (earlier & near)[None] & (at[None, None, :] >= padded[:, None, None])
@@ -315,14 +436,22 @@ def mask_of(scenario: Scenario, specimen: Specimen, padded: Tensor) -> Tensor | 
     visible = visible if variant.source is None else beside_source(visible, variant.source)
     if scenario.mask == "boolean":
         return visible
-    return torch.zeros((), dtype=specimen.dtype, device=visible.device).masked_fill(~visible, torch.finfo(specimen.dtype).min)
+    return torch.zeros((), dtype=specimen.dtype, device=visible.device).masked_fill(
+        ~visible, torch.finfo(specimen.dtype).min
+    )
 
 
 def free_mask(scenario: Scenario, specimen: Specimen) -> Tensor:
-    """(batch, head, query, key): every other key by lot, and each query's own; a number between -1 and 1 where a key may be seen."""
+    """(batch, head, query, key): every other key by lot, and each query's own; a number between -1
+    and 1 where a key may be seen."""
     keys = scenario.pos + (SOURCE if specimen.variant.source else 0)
-    draw, shape = torch.Generator().manual_seed(3), (scenario.batch, specimen.variant.heads, scenario.pos, keys)
-    visible = (torch.rand(shape, generator=draw) < 0.5) | torch.eye(scenario.pos, keys, dtype=torch.bool)
+    draw, shape = (
+        torch.Generator().manual_seed(3),
+        (scenario.batch, specimen.variant.heads, scenario.pos, keys),
+    )
+    visible = (torch.rand(shape, generator=draw) < 0.5) | torch.eye(
+        scenario.pos, keys, dtype=torch.bool
+    )
     numbers = (2 * torch.rand(shape, generator=draw) - 1).to(specimen.device, specimen.dtype)
     return numbers.masked_fill(~visible.to(specimen.device), torch.finfo(specimen.dtype).min)
 
@@ -340,7 +469,8 @@ def with_other_keys(real: Tensor, variant: Variant) -> Tensor:
 
 
 def beside_source(visible: Tensor, source: Source) -> Tensor:
-    """What may be seen of both sequences: of the other all, but for the first position in the last of the batch; by padding nothing."""
+    """What may be seen of both sequences: of the other all, but for the first position in the last
+    of the batch; by padding nothing."""
     other = visible.any(-1, keepdim=True).repeat(1, 1, 1, SOURCE)
     other[-1, ..., 0] = False
     return torch.cat([other, visible] if source.place == "before" else [visible, other], dim=-1)
@@ -361,16 +491,28 @@ def rows_of(table: Any, span: slice) -> Any:
 
 
 def cut(base: Mapping[str, Any], variant: Variant, start: int, stop: int) -> dict[str, Any]:
-    """The inputs of the positions from start to stop, which see keys up to stop; another sequence is given whole."""
+    """The inputs of the positions from start to stop, which see keys up to stop; another sequence
+    is given whole."""
     mask, table, source = base["attention_mask"], base["position_embeddings"], variant.source
     first, other = 0 if variant.calling.tables_of == "keys" else start, SOURCE if source else 0
     whole = {source.argument: base[source.argument].clone()} if source else {}
-    others = [name for name in base if name not in ("hidden_states", "position_embeddings", "attention_mask", *EARLIER, *whole)]
+    others = [
+        name
+        for name in base
+        if name not in ("hidden_states", "position_embeddings", "attention_mask", *EARLIER, *whole)
+    ]
     along = {name: 1 if name in ("position_ids", variant.value_added) else 2 for name in others}
     return {
         "hidden_states": base["hidden_states"][:, start:stop].clone(),
         "position_embeddings": rows_of(table, slice(first, stop + other)),
-        **{name: base[name].narrow(axis, start, stop - start).clone() for name, axis in along.items()},
+        **{
+            name: base[name].narrow(axis, start, stop - start).clone()
+            for name, axis in along.items()
+        },
         **whole,
-        "attention_mask": None if mask is None else (mask[:, :, start:stop] if mask.ndim == 4 else mask)[..., : stop + other].clone(),
+        "attention_mask": (
+            None
+            if mask is None
+            else (mask[:, :, start:stop] if mask.ndim == 4 else mask)[..., : stop + other].clone()
+        ),
     }

@@ -1,7 +1,9 @@
-"""Selectors of keys, pinned (clause SEL-1): in the zoo a family's selector picks by lot, and keeps what it was given.
+"""Selectors of keys, pinned (clause SEL-1): in the zoo a family's selector picks by lot, and keeps
+what it was given.
 
-What a selector picks jumps with the last bit of what it is given, and no bound could be put on that. Pinned, it picks the
-same keys for every witness; that it is called, with what, and that its picks are kept to, is judged.
+What a selector picks jumps with the last bit of what it is given, and no bound could be put on
+that. Pinned, it picks the same keys for every witness; that it is called, with what, and that its
+picks are kept to, is judged.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ LOTS = torch.rand(16, BLOCK_HEADS, 64, 64, generator=torch.Generator().manual_se
 
 
 def pin(module: Any, selector: Selector | None) -> None:
-    """Let a layer's selector, if it has one, pick by lot; `seen` on it holds what it was last given."""
+    """Let a layer's selector, if it has one, pick by lot; `seen` on it holds what it was last
+    given."""
     if selector is None or selector.given is not None:
         return
     own = getattr(module, selector.module)
@@ -39,10 +42,12 @@ def pin(module: Any, selector: Selector | None) -> None:
 
 
 def extent(given: Mapping[str, Any]) -> tuple[Tensor, int]:
-    """What may be seen (batch, 1, query, key), as far as the selector is told, and the position of the first query."""
+    """What may be seen (batch, 1, query, key), as far as the selector is told, and the position of
+    the first query."""
     x, mask = given["hidden_states"], given.get("attention_mask")
     if mask is None:
-        keys = int(given["position_ids"][0, 0]) + x.shape[1]  # the first row of a batch is never padded
+        # the first row of a batch is never padded
+        keys = int(given["position_ids"][0, 0]) + x.shape[1]
         mask = torch.ones(x.shape[0], x.shape[1], keys, dtype=torch.bool, device=x.device)
     visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     visible = visible if visible.ndim == 4 else visible.unsqueeze(1)
@@ -57,11 +62,18 @@ def numbers(selector: Selector, visible: Tensor, first: int) -> Tensor:
     if selector.picks == "blocks":
         blocks = -(-key // selector.block)
         own = torch.arange(first, first + query, device=visible.device) // selector.block
-        lots = lots[..., :blocks].scatter(-1, own[None, None, :, None].expand(batch, BLOCK_HEADS, query, 1), 2.0)
+        lots = lots[..., :blocks].scatter(
+            -1, own[None, None, :, None].expand(batch, BLOCK_HEADS, query, 1), 2.0
+        )
         later = torch.arange(blocks, device=visible.device) > own[:, None]
         best = lots.masked_fill(later, -1.0).topk(min(PICKED // 2, blocks), dim=-1).indices
         return best.masked_fill(best > own[:, None], -1)
-    best = lots[:, 0, :, :key].masked_fill(~visible[:, 0], -1.0).topk(min(PICKED, key), dim=-1).indices.int()
+    best = (
+        lots[:, 0, :, :key]
+        .masked_fill(~visible[:, 0], -1.0)
+        .topk(min(PICKED, key), dim=-1)
+        .indices.int()
+    )
     return best if selector.picks == "keys" else as_mask(best, key).unsqueeze(1)
 
 
@@ -77,22 +89,32 @@ def picked(picks: Tensor, selector: Selector, variant: Variant, keys: int) -> Te
     if selector.picks == "keys":
         return as_mask(picks, keys).unsqueeze(1)
     of_key = torch.arange(keys, device=picks.device) // selector.block
-    return as_mask(picks, int(of_key[-1]) + 1)[..., of_key].repeat_interleave(variant.heads // picks.shape[1], dim=1)
+    return as_mask(picks, int(of_key[-1]) + 1)[..., of_key].repeat_interleave(
+        variant.heads // picks.shape[1], dim=1
+    )
 
 
 def picked_for(bias: Tensor, variant: Variant, batch: int, first: int) -> Tensor | None:
-    """(batch, head or 1, query, key): what the pinned selector of a layer picks, given what the mask allows; None where it has no selector."""
+    """(batch, head or 1, query, key): what the pinned selector of a layer picks, given what the
+    mask allows; None where it has no selector."""
     if variant.selector is None:
         return None
     visible = (bias > -torch.inf)[:, :1].expand(batch, -1, -1, -1)
-    return picked(numbers(variant.selector, visible, first), variant.selector, variant, bias.shape[-1])
+    return picked(
+        numbers(variant.selector, visible, first), variant.selector, variant, bias.shape[-1]
+    )
 
 
-def call_selector(module: Any, selector: Selector, given: Mapping[str, Any], bias: Tensor) -> Tensor:
-    """What a layer's own selector makes of hook_in, hook_q_latent, the tables, the mask and the positions."""
+def call_selector(
+    module: Any, selector: Selector, given: Mapping[str, Any], bias: Tensor
+) -> Tensor:
+    """What a layer's own selector makes of hook_in, hook_q_latent, the tables, the mask and the
+    positions."""
     x = given["hidden_states"]
     visible = (bias > -torch.inf)[:, :1].expand(x.shape[0], -1, -1, -1)
     offered = {**given, "attention_mask": visible[:, 0] if selector.picks == "keys" else visible}
     own = getattr(module, selector.module)
-    picks: Tensor = own(**{name: offered[name] for name in inspect.signature(own.forward).parameters})
+    picks: Tensor = own(
+        **{name: offered[name] for name in inspect.signature(own.forward).parameters}
+    )
     return picks

@@ -28,14 +28,17 @@ class Shard:
     def of(self, items: Sequence[T], key: Callable[[T], str]) -> list[T]:
         """This shard's part, in the order of the plan.
 
-        Items are dealt out like cards, in the order of the hashes of their keys: equally many to each, whatever order
-        they come in, and the same on every machine.
+        Items are dealt out like cards, in the order of the hashes of their keys: equally many to
+        each, whatever order they come in, and the same on every machine.
 
         Raises:
             ShardError: there are more shards than items, so that one would have nothing to show.
         """
         if self.count > len(items):
-            raise ShardError(f"{len(items)} parts of the plan cannot be shared out among {self.count} shards\n  use --shard i/n with n at most {len(items)}")
+            raise ShardError(
+                f"{len(items)} parts of the plan cannot be shared out among {self.count} shards\n "
+                f" use --shard i/n with n at most {len(items)}"
+            )
         dealt = sorted(items, key=lambda item: sha256(key(item).encode()).digest())
         mine = {key(item) for item in dealt[self.index - 1 :: self.count]}
         return [item for item in items if key(item) in mine]

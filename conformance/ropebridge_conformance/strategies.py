@@ -1,4 +1,5 @@
-"""Strategies for hypothesis: what a layer computes, how it is called, and a layer of random weights that does so.
+"""Strategies for hypothesis: what a layer computes, how it is called, and a layer of random weights
+that does so.
 
 For anyone who wants to try an implementation on layers that no family has:
 
@@ -9,10 +10,12 @@ For anyone who wants to try an implementation on layers that no family has:
     def test_my_bridge(drawn):
         assert first_fault(MyFactory(families={"ToyAttention": drawn.variant}), drawn) is None
 
-What is drawn is a configuration: sizes, features, dtype, mask, cache and a seed. Tensors come of the seed, so a failure shrinks to
-the smallest layer that shows it, and not to tensors of noughts. Every variant is drawn from the simplest choice on.
+What is drawn is a configuration: sizes, features, dtype, mask, cache and a seed. Tensors come of
+the seed, so a failure shrinks to the smallest layer that shows it, and not to tensors of noughts.
+Every variant is drawn from the simplest choice on.
 
-`register_profiles()` makes three profiles: `smoke` (25 examples), `default` (120, always the same), `soak` (2,000, new ones every time).
+`register_profiles()` makes three profiles: `smoke` (25 examples), `default` (120, always the same),
+`soak` (2,000, new ones every time).
 """
 
 from __future__ import annotations
@@ -47,9 +50,15 @@ Weight = Literal["scale", "one_plus", "none"]
 
 
 def register_profiles() -> None:
-    """Register `smoke`, `default` and `soak` with hypothesis, none of them with a deadline: a first call is slow."""
+    """Register `smoke`, `default` and `soak` with hypothesis, none of them with a deadline: a first
+    call is slow."""
     for name, options in PROFILES.items():
-        settings.register_profile(f"ropebridge-{name}", deadline=None, suppress_health_check=[HealthCheck.too_slow], **options)
+        settings.register_profile(
+            f"ropebridge-{name}",
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+            **options,
+        )
 
 
 class DrawnNorm(nn.Module):
@@ -57,7 +66,13 @@ class DrawnNorm(nn.Module):
 
     def __init__(self, norm: Norm, heads: int, width: int) -> None:
         super().__init__()
-        shape = (heads * width,) if norm.over == "flat" else (heads, width) if norm.per_head else (width,)
+        shape = (
+            (heads * width,)
+            if norm.over == "flat"
+            else (heads, width)
+            if norm.per_head
+            else (width,)
+        )
         self.norm = norm
         if norm.weight != "none":
             self.weight = nn.Parameter(1 + 0.3 * torch.randn(shape))
@@ -71,12 +86,15 @@ class DrawnNorm(nn.Module):
         unit = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.norm.eps)
         unit = unit.to(x.dtype) if self.norm.rounds_before_weight else unit
         if self.norm.weight != "none":
-            unit = unit * (self.weight.float() + 1 if self.norm.weight == "one_plus" else self.weight)
+            unit = unit * (
+                self.weight.float() + 1 if self.norm.weight == "one_plus" else self.weight
+            )
         return (unit + self.bias if self.norm.bias else unit).to(x.dtype)
 
 
 class ToyAttention(nn.Module):
-    """Random weights of any variant, under the names the variant gives them; it has no forward of its own."""
+    """Random weights of any variant, under the names the variant gives them; it has no forward of
+    its own."""
 
     layer_idx = 0
 
@@ -84,7 +102,9 @@ class ToyAttention(nn.Module):
         super().__init__()
         v = variant
         for name, (rows, columns) in inward(v).items():
-            plain = name.endswith("b_proj") or bool(v.gate and v.gate.bias and name == v.gate.module)
+            plain = name.endswith("b_proj") or bool(
+                v.gate and v.gate.bias and name == v.gate.module
+            )
             setattr(self, name, nn.Linear(rows, columns, bias=bias and not plain))
         self.o_proj = nn.Linear(v.heads * v.d_head_v, v.d_model, bias=bias)
         for role, name in v.norm_roles.items():
@@ -92,15 +112,31 @@ class ToyAttention(nn.Module):
         for name in filter(None, (v.sinks, v.gate.bias if v.gate else None)):
             setattr(self, name, nn.Parameter(torch.randn(v.heads)))
 
-    def forward(self, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None, past_key_values: Any = None) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: Any = None,
+        attention_mask: Any = None,
+        past_key_values: Any = None,
+    ) -> Tensor:
         """Not there: a drawn layer is for subjects that read its weights."""
-        raise NotImplementedError("a drawn layer has no forward of its own; judge a subject that computes it from its description")
+        raise NotImplementedError(
+            "a drawn layer has no forward of its own; judge a subject that computes it from its"
+            " description"
+        )
 
 
 def inward(v: Variant) -> dict[str, tuple[int, int]]:
     """Names and widths, in and out, of the projections of hook_in."""
     in_query = v.gate is not None and v.gate.in_query
-    made = {} if v.latent else {"k_proj": (v.d_model, v.kv_heads * v.d_head), "v_proj": (v.d_model, v.kv_heads * v.d_head_v)}
+    made = (
+        {}
+        if v.latent
+        else {
+            "k_proj": (v.d_model, v.kv_heads * v.d_head),
+            "v_proj": (v.d_model, v.kv_heads * v.d_head_v),
+        }
+    )
     if v.latent is None or v.latent.q_rank is None:
         made["q_proj"] = (v.d_model, v.heads * (v.d_head + (v.d_head_v if in_query else 0)))
     if v.latent is not None:
@@ -113,16 +149,31 @@ def inward(v: Variant) -> dict[str, tuple[int, int]]:
 def down_and_up(v: Variant, latent: Latent) -> dict[str, tuple[int, int]]:
     """Names and widths of the projections of multi-head latent attention."""
     width = v.rotary.width if v.rotary else 2
-    down = {latent.kv_down: (v.d_model, latent.kv_rank + width), latent.kv_up: (latent.kv_rank, v.heads * (v.d_head - width + v.d_head_v))}
+    down = {
+        latent.kv_down: (v.d_model, latent.kv_rank + width),
+        latent.kv_up: (latent.kv_rank, v.heads * (v.d_head - width + v.d_head_v)),
+    }
     if latent.q_rank is None:
         return down
-    return down | {latent.q_down: (v.d_model, latent.q_rank), latent.q_up: (latent.q_rank, v.heads * v.d_head)}
+    return down | {
+        latent.q_down: (v.d_model, latent.q_rank),
+        latent.q_up: (latent.q_rank, v.heads * v.d_head),
+    }
 
 
 def normed_widths(v: Variant) -> dict[str, tuple[int, int]]:
     """How many heads of which width each norm is given."""
-    heads = {"q_norm": (v.heads, v.d_head), "k_norm": (v.kv_heads, v.d_head), "v_norm": (v.kv_heads, v.d_head_v), "z_norm": (v.heads, v.d_head_v)}
-    return heads | ({"q_latent_norm": (1, v.latent.q_rank or 0), "kv_latent_norm": (1, v.latent.kv_rank)} if v.latent else {})
+    heads = {
+        "q_norm": (v.heads, v.d_head),
+        "k_norm": (v.kv_heads, v.d_head),
+        "v_norm": (v.kv_heads, v.d_head_v),
+        "z_norm": (v.heads, v.d_head_v),
+    }
+    return heads | (
+        {"q_latent_norm": (1, v.latent.q_rank or 0), "kv_latent_norm": (1, v.latent.kv_rank)}
+        if v.latent
+        else {}
+    )
 
 
 class ToyRotary(nn.Module):
@@ -148,7 +199,8 @@ class ToyRotary(nn.Module):
 
 @dataclass(frozen=True)
 class Drawn:
-    """A layer that was drawn, and how it is to be called; `specimen` makes it, the same one every time."""
+    """A layer that was drawn, and how it is to be called; `specimen` makes it, the same one every
+    time."""
 
     variant: Variant
     scenario: Scenario
@@ -162,11 +214,21 @@ class Drawn:
         dtype = getattr(torch, self.dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            module = ToyAttention(self.variant, bias=self.bias).to(dtype).eval().requires_grad_(False)
-        return Specimen(module, ToyRotary(self.variant.rotary or Rotary("half", 2)), self.variant, dtype, torch.device("cpu"))
+            module = (
+                ToyAttention(self.variant, bias=self.bias).to(dtype).eval().requires_grad_(False)
+            )
+        return Specimen(
+            module,
+            ToyRotary(self.variant.rotary or Rotary("half", 2)),
+            self.variant,
+            dtype,
+            torch.device("cpu"),
+        )
 
 
-def norms(*places: Place, weights: Iterable[Weight] = ("scale", "one_plus", "none"), **names: str) -> SearchStrategy[Norm]:
+def norms(
+    *places: Place, weights: Iterable[Weight] = ("scale", "one_plus", "none"), **names: str
+) -> SearchStrategy[Norm]:
     """A norm over one of these places; names are those of its modules, `q` and `k`."""
 
     def at(place: Place) -> SearchStrategy[Norm]:
@@ -202,7 +264,13 @@ def rotaries(width: int) -> SearchStrategy[Rotary]:
 def gates() -> SearchStrategy[Gate]:
     """A gate of either kind, with a projection of its own or in the query's."""
     activations = st.sampled_from(["sigmoid", "softplus"])
-    own = st.builds(Gate, st.just("gate_proj"), activations, st.sampled_from(["channel", "head"]), bias=st.none() | st.just("gate_bias"))
+    own = st.builds(
+        Gate,
+        st.just("gate_proj"),
+        activations,
+        st.sampled_from(["channel", "head"]),
+        bias=st.none() | st.just("gate_bias"),
+    )
     return own | st.builds(Gate, st.just("q_proj"), activations, in_query=st.just(True))
 
 
@@ -221,19 +289,32 @@ def latents() -> SearchStrategy[Latent]:
 @st.composite
 def sizes(draw: DrawFn, *, grouped: bool = True) -> dict[str, int]:
     """Widths and head counts, small and odd; `pairs` of dimensions rotate."""
-    kv_heads, group, pairs = draw(st.integers(1, 3)), draw(st.integers(1, 3)) if grouped else 1, draw(st.integers(1, 5))
+    kv_heads, group, pairs = (
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 3)) if grouped else 1,
+        draw(st.integers(1, 5)),
+    )
     beside = draw(st.integers(0 if grouped else 1, 3))
-    widths = {"d_model": draw(st.integers(1, 24)), "d_head": 2 * pairs + beside, "d_head_v": draw(st.integers(1, 9))}
+    widths = {
+        "d_model": draw(st.integers(1, 24)),
+        "d_head": 2 * pairs + beside,
+        "d_head_v": draw(st.integers(1, 9)),
+    }
     return {**widths, "heads": kv_heads * group, "kv_heads": kv_heads, "pairs": pairs}
 
 
 @st.composite
 def variants(draw: DrawFn) -> Variant:
-    """Any layer with weights of its own that this version of the contract can say, but for selectors, differences and biases of keys."""
+    """Any layer with weights of its own that this version of the contract can say, but for
+    selectors, differences and biases of keys."""
     latent = draw(st.none() | st.none() | latents())
     size = draw(sizes(grouped=latent is None))
     width = 2 * size["pairs"]
-    norm = None if latent else draw(st.none() | norms(("flat", False), ("head", False), ("head", True)))
+    norm = (
+        None
+        if latent
+        else draw(st.none() | norms(("flat", False), ("head", False), ("head", True)))
+    )
     gate = draw(st.none() | gates())
     return Variant(
         d_model=size["d_model"],
@@ -244,7 +325,12 @@ def variants(draw: DrawFn) -> Variant:
         scale=draw(st.sampled_from([1.0, 0.3, size["d_head"] ** -0.5, -0.5])),
         norm=norm and replace(norm, after_rotation=draw(st.booleans())),
         value_norm=draw(st.none() | norms(("head", False), q="v_norm", k="v_norm")),
-        z_norm=draw(st.none() | norms(("head", False), ("flat", False), weights=("scale", "none"), q="o_norm", k="o_norm")),
+        z_norm=draw(
+            st.none()
+            | norms(
+                ("head", False), ("flat", False), weights=("scale", "none"), q="o_norm", k="o_norm"
+            )
+        ),
         k_multiplier=draw(st.sampled_from([1.0, 0.7])),
         v_multiplier=draw(st.sampled_from([1.0, 1.3])),
         clip=draw(st.none() | st.just(0.4)),
@@ -261,16 +347,29 @@ def variants(draw: DrawFn) -> Variant:
 
 def temperatures() -> SearchStrategy[Temperature]:
     """A temperature that is made of positions."""
-    return st.builds(Temperature, st.just(0.3), st.sampled_from([1.0, 2.0]), st.integers(0, 1), st.booleans())
+    return st.builds(
+        Temperature, st.just(0.3), st.sampled_from([1.0, 2.0]), st.integers(0, 1), st.booleans()
+    )
 
 
 def reaches() -> SearchStrategy[dict[str, Any]]:
     """How far a layer sees by itself: causal or not, window, chunk."""
     some = st.integers(1, 6)
-    return st.fixed_dictionaries({"causal": st.sampled_from([True, True, False]), "window": st.none() | some, "chunk": st.none() | st.none() | some})
+    return st.fixed_dictionaries(
+        {
+            "causal": st.sampled_from([True, True, False]),
+            "window": st.none() | some,
+            "chunk": st.none() | st.none() | some,
+        }
+    )
 
 
-OPTED: tuple[tuple[OptIn, ...], ...] = ((), ("attn_result",), ("split_qkv_input",), ("attn_in", "attn_result"))
+OPTED: tuple[tuple[OptIn, ...], ...] = (
+    (),
+    ("attn_result",),
+    ("split_qkv_input",),
+    ("attn_in", "attn_result"),
+)
 
 
 def masks() -> SearchStrategy[str]:
@@ -325,8 +424,20 @@ FULL = Variant(
     sinks="sinks",
     window=3,
 )
-LATE = replace(FULL, norm=Norm("rms", "head", 1e-5, after_rotation=True), rotary=Rotary("half", 10, "complex", direction="backward"), chunk=4, clip=0.4)
-ENCODER = replace(FULL, causal=False, sinks=None, gate=Gate("gate_proj", "softplus", "head", bias="gate_bias"), z_norm=Norm("rms", "flat", 1e-5, q="o_norm"))
+LATE = replace(
+    FULL,
+    norm=Norm("rms", "head", 1e-5, after_rotation=True),
+    rotary=Rotary("half", 10, "complex", direction="backward"),
+    chunk=4,
+    clip=0.4,
+)
+ENCODER = replace(
+    FULL,
+    causal=False,
+    sinks=None,
+    gate=Gate("gate_proj", "softplus", "head", bias="gate_bias"),
+    z_norm=Norm("rms", "flat", 1e-5, q="o_norm"),
+)
 LOW_RANK = Variant(
     d_model=8,
     heads=3,
@@ -346,7 +457,13 @@ def called(**how: Any) -> Scenario:
 
 CORPUS: tuple[Drawn, ...] = (
     Drawn(MINIMAL, called(batch=1, pos=3)),
-    Drawn(FULL, called(mask="none", steps=2, opted_in=("split_qkv_input", "attn_result")), "bfloat16", bias=True, seed=1),
+    Drawn(
+        FULL,
+        called(mask="none", steps=2, opted_in=("split_qkv_input", "attn_result")),
+        "bfloat16",
+        bias=True,
+        seed=1,
+    ),
     Drawn(FULL, called(mask="boolean", opted_in=("attn_in",)), "float64", bias=True, seed=2),
     Drawn(LATE, called(mask="none", steps=1), "float16", seed=3),
     Drawn(LATE, called(mask="free", batch=3), "float32", bias=True, seed=4),
@@ -359,7 +476,8 @@ CORPUS: tuple[Drawn, ...] = (
 
 
 def first_fault(subject: Subject, drawn: Drawn) -> str | None:
-    """What is wrong with a subject on a drawn layer, at the first stage that is: out of order, or outside its bound; None if nothing is.
+    """What is wrong with a subject on a drawn layer, at the first stage that is: out of order, or
+    outside its bound; None if nothing is.
 
     Everything is watched, and then everything but scores and pattern.
     """
@@ -368,7 +486,11 @@ def first_fault(subject: Subject, drawn: Drawn) -> str | None:
     watches: tuple[Watch, ...] = ("all", "fused")
     for watch in watches:
         for trace in bench.traces(layer, scenario, watch):
-            if trace.fired != [name for name in order if watch == "all" or name not in ("hook_attn_scores", "hook_pattern")]:
+            if trace.fired != [
+                name
+                for name in order
+                if watch == "all" or name not in ("hook_attn_scores", "hook_pattern")
+            ]:
                 return f"fired {trace.fired}"
             context = context_of(trace, layer, scenario)
             for name in trace.fired:

@@ -20,7 +20,8 @@ Key = Callable[[Verdict], str]
 
 
 def hook_tables(verdicts: Sequence[Verdict]) -> Iterator[Table]:
-    """For each subject, hook points by families, or by dtypes where the families are too many: how many verdicts, and how many of them bad."""
+    """For each subject, hook points by families, or by dtypes where the families are too many: how
+    many verdicts, and how many of them bad."""
     rows = [hook.name for hook in HOOKS] + [LAYER]
     columns = dtype_of if len({v.family for v in verdicts}) > WIDE else family_of
     yield from crossed(verdicts, rows, lambda v: v.hook or LAYER, columns, "hook point")
@@ -28,7 +29,9 @@ def hook_tables(verdicts: Sequence[Verdict]) -> Iterator[Table]:
 
 def dtype_tables(verdicts: Sequence[Verdict]) -> Iterator[Table]:
     """For each subject, families by dtypes."""
-    yield from crossed(verdicts, list(dict.fromkeys(v.family for v in verdicts)), family_of, dtype_of, "family")
+    yield from crossed(
+        verdicts, list(dict.fromkeys(v.family for v in verdicts)), family_of, dtype_of, "family"
+    )
 
 
 def family_of(verdict: Verdict) -> str:
@@ -41,7 +44,9 @@ def dtype_of(verdict: Verdict) -> str:
     return verdict.dtype
 
 
-def crossed(verdicts: Sequence[Verdict], rows: Sequence[str], row_of: Key, column_of: Key, corner: str) -> Iterator[Table]:
+def crossed(
+    verdicts: Sequence[Verdict], rows: Sequence[str], row_of: Key, column_of: Key, corner: str
+) -> Iterator[Table]:
     """For each subject, rows by columns."""
     columns = list(dict.fromkeys(map(column_of, verdicts)))
     cells: dict[tuple[str, str, str], list[Outcome]] = defaultdict(list)
@@ -74,7 +79,9 @@ def cell(outcomes: Sequence[Outcome]) -> str:
 def summary(verdicts: Sequence[Verdict]) -> str:
     """The counts of every outcome, in words."""
     counts = Counter(v.verdict for v in verdicts)
-    return f"{len(verdicts)} verdicts: " + ", ".join(f"{counts[outcome]} {outcome}" for outcome in Outcome if counts[outcome])
+    return f"{len(verdicts)} verdicts: " + ", ".join(
+        f"{counts[outcome]} {outcome}" for outcome in Outcome if counts[outcome]
+    )
 
 
 def mutant_table(trials: Sequence[Trial]) -> Table:
@@ -95,4 +102,8 @@ def trial_cell(trial: Trial) -> str:
         return "[dim]cannot show[/dim]"
     if trial.killer is None:
         return "[red]survived[/red]"
-    return "[green]killed[/green]" if trial.named else f"[yellow]killed at {trial.killer.divergent}[/yellow]"
+    return (
+        "[green]killed[/green]"
+        if trial.named
+        else f"[yellow]killed at {trial.killer.divergent}[/yellow]"
+    )

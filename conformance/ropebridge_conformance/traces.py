@@ -29,8 +29,15 @@ class Trace:
     past: Past | None = None
 
 
-def record(layer: Any, calls: Sequence[CallInputs], watch: Collection[str], edits: Mapping[str, Edit] | None = None, **extra: Any) -> list[Trace]:
-    """Run the calls in order with hooks at `watch`; edits apply in every call, before the value is recorded."""
+def record(
+    layer: Any,
+    calls: Sequence[CallInputs],
+    watch: Collection[str],
+    edits: Mapping[str, Edit] | None = None,
+    **extra: Any,
+) -> list[Trace]:
+    """Run the calls in order with hooks at `watch`; edits apply in every call, before the value is
+    recorded."""
     traces: list[Trace] = []
     for call in calls:
         trace = Trace(call, past=past_of(traces))
@@ -61,7 +68,13 @@ def past_of(traces: Sequence[Trace]) -> Past | None:
         return None
     return Past(
         torch.cat([left(t, "hook_rot_k", "hook_k_normed") for t in kept], 1),
-        torch.cat([left(t, "hook_v", "hook_rot_v" if "hook_rot_v" in t.fired else "hook_v_normed") for t in kept], 1),
+        torch.cat(
+            [
+                left(t, "hook_v", "hook_rot_v" if "hook_rot_v" in t.fired else "hook_v_normed")
+                for t in kept
+            ],
+            1,
+        ),
     )
 
 

@@ -1,4 +1,5 @@
-"""The judge is judged: every mutant must be killed, at the stage its fault is in; the unmutated control must pass."""
+"""The judge is judged: every mutant must be killed, at the stage its fault is in; the unmutated
+control must pass."""
 
 from __future__ import annotations
 
@@ -24,14 +25,16 @@ from ropebridge_conformance.zoo import CORE as CORE_CASES
 from ropebridge_conformance.zoo import COVER, Specimen, specimen
 
 SEEDS = range(1, 12)
-"""Of the inputs of correct runs: with the core layers and scenarios these are more than five hundred a dtype."""
+"""Of the inputs of correct runs: with the core layers and scenarios these are more than five
+hundred a dtype."""
 
 
 @dataclass(frozen=True)
 class Trial:
     """What became of a mutant in one dtype.
 
-    killer: the first verdict against it, or None if it survived. exercised: whether any layer could show its fault.
+    killer: the first verdict against it, or None if it survived. exercised: whether any layer could
+        show its fault.
     """
 
     name: str
@@ -56,9 +59,11 @@ class Trial:
 
 
 def try_mutant(mutant: Mutant, dtype: str, device: str = "cpu") -> Trial:
-    """Put a mutant through its arms on the first layer that can show its fault; the first failure kills it.
+    """Put a mutant through its arms on the first layer that can show its fault; the first failure
+    kills it.
 
-    Where one layer does not kill it, the next is tried: a mutant survives only if every layer lets it pass.
+    Where one layer does not kill it, the next is tried: a mutant survives only if every layer lets
+    it pass.
     """
     bench = Bench(mutant.subject())
     exercised = False
@@ -72,9 +77,15 @@ def try_mutant(mutant: Mutant, dtype: str, device: str = "cpu") -> Trial:
 
 
 def by_case(mutant: Mutant, dtype: str, device: str) -> Iterator[list[Question]]:
-    """The arms' questions on every layer that can show the fault, a layer at a time, scenarios that can show it only."""
+    """The arms' questions on every layer that can show the fault, a layer at a time, scenarios that
+    can show it only."""
     for case in COVER:
-        asked = [q for arm in mutant.arms for q in CHECK[arm].questions(case.id, dtype, device) if mutant.applies(q.specimen, q.situation)]
+        asked = [
+            q
+            for arm in mutant.arms
+            for q in CHECK[arm].questions(case.id, dtype, device)
+            if mutant.applies(q.specimen, q.situation)
+        ]
         if asked:
             yield asked
 
@@ -88,7 +99,8 @@ def false_alarms(dtypes: Sequence[str], device: str = "cpu") -> Iterator[Verdict
 
 
 def correct_runs(dtype: str, device: str = "cpu") -> Iterator[str | None]:
-    """Runs of the unmutated reference on inputs of many seeds, each judged at every hook: the first stage outside its bound, which there must not be."""
+    """Runs of the unmutated reference on inputs of many seeds, each judged at every hook: the first
+    stage outside its bound, which there must not be."""
     for case, id, seed in product(CORE_CASES, CORE_SCENARIOS, SEEDS):
         layer, scenario = specimen(case.id, getattr(torch, dtype), device), SCENARIO[id]
         if possible(scenario, layer.variant):
@@ -100,14 +112,22 @@ def first_outside(own: Specimen, scenario: Scenario, seed: int) -> str | None:
     layer = Factory().layer(own.module, rotary=own.rotary, opted_in=scenario.opted_in)
     for trace in record(layer, calls(scenario, own, layer, seed), watched(own, scenario, "all")):
         context = context_of(trace, own, scenario)
-        found = next((name for name in trace.fired if not compare(trace.values[name], expect(name, context)).fits), None)
+        found = next(
+            (
+                name
+                for name in trace.fired
+                if not compare(trace.values[name], expect(name, context)).fits
+            ),
+            None,
+        )
         if found is not None:
             return found
     return None
 
 
 def survives(equivalent: Equivalent, dtype: str, device: str = "cpu") -> Iterator[Verdict]:
-    """The verdicts on a change that is no fault, on the first layer that can show it: none may be bad."""
+    """The verdicts on a change that is no fault, on the first layer that can show it: none may be
+    bad."""
     bench = Bench(equivalent.mutant.subject())
     for question in next(by_case(equivalent.mutant, dtype, device)):
         yield judge(bench, question)

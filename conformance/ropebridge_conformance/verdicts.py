@@ -44,8 +44,10 @@ BAD = (Outcome.FAIL, Outcome.VACUOUS)
 class Verdict:
     """One line of results.
 
-    error, bound: of the worst element, where numbers were compared. divergent: the first stage outside its bound.
-    worst, heat: where a bound is broken, the index of the worst element, and a coarse map of error over bound; absent from other lines.
+    error, bound: of the worst element, where numbers were compared. divergent: the first stage
+        outside its bound.
+    worst, heat: where a bound is broken, the index of the worst element, and a coarse map of error
+        over bound; absent from other lines.
     """
 
     subject: str
@@ -67,16 +69,27 @@ class Verdict:
 
     def line(self) -> str:
         """The verdict as one JSON line; infinities and NaN, which JSON has not, as text."""
-        fields = {key: str(value) if value in (float("inf"), float("-inf")) or value != value else value for key, value in asdict(self).items()}
-        fields = {key: value for key, value in fields.items() if value is not None or key not in ("worst", "heat")}
+        fields = {
+            key: str(value) if value in (float("inf"), float("-inf")) or value != value else value
+            for key, value in asdict(self).items()
+        }
+        fields = {
+            key: value
+            for key, value in fields.items()
+            if value is not None or key not in ("worst", "heat")
+        }
         return json.dumps(fields)
 
 
 def read_line(line: str) -> Verdict:
     """A verdict from its JSON line."""
     fields = json.loads(line)
-    numbers = {key: None if fields[key] is None else float(fields[key]) for key in ("error", "bound")}
-    return Verdict(**{**fields, **numbers, "verdict": Outcome(fields["verdict"]), **located(fields)})
+    numbers = {
+        key: None if fields[key] is None else float(fields[key]) for key in ("error", "bound")
+    }
+    return Verdict(
+        **{**fields, **numbers, "verdict": Outcome(fields["verdict"]), **located(fields)}
+    )
 
 
 def located(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +97,11 @@ def located(fields: Mapping[str, Any]) -> dict[str, Any]:
     worst, heat = fields.get("worst"), fields.get("heat")
     return {
         "worst": None if worst is None else tuple(worst),
-        "heat": None if heat is None else HeatMap(**{**heat, "axes": tuple(heat["axes"]), "sizes": tuple(heat["sizes"])}),
+        "heat": (
+            None
+            if heat is None
+            else HeatMap(**{**heat, "axes": tuple(heat["axes"]), "sizes": tuple(heat["sizes"])})
+        ),
     }
 
 
@@ -109,4 +126,6 @@ def provenance(subjects: Sequence[str], devices: Sequence[str]) -> dict[str, Any
 
 def device_name(device: str) -> str:
     """The device, with the accelerator's name where it has one."""
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
+    return (
+        f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
+    )

@@ -1,4 +1,5 @@
-"""A module's learned tensors, as the reference wants them. Read anew each time: a weight that changes is seen."""
+"""A module's learned tensors, as the reference wants them. Read anew each time: a weight that
+changes is seen."""
 
 from __future__ import annotations
 
@@ -22,13 +23,32 @@ Named = dict[str, Tensor | None]
 def read_weights(module: nn.Module, variant: Variant, dtype: torch.dtype | None = None) -> Weights:
     """The weights head by head, in the module's dtype or another."""
     source: Any = module if dtype is None else Cast(module, dtype)
-    o, b_o = (None, None) if variant.projections.o is None else linear_of(source, variant.projections.o, variant.projections.within)
-    norms: dict[str, Any] = {role: read_affine(getattr(source, name), variant.norm_in(role)) for role, name in variant.norm_roles.items()}
-    heads: dict[str, Any] = read_heads(source, variant) if variant.latent is None else read_latents(source, variant, variant.latent)
+    o, b_o = (
+        (None, None)
+        if variant.projections.o is None
+        else linear_of(source, variant.projections.o, variant.projections.within)
+    )
+    norms: dict[str, Any] = {
+        role: read_affine(getattr(source, name), variant.norm_in(role))
+        for role, name in variant.norm_roles.items()
+    }
+    heads: dict[str, Any] = (
+        read_heads(source, variant)
+        if variant.latent is None
+        else read_latents(source, variant, variant.latent)
+    )
     bias: dict[str, Any] = read_key_bias(source, variant)
-    gate: dict[str, Any] = {} if variant.gate is None or variant.gate.in_query else read_gate(source, variant.gate, variant)
+    gate: dict[str, Any] = (
+        {}
+        if variant.gate is None or variant.gate.in_query
+        else read_gate(source, variant.gate, variant)
+    )
     return Weights(
-        W_O=rearrange(identity(source, variant) if o is None else o, "d_model (head d_head) -> head d_head d_model", head=variant.z_heads),
+        W_O=rearrange(
+            identity(source, variant) if o is None else o,
+            "d_model (head d_head) -> head d_head d_model",
+            head=variant.z_heads,
+        ),
         b_O=b_o,
         lambdas=read_lambdas(source, variant),
         **bias,
@@ -92,23 +112,37 @@ def by_head(role: str, linear: Linear, heads: int) -> Named:
     weight, bias = linear
     return {
         f"W_{role}": rearrange(weight, "(head width) d_model -> head d_model width", head=heads),
-        f"b_{role}": None if bias is None else rearrange(bias, "(head width) -> head width", head=heads),
+        f"b_{role}": (
+            None if bias is None else rearrange(bias, "(head width) -> head width", head=heads)
+        ),
     }
 
 
 def by_turns(linear: Linear, heads: int, widths: list[int]) -> list[Linear]:
     """A projection whose rows are, head by head, those of one thing and then of another."""
     weight, bias = linear
-    weights = [rearrange(part, "head width ... -> (head width) ...") for part in weight.unflatten(0, (heads, -1)).split(widths, dim=1)]
-    biases = [None, None] if bias is None else [part.flatten() for part in bias.unflatten(0, (heads, -1)).split(widths, dim=1)]
+    weights = [
+        rearrange(part, "head width ... -> (head width) ...")
+        for part in weight.unflatten(0, (heads, -1)).split(widths, dim=1)
+    ]
+    biases = (
+        [None, None]
+        if bias is None
+        else [part.flatten() for part in bias.unflatten(0, (heads, -1)).split(widths, dim=1)]
+    )
     return list(zip(weights, biases, strict=True))
 
 
 def read_projections(module: Any, variant: Variant) -> list[Linear]:
-    """Query, key and value as far as there are projections for them, of a fused projection each its own rows."""
+    """Query, key and value as far as there are projections for them, of a fused projection each its
+    own rows."""
     names = variant.projections
     if names.fused is None:
-        return [linear_of(module, variant.roles[role], names.within) for role in "qkv" if role in variant.roles]
+        return [
+            linear_of(module, variant.roles[role], names.within)
+            for role in "qkv"
+            if role in variant.roles
+        ]
     weight, bias = linear_of(module, names.fused)
     weights = own_rows(weight, variant)
     biases = [None] * 3 if bias is None else own_rows(bias, variant)
@@ -118,18 +152,34 @@ def read_projections(module: Any, variant: Variant) -> list[Linear]:
 def own_rows(fused: Tensor, variant: Variant) -> list[Tensor]:
     """The rows of query, key and value in a fused tensor."""
     if variant.projections.layout == "groups":
-        parts = rearrange(fused, "(kv_head part d_head) ... -> kv_head part d_head ...", kv_head=variant.kv_heads, d_head=variant.d_head)
-        return [rearrange(part, "kv_head part d_head ... -> (kv_head part d_head) ...") for part in parts.split([variant.group, 1, 1], dim=1)]
+        parts = rearrange(
+            fused,
+            "(kv_head part d_head) ... -> kv_head part d_head ...",
+            kv_head=variant.kv_heads,
+            d_head=variant.d_head,
+        )
+        return [
+            rearrange(part, "kv_head part d_head ... -> (kv_head part d_head) ...")
+            for part in parts.split([variant.group, 1, 1], dim=1)
+        ]
     if variant.projections.layout == "quarters":
-        q, v, k = rearrange(fused, "(quarter role rows) ... -> role (quarter rows) ...", quarter=4, role=3)
+        q, v, k = rearrange(
+            fused, "(quarter role rows) ... -> role (quarter rows) ...", quarter=4, role=3
+        )
         return [q, k, v]
-    sizes = (variant.heads * variant.d_head, variant.kv_heads * variant.d_head, variant.kv_heads * variant.d_head_v)
+    sizes = (
+        variant.heads * variant.d_head,
+        variant.kv_heads * variant.d_head,
+        variant.kv_heads * variant.d_head_v,
+    )
     return list(fused.split(sizes))
 
 
 def read_latents(module: Any, variant: Variant, latent: Latent) -> Named:
     """The projections of multi-head latent attention, down and up."""
-    q, q_down = (variant.projections.q, None) if latent.q_rank is None else (latent.q_up, latent.q_down)
+    q, q_down = (
+        (variant.projections.q, None) if latent.q_rank is None else (latent.q_up, latent.q_down)
+    )
     down = linear_of(module, latent.kv_down)
     shared = down_to("KR", down, slice(latent.kv_rank, None))
     return {
@@ -137,7 +187,10 @@ def read_latents(module: Any, variant: Variant, latent: Latent) -> Named:
         **down_to("DKV", down, slice(None, latent.kv_rank)),
         **query_and_gate(linear_of(module, q), variant),
         **up_to_keys_and_values(getattr(module, latent.kv_up), variant),
-        **{name: None if rows is None else repeat(rows, "... -> head ...", head=variant.heads) for name, rows in shared.items()},
+        **{
+            name: None if rows is None else repeat(rows, "... -> head ...", head=variant.heads)
+            for name, rows in shared.items()
+        },
     }
 
 
@@ -157,15 +210,24 @@ def read_gate(module: Any, gate: Gate, variant: Variant) -> Named:
     """W_G and b_G of a gate that has a projection of its own."""
     found = by_head("G", linear_of(module, gate.module), variant.heads)
     if gate.bias is not None:
-        beside = repeat(getattr(module, gate.bias), "head -> head width", width=variant.d_head_v if gate.per == "channel" else 1)
+        beside = repeat(
+            getattr(module, gate.bias),
+            "head -> head width",
+            width=variant.d_head_v if gate.per == "channel" else 1,
+        )
         found["b_G"] = beside if found["b_G"] is None else found["b_G"] + beside
     return found
 
 
 def adapted_layer(module: Any) -> tuple[int, int]:
-    """Which layer a module that layers share can be called for, and the number of that layer's adapters."""
+    """Which layer a module that layers share can be called for, and the number of that layer's
+    adapters."""
     lists = getattr(module, "linear_q_adapter_list", [nn.Sequential()])
-    return next((layer, number) for layer, number in module.layer_dic.items() if isinstance(lists[number], nn.Sequential))
+    return next(
+        (layer, number)
+        for layer, number in module.layer_dic.items()
+        if isinstance(lists[number], nn.Sequential)
+    )
 
 
 def read_adapters(module: Any, variant: Variant) -> dict[str, tuple[Tensor, Tensor]]:
@@ -176,15 +238,24 @@ def read_adapters(module: Any, variant: Variant) -> dict[str, tuple[Tensor, Tens
     _, number = adapted_layer(module.module if isinstance(module, Cast) else module)
     found = {}
     for role, heads in (("q", variant.heads), ("k", variant.kv_heads), ("v", variant.kv_heads)):
-        down, up = (part.weight for part in list(list(getattr(module, beside.format(role)))[number]))
-        found[role.upper()] = (down.T, rearrange(up, "(head width) adapter -> head adapter width", head=heads))
+        down, up = (
+            part.weight for part in list(list(getattr(module, beside.format(role)))[number])
+        )
+        found[role.upper()] = (
+            down.T,
+            rearrange(up, "(head width) adapter -> head adapter width", head=heads),
+        )
     return found
 
 
 def read_lambdas(module: Any, variant: Variant) -> Tensor | None:
     """q1, k1, q2 and k2 of differential attention."""
     kind = variant.differential
-    return None if kind is None else torch.stack([getattr(module, name) for name in (kind.q1, kind.k1, kind.q2, kind.k2)])
+    return (
+        None
+        if kind is None
+        else torch.stack([getattr(module, name) for name in (kind.q1, kind.k1, kind.q2, kind.k2)])
+    )
 
 
 def read_key_bias(module: Any, variant: Variant) -> Named:
@@ -192,7 +263,11 @@ def read_key_bias(module: Any, variant: Variant) -> Named:
     if variant.key_bias is None:
         return {}
     weight, bias = linear_of(module, variant.key_bias.projection)
-    rows = rearrange(weight, "kv_head (from_kv_head d_head) -> kv_head from_kv_head d_head", from_kv_head=variant.kv_heads)
+    rows = rearrange(
+        weight,
+        "kv_head (from_kv_head d_head) -> kv_head from_kv_head d_head",
+        from_kv_head=variant.kv_heads,
+    )
     return {"W_dt": rows, "b_dt": bias, "A": getattr(module, variant.key_bias.factor)}
 
 
@@ -200,5 +275,10 @@ def read_affine(module: Any, norm: Norm) -> Affine:
     """Weight and bias of a norm; a row a head, where each head has a module of its own."""
     if norm.apart:
         parts = list(module.norms)
-        return Affine(torch.stack([part.weight for part in parts]), torch.stack([part.bias for part in parts]) if norm.bias else None)
-    return Affine(None if norm.weight == "none" else module.weight, module.bias if norm.bias else None)
+        return Affine(
+            torch.stack([part.weight for part in parts]),
+            torch.stack([part.bias for part in parts]) if norm.bias else None,
+        )
+    return Affine(
+        None if norm.weight == "none" else module.weight, module.bias if norm.bias else None
+    )

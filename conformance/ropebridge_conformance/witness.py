@@ -22,27 +22,49 @@ from ropebridge_reference.attention import joined
 
 @torch.no_grad()
 def hugging_face(specimen: Specimen, calls: Sequence[CallInputs]) -> tuple[Tensor, list[Tensor]]:
-    """Output (batch pos d_model) over all calls, and the attention weights of each, by the module itself.
+    """Output (batch pos d_model) over all calls, and the attention weights of each, by the module
+    itself.
 
-    Visibility is handed down as the additive mask that its eager attention reads, with a cache of its own.
+    Visibility is handed down as the additive mask that its eager attention reads, with a cache of
+    its own.
     """
     cache = DynamicCache() if len(calls) > 1 else None
     outs, weights = [], []
     module: Any = specimen.module
     for call in calls:
-        own = replace(call, given={**call.given, "cache": cache, "attention_mask": additive(specimen, call)})
-        returned = dict(zip(specimen.variant.calling.returns, type(module).forward(module, **accepted(module, own.inputs)), strict=True))
+        own = replace(
+            call, given={**call.given, "cache": cache, "attention_mask": additive(specimen, call)}
+        )
+        returned = dict(
+            zip(
+                specimen.variant.calling.returns,
+                type(module).forward(module, **accepted(module, own.inputs)),
+                strict=True,
+            )
+        )
         outs.append(returned["out"])
-        weights.append(returned["pattern"] if "pattern" in returned else torch.cat([returned["pattern_own"], returned["pattern_source"]], -1))
+        weights.append(
+            returned["pattern"]
+            if "pattern" in returned
+            else torch.cat([returned["pattern_own"], returned["pattern_source"]], -1)
+        )
     return torch.cat(outs, 1), weights
 
 
 def accepted(module: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
     """What a module's forward takes by name; None for what it must be given and is not."""
     parameters = dict(list(inspect.signature(type(module).forward).parameters.items())[1:])
-    anything = any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    needed = {p.name for p in parameters.values() if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD}
-    return dict.fromkeys(needed) | {name: value for name, value in given.items() if anything or name in parameters}
+    anything = any(
+        parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
+    needed = {
+        p.name
+        for p in parameters.values()
+        if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD
+    }
+    return dict.fromkeys(needed) | {
+        name: value for name, value in given.items() if anything or name in parameters
+    }
 
 
 def additive(specimen: Specimen, call: CallInputs) -> Tensor:
@@ -54,7 +76,11 @@ def additive(specimen: Specimen, call: CallInputs) -> Tensor:
 def bias_of_call(specimen: Specimen, call: CallInputs) -> Tensor:
     """The call's visibility as the reference reads it."""
     return selected_bias(
-        call.given["attention_mask"], call.given["hidden_states"], call.first_query, specimen.variant, source=call.source_length(specimen.variant)
+        call.given["attention_mask"],
+        call.given["hidden_states"],
+        call.first_query,
+        specimen.variant,
+        source=call.source_length(specimen.variant),
     )
 
 
@@ -80,11 +106,21 @@ def truth(specimen: Specimen, call: CallInputs) -> Tensor:
 
 
 def carried_bounds(specimen: Specimen, call: CallInputs, dtype: str) -> EndToEnd:
-    """The exact pattern and output of a call that needs no cache, with the error that `dtype` may carry through the layer."""
-    weights, variant = read_weights(specimen.module, specimen.variant, torch.float64), specimen.variant
+    """The exact pattern and output of a call that needs no cache, with the error that `dtype` may
+    carry through the layer."""
+    weights, variant = (
+        read_weights(specimen.module, specimen.variant, torch.float64),
+        specimen.variant,
+    )
     source, x = call.source(variant), call.given["hidden_states"].double()
     x_kv = x if source is None else joined(x, source.double(), variant)
-    given = (call.tables(variant), call.positions(variant), call.given_kv(variant), call.value_added(variant), bias_of_call(specimen, call))
+    given = (
+        call.tables(variant),
+        call.positions(variant),
+        call.given_kv(variant),
+        call.value_added(variant),
+        bias_of_call(specimen, call),
+    )
     return end_to_end(x, x_kv, *given, weights, variant, dtype)
 
 

@@ -1,4 +1,5 @@
-"""A process in which a subject is asked, so that one that hangs or dies takes nothing else along."""
+"""A process in which a subject is asked, so that one that hangs or dies takes nothing else
+along."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ class Refused:
 
 
 def processes() -> BaseContext:
-    """How processes are started: from one that has imported everything, where there can be one, so that a replacement is there at once."""
+    """How processes are started: from one that has imported everything, where there can be one, so
+    that a replacement is there at once."""
     if sys.platform != "linux":
         return get_context("spawn")
     context = get_context("forkserver")
@@ -65,7 +67,8 @@ def processes() -> BaseContext:
 
 
 def serve(pipe: Connection) -> None:
-    """Take tasks from the pipe and answer them, a message for each verdict, until the other end is closed."""
+    """Take tasks from the pipe and answer them, a message for each verdict, until the other end is
+    closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     single_threaded()
     pipe.send(Ready())

@@ -19,7 +19,8 @@ from ropebridge_spec.paths import holds
 
 @dataclass(frozen=True)
 class Case:
-    """One layer of one family: id, the family's recipe, which layer, and what its config sets beside the recipe."""
+    """One layer of one family: id, the family's recipe, which layer, and what its config sets
+    beside the recipe."""
 
     id: str
     family: str
@@ -41,21 +42,72 @@ CORE: tuple[Case, ...] = (
     Case("gpt_oss_local", "gpt_oss", 0),
     Case("gpt_oss_global", "gpt_oss", 1),
 )
-"""What a run judges unless it is told otherwise: one layer for everything that served families do differently."""
+"""What a run judges unless it is told otherwise: one layer for everything that served families do
+differently."""
 
 CORE_FAMILIES = {case.family for case in CORE}
-WIDE = tuple(Case(f"{recipe.name}_{n}", recipe.name, n) for recipe in INSTALLED if recipe.name not in CORE_FAMILIES for n in recipe.layers)
+WIDE = tuple(
+    Case(f"{recipe.name}_{n}", recipe.name, n)
+    for recipe in INSTALLED
+    if recipe.name not in CORE_FAMILIES
+    for n in recipe.layers
+)
 """Every kind of layer of every other family that the installed transformers has."""
 
 CASES: tuple[Case, ...] = CORE + WIDE
 CASE: Mapping[str, Case] = {case.id: case for case in CASES}
 
 FEATURED = (
-    *("llama4_0", "llama4_1", "nanochat_0", "chameleon_0", "bitnet_0", "olmo_0", "olmoe_0", "falcon_h1_0", "mimo_v2_flash_0", "afmoe_1", "beam_1"),
-    *("laguna_0", "qwen3_next_1", "muse_spark_0", "granite_swa_1", "flint_0", "mistral4_0", "hunyuan_vl_0", "persimmon_0", "starcoder2_0", "phi3_0"),
-    *("deepseek_v32_0", "axk2_0", "dots3_note_1", "minimax_m3_1", "qwen4_exp_1", "diffllama_0", "doge_0", "neomme_0", "zamba2_1", "roformer_0", "moshi_0"),
+    *(
+        "llama4_0",
+        "llama4_1",
+        "nanochat_0",
+        "chameleon_0",
+        "bitnet_0",
+        "olmo_0",
+        "olmoe_0",
+        "falcon_h1_0",
+        "mimo_v2_flash_0",
+        "afmoe_1",
+        "beam_1",
+    ),
+    *(
+        "laguna_0",
+        "qwen3_next_1",
+        "muse_spark_0",
+        "granite_swa_1",
+        "flint_0",
+        "mistral4_0",
+        "hunyuan_vl_0",
+        "persimmon_0",
+        "starcoder2_0",
+        "phi3_0",
+    ),
+    *(
+        "deepseek_v32_0",
+        "axk2_0",
+        "dots3_note_1",
+        "minimax_m3_1",
+        "qwen4_exp_1",
+        "diffllama_0",
+        "doge_0",
+        "neomme_0",
+        "zamba2_1",
+        "roformer_0",
+        "moshi_0",
+    ),
     *("muse_glimmer_assistant_0", "t5gemma2_decoder_0"),
-    *("modernbert_0", "gte_0", "esm_0", "t5gemma_0", "embedding_gemma2_0", "openai_privacy_filter_0", "deepseek_v2_0", "longcat_flash_0", "bailing_hybrid_1"),
+    *(
+        "modernbert_0",
+        "gte_0",
+        "esm_0",
+        "t5gemma_0",
+        "embedding_gemma2_0",
+        "openai_privacy_filter_0",
+        "deepseek_v2_0",
+        "longcat_flash_0",
+        "bailing_hybrid_1",
+    ),
     *("gemma3n_2", "gemma4_1", "dots3_note_0", "hrm_text_0", "glm_moe_dsa_1"),
 )
 COVER: tuple[Case, ...] = (*CORE, *(CASE[name] for name in FEATURED if name in CASE))
@@ -81,12 +133,16 @@ class Specimen:
 
 
 def repeats(cases: Sequence[Case]) -> set[str]:
-    """The cases whose layer an earlier one has already: the same description, weights of the same shapes. Only their class is another."""
+    """The cases whose layer an earlier one has already: the same description, weights of the same
+    shapes. Only their class is another."""
     seen: set[object] = set()
     again: set[str] = set()
     for case in cases:
         layer = specimen(case.id, torch.float32, "cpu")
-        kind = (layer.variant, tuple((name, tuple(tensor.shape)) for name, tensor in layer.module.named_parameters()))
+        kind = (
+            layer.variant,
+            tuple((name, tuple(tensor.shape)) for name, tensor in layer.module.named_parameters()),
+        )
         if kind in seen:
             again.add(case.id)
         seen.add(kind)
@@ -95,7 +151,8 @@ def repeats(cases: Sequence[Case]) -> set[str]:
 
 @lru_cache(maxsize=64)
 def specimen(case_id: str, dtype: torch.dtype, device: str) -> Specimen:
-    """A case's layer with random weights, always the same ones; norms and softmax run eager in Hugging Face's own forward.
+    """A case's layer with random weights, always the same ones; norms and softmax run eager in
+    Hugging Face's own forward.
 
     Only the attention module is cast: transformers keeps rotary frequencies in float32.
     """
@@ -133,19 +190,29 @@ def tiny_model(case: Case) -> Any:
 def attention_layer(model: nn.Module, layer: int) -> nn.Module:
     """The rotary attention of a model's block."""
     layers: dict[str, nn.Module] = dict(model.named_modules())
-    return next(module for path, module in layers.items() if served(module) and number_of(path, module) == layer)
+    return next(
+        module
+        for path, module in layers.items()
+        if served(module) and number_of(path, module) == layer
+    )
 
 
 def served(module: nn.Module) -> bool:
     """Whether a module is attention that the table of families serves."""
     family = FAMILIES.get(type(module).__name__)
-    return family is not None and (isinstance(family, Variant) or family.only is None or holds(module, family.only))
+    return family is not None and (
+        isinstance(family, Variant) or family.only is None or holds(module, family.only)
+    )
 
 
 def number_of(path: str, module: Any) -> int:
     """The number of a layer: its own, or the last in its path."""
     own = getattr(module, "layer_idx", None)
-    return int(own if own is not None and own >= 0 else [part for part in path.split(".") if part.isdigit()][-1])
+    return int(
+        own
+        if own is not None and own >= 0
+        else [part for part in path.split(".") if part.isdigit()][-1]
+    )
 
 
 def rotary_module(model: nn.Module) -> nn.Module:
@@ -168,12 +235,15 @@ class Rows(nn.Module):
 
 
 def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Give every parameter a value that matters: matrices keep the scale of their input, vectors vary around theirs."""
+    """Give every parameter a value that matters: matrices keep the scale of their input, vectors
+    vary around theirs."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             matrix = parameter.ndim >= 2 and "norm" not in name
-            parameter.copy_(random_matrix(parameter, generator) if matrix else around(parameter, generator))
+            parameter.copy_(
+                random_matrix(parameter, generator) if matrix else around(parameter, generator)
+            )
 
 
 def random_matrix(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,5 @@
-"""The ropebridge contract, as data: hook points, numbered clauses, what a layer computes, and the bounds it is held to.
+"""The ropebridge contract, as data: hook points, numbered clauses, what a layer computes, and the
+bounds it is held to.
 
 Standard library only, so that anything may import it.
 """
@@ -34,7 +35,16 @@ from ropebridge_spec.errors import (
     VerificationError,
 )
 from ropebridge_spec.families import describe, layer_type, position_axes, shared_key
-from ropebridge_spec.family import Family, GateKind, LatentKind, NormKind, RotaryKind, SelectorKind, SharedKind, TemperatureKind
+from ropebridge_spec.family import (
+    Family,
+    GateKind,
+    LatentKind,
+    NormKind,
+    RotaryKind,
+    SelectorKind,
+    SharedKind,
+    TemperatureKind,
+)
 from ropebridge_spec.hooks import (
     HOOK,
     HOOKS,

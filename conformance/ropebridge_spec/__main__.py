@@ -1,4 +1,5 @@
-"""`python -m ropebridge_spec` writes SPEC.md, and the hook table of README.md, in the folder it is called in."""
+"""`python -m ropebridge_spec` writes SPEC.md, and the hook table of README.md, in the folder it is
+called in."""
 
 from pathlib import Path
 

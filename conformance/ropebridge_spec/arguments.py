@@ -1,7 +1,9 @@
-"""The one table of what an argument of an attention forward means to a bridge, in every supported transformers (clause ARG-1).
+"""The one table of what an argument of an attention forward means to a bridge, in every supported
+transformers (clause ARG-1).
 
-transformers renames arguments: the cache was `past_key_values` until 5.23 and is `cache` since. An argument that is not
-in this table is an error, at attach where a class names it, and at a call where somebody passes it.
+transformers renames arguments: the cache was `past_key_values` until 5.23 and is `cache` since. An
+argument that is not in this table is an error, at attach where a class names it, and at a call
+where somebody passes it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ Use = Literal["used", "ignored", "refused"]
 class Argument:
     """What one argument means to a bridge.
 
-    use: `used` is read; `ignored` changes nothing that attention computes; `refused` changes what is computed, in a way no bridge serves.
+    use: `used` is read; `ignored` changes nothing that attention computes; `refused` changes what
+        is computed, in a way no bridge serves.
     reason: what is read from it, why it is safe to ignore, or why it is refused and what to do.
     role: the name of a used argument in the contract, the same whatever a class calls it.
     """
@@ -50,8 +53,13 @@ def refused(reason: str) -> Argument:
 
 
 CACHE = "keys and values of earlier positions (CACHE-1)"
-OTHER_SEQUENCE = "it asks for attention to another sequence, which is not rotated: attach to the part of the model without it"
-PACKED = "it packs several sequences into one row: pass a four-axis attention_mask that keeps them apart"
+OTHER_SEQUENCE = (
+    "it asks for attention to another sequence, which is not rotated: attach to the part of the"
+    " model without it"
+)
+PACKED = (
+    "it packs several sequences into one row: pass a four-axis attention_mask that keeps them apart"
+)
 PAGED = "it belongs to a paged cache: generate with a DynamicCache or a StaticCache"
 REPORTS = "it asks the model around for more outputs"
 
@@ -59,7 +67,11 @@ ARGUMENTS: Mapping[str, Argument] = {
     "hidden_states": used("hidden_states", "what the layer is given (IN-1)"),
     "position_embeddings": used("position_embeddings", "the tables cos and sin (POS-1)"),
     "attention_mask": used("attention_mask", "what each query may see (MASK-1 to MASK-5)"),
-    "position_ids": used("position_ids", "positions, where the layer makes its own tables or its temperature grows with them (SCORE-4)"),
+    "position_ids": used(
+        "position_ids",
+        "positions, where the layer makes its own tables or its temperature grows with them"
+        " (SCORE-4)",
+    ),
     "cache": used("cache", CACHE),
     "past_key_values": used("cache", f"{CACHE}; the name until transformers 5.23"),
     "layer_past": used("cache", f"{CACHE}; the name in GPT-NeoX, Falcon, CodeGen and GPT-J"),
@@ -72,43 +84,73 @@ ARGUMENTS: Mapping[str, Argument] = {
     "return_dict": ignored(REPORTS),
     "num_items_in_batch": ignored("it scales the loss"),
     "token_type_ids": ignored("the model around reads it, and says in the mask what it changes"),
-    "mm_token_type_ids": ignored("the model around reads it, and says in the mask and the tables what it changes"),
-    "shared_kv_states": ignored("a layer that neither leaves keys and values for later layers nor takes an earlier layer's does not read it (KV-1)"),
-    "prev_topk_indices": ignored("a layer with a selector of its own does not read an earlier layer's picks (SEL-1)"),
+    "mm_token_type_ids": ignored(
+        "the model around reads it, and says in the mask and the tables what it changes"
+    ),
+    "shared_kv_states": ignored(
+        "a layer that neither leaves keys and values for later layers nor takes an earlier layer's"
+        " does not read it (KV-1)"
+    ),
+    "prev_topk_indices": ignored(
+        "a layer with a selector of its own does not read an earlier layer's picks (SEL-1)"
+    ),
     # refused
     "encoder_hidden_states": refused(OTHER_SEQUENCE),
     "encoder_attention_mask": refused(OTHER_SEQUENCE),
     "key_value_states": refused(OTHER_SEQUENCE),
     "alibi": refused("it biases scores by distance in place of rotation"),
     "codebook_idx": refused("it chooses other weights for each position"),
-    **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"), refused(PACKED)),
-    **dict.fromkeys(("block_table", "page_table", "read_index", "write_index", "k_cache", "v_cache"), refused(PAGED)),
+    **dict.fromkeys(
+        ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"),
+        refused(PACKED),
+    ),
+    **dict.fromkeys(
+        ("block_table", "page_table", "read_index", "write_index", "k_cache", "v_cache"),
+        refused(PAGED),
+    ),
 }
 """Argument name -> what it means in any class; what a family adds is in `arguments_of`."""
 
 
 def arguments_of(variant: Variant) -> Mapping[str, Argument]:
-    """Return name -> what it means, for a layer of this description: `ARGUMENTS`, and the names that its family gives to more."""
-    calling, temperature, selector, source = variant.calling, variant.temperature, variant.selector, variant.source
+    """Return name -> what it means, for a layer of this description: `ARGUMENTS`, and the names
+    that its family gives to more."""
+    calling, temperature, selector, source = (
+        variant.calling,
+        variant.temperature,
+        variant.selector,
+        variant.source,
+    )
     family = {
         calling.tables_in: used("position_embeddings", "the tables cos and sin (POS-1)"),
         calling.mask_in: used("attention_mask", "what each query may see (MASK-1 to MASK-5)"),
         variant.kv_given: used("shared_kv", "an earlier layer's keys and values (KV-1)"),
-        calling.kv_left: used("shared_kv", "where this layer's keys and values are left for later ones (KV-1)"),
+        calling.kv_left: used(
+            "shared_kv", "where this layer's keys and values are left for later ones (KV-1)"
+        ),
         source.argument if source else None: used("source", "states of another sequence (KV-2)"),
         variant.value_added: used("value_added", "what is added to the value (PROJ-1)"),
-        temperature.given if temperature else None: used("temperature", "the query's temperature (SCORE-4)"),
+        temperature.given if temperature else None: used(
+            "temperature", "the query's temperature (SCORE-4)"
+        ),
         selector.given if selector else None: used("picks", "an earlier layer's picks (SEL-1)"),
         calling.layer: used("layer", "which of the layers that share this module is called"),
-        calling.cache_offset: used("cache_offset", "what is added to the layer's number where the cache is asked"),
+        calling.cache_offset: used(
+            "cache_offset", "what is added to the layer's number where the cache is asked"
+        ),
     }
-    return {**ARGUMENTS, **{name: argument for name, argument in family.items() if name is not None}}
+    return {
+        **ARGUMENTS,
+        **{name: argument for name, argument in family.items() if name is not None},
+    }
 
 
 def forwards_of(kind: type) -> list[Callable[..., Any]]:
-    """Return the forward of a class, and while one takes keyword arguments that it does not name, that of the base class it stands before.
+    """Return the forward of a class, and while one takes keyword arguments that it does not name,
+    that of the base class it stands before.
 
-    A subclass whose forward is (self, *args, **kwargs) hands them on; that it does is proved at attach.
+    A subclass whose forward is (self, *args, **kwargs) hands them on; that it does is proved at
+    attach.
     """
     found: list[Callable[..., Any]] = []
     for base in kind.__mro__:
@@ -122,7 +164,10 @@ def forwards_of(kind: type) -> list[Callable[..., Any]]:
 
 def takes_more(forward: Callable[..., Any]) -> bool:
     """Return whether a function takes keyword arguments that it does not name."""
-    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in inspect.signature(forward).parameters.values())
+    return any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD
+        for parameter in inspect.signature(forward).parameters.values()
+    )
 
 
 def takes_keywords(kind: type) -> bool:
@@ -131,17 +176,29 @@ def takes_keywords(kind: type) -> bool:
 
 
 def parameters_of(kind: type) -> tuple[str, ...]:
-    """Return the names of the parameters of a class's forward (`forwards_of`), in order, without self, *args and **kwargs."""
+    """Return the names of the parameters of a class's forward (`forwards_of`), in order, without
+    self, *args and **kwargs."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    signatures = [list(inspect.signature(forward).parameters.values())[1:] for forward in forwards_of(kind)]
-    named = [parameter.name for parameters in signatures for parameter in parameters if parameter.kind not in variadic]
+    signatures = [
+        list(inspect.signature(forward).parameters.values())[1:] for forward in forwards_of(kind)
+    ]
+    named = [
+        parameter.name
+        for parameters in signatures
+        for parameter in parameters
+        if parameter.kind not in variadic
+    ]
     return tuple(dict.fromkeys(named))
 
 
 def parameter_in_role(kind: type, variant: Variant, role: str) -> str | None:
-    """Return under which name a class's forward takes what has this role in the contract; None where it does not."""
+    """Return under which name a class's forward takes what has this role in the contract; None
+    where it does not."""
     meanings = arguments_of(variant)
-    return next((name for name in parameters_of(kind) if name in meanings and meanings[name].role == role), None)
+    return next(
+        (name for name in parameters_of(kind) if name in meanings and meanings[name].role == role),
+        None,
+    )
 
 
 def refuse_unknown_parameters(kind: type, variant: Variant) -> None:
@@ -153,9 +210,10 @@ def refuse_unknown_parameters(kind: type, variant: Variant) -> None:
     unknown = [name for name in parameters_of(kind) if name not in arguments_of(variant)]
     if unknown:
         raise UnsupportedAttention(
-            f"{kind.__name__}.forward has the parameters {', '.join(map(repr, unknown))}, and what they mean is not known; clause ARG-1 requires that each is\n"
-            f"  known: {', '.join(sorted(arguments_of(variant)))}\n"
-            f"  a newer transformers may have renamed one: use the versions that the README names, or a newer ropebridge"
+            f"{kind.__name__}.forward has the parameters {', '.join(map(repr, unknown))}, and what"
+            " they mean is not known; clause ARG-1 requires that each is\n  known:"
+            f" {', '.join(sorted(arguments_of(variant)))}\n  a newer transformers may have renamed"
+            " one: use the versions that the README names, or a newer ropebridge"
         )
 
 
@@ -168,36 +226,45 @@ def meaning_of(layer: str, argument: str, meanings: Mapping[str, Argument]) -> A
     meaning = meanings.get(argument)
     if meaning is None:
         raise ContractError(
-            f"{layer} was called with {argument!r}, and what it means is not known; clause ARG-1 requires that no argument is ignored in silence\n"
-            f"  leave it out of the call of the model; what is known: print(ropebridge_spec.ARGUMENTS)"
+            f"{layer} was called with {argument!r}, and what it means is not known; clause ARG-1"
+            " requires that no argument is ignored in silence\n  leave it out of the call of the"
+            " model; what is known: print(ropebridge_spec.ARGUMENTS)"
         )
     if meaning.use == "refused":
-        raise ContractError(f"{layer} was called with {argument!r}, which clause ARG-1 refuses: {meaning.reason}")
+        raise ContractError(
+            f"{layer} was called with {argument!r}, which clause ARG-1 refuses: {meaning.reason}"
+        )
     return meaning
 
 
 def refuse_bidirectional(layer: str, variant: Variant, is_causal: object) -> None:
-    """Refuse a call that asks a causal layer for attention to later positions: without a mask it would be causal all the same (MASK-2)."""
+    """Refuse a call that asks a causal layer for attention to later positions: without a mask it
+    would be causal all the same (MASK-2)."""
     if variant.causal and is_causal is False:
         raise ContractError(
-            f"{layer} was called with is_causal=False, and its layer is causal (MASK-2)\n  pass a four-axis attention_mask that says what each query may see"
+            f"{layer} was called with is_causal=False, and its layer is causal (MASK-2)\n  pass a"
+            " four-axis attention_mask that says what each query may see"
         )
 
 
 RENAMED = ("position_embeddings", "attention_mask", "cache")
-"""The roles that classes have names of their own for, and that every reader of a call knows by their role."""
+"""The roles that classes have names of their own for, and that every reader of a call knows by
+their role."""
 
 
 def own_names(kind: type, variant: Variant) -> dict[str, str | None]:
-    """Return role -> the name that a class's forward has for it, of the roles in `RENAMED`; None where it takes no such argument."""
+    """Return role -> the name that a class's forward has for it, of the roles in `RENAMED`; None
+    where it takes no such argument."""
     return {role: parameter_in_role(kind, variant, role) for role in RENAMED}
 
 
 def by_role(given: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
-    """Return what a layer is called with, with the roles in `RENAMED` in place of the class's own names for them.
+    """Return what a layer is called with, with the roles in `RENAMED` in place of the class's own
+    names for them.
 
     Raises:
-        ContractError: an argument that is not None and not known, or that is refused (ARG-1), also is_causal=False in a causal layer (MASK-2).
+        ContractError: an argument that is not None and not known, or that is refused (ARG-1), also
+            is_causal=False in a causal layer (MASK-2).
     """
     refuse_bidirectional("the layer", variant, given.get("is_causal"))
     meanings, renamed = arguments_of(variant), {}
@@ -210,20 +277,35 @@ def by_role(given: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
 
 
 def cache_update_keywords(kind: type) -> tuple[str, ...]:
-    """Return the names of the keyword arguments with which a class's forward calls `cache.update`, read from its source.
+    """Return the names of the keyword arguments with which a class's forward calls `cache.update`,
+    read from its source.
 
-    transformers 5.24 passes `kwargs=kwargs`: a dict of the keyword arguments that forward does not name.
+    transformers 5.24 passes `kwargs=kwargs`: a dict of the keyword arguments that forward does not
+    name.
     """
-    return tuple(sorted({keyword for forward in forwards_of(kind) for keyword in update_keywords(inspect.unwrap(forward))}))
+    return tuple(
+        sorted(
+            {
+                keyword
+                for forward in forwards_of(kind)
+                for keyword in update_keywords(inspect.unwrap(forward))
+            }
+        )
+    )
 
 
 @lru_cache(maxsize=512)
 def update_keywords(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names of the keyword arguments of every call of a method `update` in a function; none where it has no source."""
+    """Return the names of the keyword arguments of every call of a method `update` in a function;
+    none where it has no source."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(forward)))
     except (OSError, TypeError, SyntaxError):
         return ()
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
     updates = [call for call in calls if call.func.attr == "update" and call.args]  # type: ignore[attr-defined]
     return tuple(str(keyword.arg) for call in updates for keyword in call.keywords)

@@ -1,4 +1,5 @@
-"""Every error ropebridge raises on purpose. Each message says what was given, what is required, and what to do."""
+"""Every error ropebridge raises on purpose. Each message says what was given, what is required, and
+what to do."""
 
 from __future__ import annotations
 

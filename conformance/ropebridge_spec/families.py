@@ -10,41 +10,93 @@ from functools import partial
 from typing import Any
 
 from ropebridge_spec.errors import UnsupportedAttention
-from ropebridge_spec.family import Family, GateKind, LatentKind, NormKind, RotaryKind, SelectorKind, TemperatureKind
+from ropebridge_spec.family import (
+    Family,
+    GateKind,
+    LatentKind,
+    NormKind,
+    RotaryKind,
+    SelectorKind,
+    TemperatureKind,
+)
 from ropebridge_spec.paths import any_holds, holds, read_path
 from ropebridge_spec.recognise import known_as
 from ropebridge_spec.table import FAMILIES
-from ropebridge_spec.variant import Differential, Gate, KeyBias, Latent, Norm, Projections, Rotary, Selector, Temperature, Variant
+from ropebridge_spec.variant import (
+    Differential,
+    Gate,
+    KeyBias,
+    Latent,
+    Norm,
+    Projections,
+    Rotary,
+    Selector,
+    Temperature,
+    Variant,
+)
 
 LATENT_NAMES = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 """The projections of multi-head latent attention, whose names are the same everywhere."""
 
 FEATURES = (
-    *("q_norm", "k_norm", "qk_norm", "q_layernorm", "k_layernorm", "q_layer_norm", "k_layer_norm", "query_layernorm", "key_layernorm"),
-    *("v_norm", "attn_sub_norm", "o_norm", "sinks", "gate_proj", "g_proj", "gate_bias", "q_gate_proj", "key_multiplier", "v_scale", "clip_qkv"),
-    *("lambda_init", "rotary_value", "keep_window_size", "exclusive_self_attention", "output_projection", "indexer"),
+    *(
+        "q_norm",
+        "k_norm",
+        "qk_norm",
+        "q_layernorm",
+        "k_layernorm",
+        "q_layer_norm",
+        "k_layer_norm",
+        "query_layernorm",
+        "key_layernorm",
+    ),
+    *(
+        "v_norm",
+        "attn_sub_norm",
+        "o_norm",
+        "sinks",
+        "gate_proj",
+        "g_proj",
+        "gate_bias",
+        "q_gate_proj",
+        "key_multiplier",
+        "v_scale",
+        "clip_qkv",
+    ),
+    *(
+        "lambda_init",
+        "rotary_value",
+        "keep_window_size",
+        "exclusive_self_attention",
+        "output_projection",
+        "indexer",
+    ),
     *LATENT_NAMES,
 )
-"""Attributes that change what attention computes: a family that does not know one it finds must not be used."""
+"""Attributes that change what attention computes: a family that does not know one it finds must not
+be used."""
 
 
 def describe(module: Any, families: Mapping[str, Family | Variant] = FAMILIES) -> Variant:
     """Read what a live attention module computes.
 
     Args:
-        module: an attention module, of Hugging Face or like it. Only its attributes are read; nothing is run.
+        module: an attention module, of Hugging Face or like it. Only its attributes are read;
+            nothing is run.
         families: class name -> `Family`, or a `Variant` where nothing is to be read.
 
     Raises:
-        UnsupportedAttention: the class is not in `families`, nor a copy of one that is; or the module has what its family does not know.
+        UnsupportedAttention: the class is not in `families`, nor a copy of one that is; or the
+            module has what its family does not know.
     """
     known = names_of(module, families)
     told = {name: read(module, families[name]) for name in known}
     if len(set(told.values())) > 1:
         kind = type(module).__name__
         raise UnsupportedAttention(
-            f"attention class {kind!r} has the source of {' and of '.join(known)}, and what the models around those do with it differs\n"
-            f"  say which: families={{**FAMILIES, {kind!r}: FAMILIES[{known[0]!r}]}}, and verify=True proves it"
+            f"attention class {kind!r} has the source of {' and of '.join(known)}, and what the"
+            " models around those do with it differs\n  say which: families={**FAMILIES,"
+            f" {kind!r}: FAMILIES[{known[0]!r}]}}, and verify=True proves it"
         )
     return told[known[0]]
 
@@ -63,7 +115,11 @@ def read(module: Any, family: Family | Variant) -> Variant:
     shared = family.shared
     return Variant(
         **widths,
-        scale=math.prod(float(read_path(module, path)) for path in family.scale) if family.scale else widths["d_head"] ** -0.5,
+        scale=(
+            math.prod(float(read_path(module, path)) for path in family.scale)
+            if family.scale
+            else widths["d_head"] ** -0.5
+        ),
         norm=read_norm(module, family.norm),
         value_norm=read_norm(module, family.value_norm),
         z_norm=read_norm(module, family.z_norm),
@@ -78,7 +134,9 @@ def read(module: Any, family: Family | Variant) -> Variant:
         value_added=family.value_added,
         exclusive=family.exclusive,
         differential=read_differential(module, family.differential),
-        key_bias=None if family.key_bias is None else KeyBias(int(read_path(module, family.key_bias))),
+        key_bias=(
+            None if family.key_bias is None else KeyBias(int(read_path(module, family.key_bias)))
+        ),
         selector=read_selector(module, family.selector),
         temperature=read_temperature(module, family.temperature),
         rotary=read_rotary(module, family.rotary, widths["d_head"]),
@@ -92,24 +150,47 @@ def read(module: Any, family: Family | Variant) -> Variant:
         output_dropout=float(read_path(module, family.output_dropout) or 0.0),
         d_out=read_d_out(module, family, widths["d_model"]),
         projections=read_projections(module, family),
-        calling=replace(family.calling, kv_left=shared.through) if shared and holds(module, shared.leaves) else family.calling,
+        calling=(
+            replace(family.calling, kv_left=shared.through)
+            if shared and holds(module, shared.leaves)
+            else family.calling
+        ),
     )
 
 
 def read_widths(module: Any, family: Family) -> dict[str, int]:
-    """Head counts and widths, from the shapes of the projections; of a fused one from the module's own counts or the config's."""
+    """Head counts and widths, from the shapes of the projections; of a fused one from the module's
+    own counts or the config's."""
     names, d_head = family.projections, head_width(module)
     if names.fused is not None:
         d_model, (heads, kv_heads) = features(module, names.fused, "in_features"), counts(module)
-        return {"d_model": d_model, "heads": heads, "kv_heads": kv_heads, "d_head": d_head, "d_head_v": d_head}
+        return {
+            "d_model": d_model,
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "d_head": d_head,
+            "d_head_v": d_head,
+        }
     width = partial(features, module, within=names.within)
     q, d_model = width(names.q, "out_features"), width(names.q, "in_features")
     heads = q // (2 * d_head if family.gate and family.gate.in_query else d_head)
     if family.shared is not None and holds(module, family.shared.takes):
-        return {"d_model": d_model, "heads": heads, "kv_heads": heads // int(module.num_key_value_groups), "d_head": d_head, "d_head_v": d_head}
+        return {
+            "d_model": d_model,
+            "heads": heads,
+            "kv_heads": heads // int(module.num_key_value_groups),
+            "d_head": d_head,
+            "d_head_v": d_head,
+        }
     k = width(names.k, "out_features")
     v = k if getattr(module, names.v, module) is None else width(names.v, "out_features")
-    return {"d_model": d_model, "heads": heads, "kv_heads": k // d_head, "d_head": d_head, "d_head_v": v // (k // d_head)}
+    return {
+        "d_model": d_model,
+        "heads": heads,
+        "kv_heads": k // d_head,
+        "d_head": d_head,
+        "d_head_v": v // (k // d_head),
+    }
 
 
 def read_d_out(module: Any, family: Family, d_model: int) -> int | None:
@@ -121,33 +202,41 @@ def read_d_out(module: Any, family: Family, d_model: int) -> int | None:
 
 
 def read_projections(module: Any, family: Family) -> Projections:
-    """Where a family's projections are found, with adapters beside them where this module has those."""
+    """Where a family's projections are found, with adapters beside them where this module has
+    those."""
     names = family.projections
     there = names.beside is not None and hasattr(module, names.beside.format("q"))
     return names if there else replace(names, beside=None)
 
 
 def features(module: Any, name: str, side: str, within: str | None = None) -> int:
-    """The width of a projection, or of the linear map within it: `in_features` or `out_features`."""
+    """The width of a projection, or of the linear map within it: `in_features` or
+    `out_features`."""
     kind, projection = type(module).__name__, read_path(module, f"{name}?")
     projection = projection if within is None else getattr(projection, within, None)
     if projection is None:
         raise UnsupportedAttention(
-            f"{kind} has no {name!r}, which its family has; its widths cannot be read\n"
-            f"  describe it by a Family with its own names, projections=ropebridge_spec.Projections(...), and pass families={{**FAMILIES, {kind!r}: ...}}"
+            f"{kind} has no {name!r}, which its family has; its widths cannot be read\n  describe"
+            " it by a Family with its own names, projections=ropebridge_spec.Projections(...), and"
+            f" pass families={{**FAMILIES, {kind!r}: ...}}"
         )
     width = getattr(projection, side, None)
     if not isinstance(width, int):
         raise UnsupportedAttention(
-            f"the {name!r} of {kind} is a {type(projection).__name__}, which has no {side}; the widths cannot be read\n"
-            f"  give the wrapper the in_features and out_features of what it wraps, or pass families={{**FAMILIES, {kind!r}: Variant(...)}}"
+            f"the {name!r} of {kind} is a {type(projection).__name__}, which has no {side}; the"
+            " widths cannot be read\n  give the wrapper the in_features and out_features of what"
+            f" it wraps, or pass families={{**FAMILIES, {kind!r}: Variant(...)}}"
         )
     return width
 
 
 def counts(module: Any) -> tuple[int, int]:
     """Query heads and kv heads, under the names that transformers has for them."""
-    for heads, kv_heads in (("num_heads", "num_kv_heads"), ("num_heads", "num_key_value_heads"), ("num_attention_heads", "num_attention_heads")):
+    for heads, kv_heads in (
+        ("num_heads", "num_kv_heads"),
+        ("num_heads", "num_key_value_heads"),
+        ("num_attention_heads", "num_attention_heads"),
+    ):
         if hasattr(module, heads) and hasattr(module, kv_heads):
             return int(getattr(module, heads)), int(getattr(module, kv_heads))
     found = int(module.config.num_attention_heads)
@@ -157,24 +246,39 @@ def counts(module: Any) -> tuple[int, int]:
 def read_latent_widths(module: Any) -> dict[str, int]:
     """Head counts and widths of multi-head latent attention, under the names it has everywhere."""
     heads, d_model = int(module.num_heads), features(module, "kv_a_proj_with_mqa", "in_features")
-    return {"d_model": d_model, "heads": heads, "kv_heads": heads, "d_head": int(module.qk_head_dim), "d_head_v": int(module.v_head_dim)}
+    return {
+        "d_model": d_model,
+        "heads": heads,
+        "kv_heads": heads,
+        "d_head": int(module.qk_head_dim),
+        "d_head_v": int(module.v_head_dim),
+    }
 
 
 def head_width(module: Any) -> int:
     """d_head, under any of the names that transformers has for it."""
-    return int(next(getattr(module, name) for name in ("head_dim", "head_size", "attention_head_size") if hasattr(module, name)))
+    return int(
+        next(
+            getattr(module, name)
+            for name in ("head_dim", "head_size", "attention_head_size")
+            if hasattr(module, name)
+        )
+    )
 
 
 def names_of(module: Any, families: Mapping[str, Family | Variant]) -> list[str]:
-    """The names that a module's class stands under: its own, or those of classes whose forward, or source, it has."""
+    """The names that a module's class stands under: its own, or those of classes whose forward, or
+    source, it has."""
     name = type(module).__name__
     known = [name] if name in families else known_as(type(module), families)
     if not known:
         raise UnsupportedAttention(
-            f"attention class {name!r} is not in the table of families\n"
-            f"  nearest: {', '.join(get_close_matches(name, families, n=3)) or 'none'}; all {len(families)}: print(sorted(ropebridge.FAMILIES))\n"
-            f"  to add it: families={{**FAMILIES, {name!r}: Family(...)}} as attach(model, families=...), or describe(module, families=...);\n"
-            f"  if it computes what a known class computes: {{**FAMILIES, {name!r}: FAMILIES['LlamaAttention']}}, and verify=True proves it"
+            f"attention class {name!r} is not in the table of families\n  nearest:"
+            f" {', '.join(get_close_matches(name, families, n=3)) or 'none'}; all {len(families)}:"
+            f" print(sorted(ropebridge.FAMILIES))\n  to add it: families={{**FAMILIES, {name!r}:"
+            " Family(...)} as attach(model, families=...), or describe(module, families=...);\n "
+            f" if it computes what a known class computes: {{**FAMILIES, {name!r}:"
+            " FAMILIES['LlamaAttention']}, and verify=True proves it"
         )
     return known
 
@@ -182,16 +286,23 @@ def names_of(module: Any, families: Mapping[str, Family | Variant]) -> list[str]
 def refuse_unknown_features(module: Any, family: Family) -> None:
     """Refuse a module that does more than its family says."""
     known = set(words(family))
-    extra = [name for name in FEATURES if getattr(module, name, None) is not None and name not in known]
+    extra = [
+        name for name in FEATURES if getattr(module, name, None) is not None and name not in known
+    ]
     if extra:
         raise UnsupportedAttention(
-            f"{type(module).__name__} has {', '.join(map(repr, extra))}, which its family does not have\n"
-            f"  to serve it: describe it by a Family (or a Variant) of its own and pass families={{**FAMILIES, ...}}"
+            f"{type(module).__name__} has {', '.join(map(repr, extra))}, which its family does not"
+            " have\n  to serve it: describe it by a Family (or a Variant) of its own and pass"
+            " families={**FAMILIES, ...}"
         )
-    if getattr(module, "is_causal", True) and getattr(getattr(module, "config", None), "is_causal", True) is False:
+    if (
+        getattr(module, "is_causal", True)
+        and getattr(getattr(module, "config", None), "is_causal", True) is False
+    ):
         raise UnsupportedAttention(
-            f"{type(module).__name__} is causal, and its config asks for bidirectional masks (is_causal=False): without a mask the two would part\n"
-            f"  to go on: use a model whose config leaves use_bidirectional_attention off"
+            f"{type(module).__name__} is causal, and its config asks for bidirectional masks"
+            " (is_causal=False): without a mask the two would part\n  to go on: use a model whose"
+            " config leaves use_bidirectional_attention off"
         )
 
 
@@ -199,8 +310,9 @@ def refuse_other_attention(module: Any, family: Family) -> None:
     """Refuse a module of a known class that attends to something else."""
     if family.only is not None and not holds(module, family.only):
         raise UnsupportedAttention(
-            f"this {type(module).__name__} is cross-attention, and does not rotate: only those with {family.only} are served\n"
-            f"  attach(model) leaves it alone; to see inside it, hook the module itself"
+            f"this {type(module).__name__} is cross-attention, and does not rotate: only those with"
+            f" {family.only} are served\n  attach(model) leaves it alone; to see inside it, hook"
+            " the module itself"
         )
 
 
@@ -251,7 +363,13 @@ def read_norm(module: Any, kind: NormKind | None) -> Norm | None:
 def epsilon(norm: Any) -> float:
     """What a norm adds under its root, under any of the names that transformers has for it."""
     norm = norm.norms[0] if hasattr(norm, "norms") else norm
-    return float(next(getattr(norm, name) for name in ("eps", "variance_epsilon", "norm_eps") if hasattr(norm, name)))
+    return float(
+        next(
+            getattr(norm, name)
+            for name in ("eps", "variance_epsilon", "norm_eps")
+            if hasattr(norm, name)
+        )
+    )
 
 
 def read_latent(module: Any, kind: LatentKind | None) -> Latent | None:
@@ -279,7 +397,9 @@ def read_gate(module: Any, kind: GateKind | None, heads: int) -> Gate | None:
     if kind is None or projection is None:
         return None
     by_head = not kind.in_query and projection.out_features == heads
-    return Gate(kind.module, kind.activation, "head" if by_head else "channel", kind.in_query, kind.bias)
+    return Gate(
+        kind.module, kind.activation, "head" if by_head else "channel", kind.in_query, kind.bias
+    )
 
 
 def read_differential(module: Any, path: str | None) -> Differential | None:
@@ -294,7 +414,12 @@ def read_selector(module: Any, kind: SelectorKind | None) -> Selector | None:
     own = getattr(module, kind.module, None) is not None
     if not own and kind.through is None:
         return None
-    return Selector(kind.module, kind.picks, int(read_path(module, kind.block) or 1), None if own else kind.through)
+    return Selector(
+        kind.module,
+        kind.picks,
+        int(read_path(module, kind.block) or 1),
+        None if own else kind.through,
+    )
 
 
 def read_temperature(module: Any, kind: TemperatureKind | None) -> Temperature | None:
@@ -302,7 +427,9 @@ def read_temperature(module: Any, kind: TemperatureKind | None) -> Temperature |
     if kind is None or not all(holds(module, condition) for condition in kind.where):
         return None
     beta, length = read_path(module, kind.beta), read_path(module, kind.length)
-    return Temperature(float(beta or 0.0), float(length or 1.0), kind.shift, kind.counted, kind.given)
+    return Temperature(
+        float(beta or 0.0), float(length or 1.0), kind.shift, kind.counted, kind.given
+    )
 
 
 def read_rotary(module: Any, kind: RotaryKind, d_head: int) -> Rotary | None:
@@ -311,13 +438,18 @@ def read_rotary(module: Any, kind: RotaryKind, d_head: int) -> Rotary | None:
         return None
     width = int(read_path(module, kind.width) or getattr(module, "qk_rope_head_dim", d_head))
     pairs = (int(width * partial_factor(module)) + 1) // 2 if kind.partial else width // 2
-    pairing = "interleaved" if kind.interleaved_if and holds(module, kind.interleaved_if) else kind.pairing
+    pairing = (
+        "interleaved"
+        if kind.interleaved_if and holds(module, kind.interleaved_if)
+        else kind.pairing
+    )
     values = kind.values is not None and holds(module, kind.values)
     return Rotary(pairing, 2 * pairs, kind.table, kind.precision, kind.end, kind.direction, values)
 
 
 def partial_factor(module: Any) -> float:
-    """The share of a head that rotates, as transformers' configs say it: for the model, or for each type of layer."""
+    """The share of a head that rotates, as transformers' configs say it: for the model, or for each
+    type of layer."""
     parameters = getattr(module.config, "rope_parameters", None) or {}
     by_type = parameters.get(layer_type(module), parameters)
     return float(by_type.get("partial_rotary_factor", 1.0))
@@ -333,16 +465,21 @@ def layer_type(module: Any) -> str | None:
 
 
 def shared_key(module: Any) -> Any:
-    """Under which key the keys and values lie that layers share (KV-1): the layer's type, or in older transformers the number of the layer that left them."""
+    """Under which key the keys and values lie that layers share (KV-1): the layer's type, or in
+    older transformers the number of the layer that left them."""
     if not hasattr(module, "kv_shared_layer_index"):
         return layer_type(module)
-    return module.layer_idx if module.kv_shared_layer_index is None else module.kv_shared_layer_index
+    return (
+        module.layer_idx if module.kv_shared_layer_index is None else module.kv_shared_layer_index
+    )
 
 
 def position_axes(rotary: Any, variant: Variant) -> int:
-    """How many rows of position ids a rotary module is given: one for each axis it rotates by (M-RoPE, arXiv:2409.12191: time, height, width), else one.
+    """How many rows of position ids a rotary module is given: one for each axis it rotates by
+    (M-RoPE, arXiv:2409.12191: time, height, width), else one.
 
-    The module's own sections say it (one list, or one for each layer type), then its config's; then the family.
+    The module's own sections say it (one list, or one for each layer type), then its config's; then
+    the family.
     """
     own = getattr(rotary, "mrope_section", None)
     of_module = list(own.values()) if isinstance(own, Mapping) else [own]

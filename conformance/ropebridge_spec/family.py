@@ -10,7 +10,8 @@ from ropebridge_spec.variant import Calling, Projections, Source
 
 @dataclass(frozen=True)
 class NormKind:
-    """What a family's norm is, and under which names its modules lie; whether a module has it, and its eps, are read from the module.
+    """What a family's norm is, and under which names its modules lie; whether a module has it, and
+    its eps, are read from the module.
 
     flat_if: path of the condition that makes it a norm over all heads at once, or None.
     """
@@ -32,11 +33,13 @@ class NormKind:
 class RotaryKind:
     """What attributes cannot show of a family's rotation.
 
-    partial: the class rotates the leading `partial_rotary_factor` of a head, as its config says, and not always all of it.
+    partial: the class rotates the leading `partial_rotary_factor` of a head, as its config says,
+        and not always all of it.
     width: path of how many dimensions rotate, where the module says it itself; or None.
     interleaved_if: path of the switch that makes the pairing interleaved, or None.
     values: path of the switch by which values are rotated too, or None.
-    where: a layer rotates if any of these conditions holds on its module (`ropebridge_spec.paths`). Empty: every layer rotates.
+    where: a layer rotates if any of these conditions holds on its module (`ropebridge_spec.paths`).
+        Empty: every layer rotates.
     """
 
     pairing: Literal["half", "interleaved"] = "half"
@@ -53,7 +56,8 @@ class RotaryKind:
 
 @dataclass(frozen=True)
 class GateKind:
-    """What a family's gate is; whether it has one for each head or each channel is read from the module's width."""
+    """What a family's gate is; whether it has one for each head or each channel is read from the
+    module's width."""
 
     module: str = "gate_proj"
     activation: Literal["sigmoid", "softplus"] = "sigmoid"
@@ -63,7 +67,8 @@ class GateKind:
 
 @dataclass(frozen=True)
 class LatentKind:
-    """Multi-head latent attention: its norm, and the paths of its factors. Ranks and widths are read from the module."""
+    """Multi-head latent attention: its norm, and the paths of its factors. Ranks and widths are
+    read from the module."""
 
     norm: NormKind = NormKind(rounds_before_weight=True, q="q_a_layernorm", k="kv_a_layernorm")
     rotary_norm: NormKind | None = None
@@ -75,7 +80,8 @@ class LatentKind:
 
 @dataclass(frozen=True)
 class SelectorKind:
-    """What picks a family's keys: the module that does, what it gives, the path of its block's size, and the argument in which picks are handed on."""
+    """What picks a family's keys: the module that does, what it gives, the path of its block's
+    size, and the argument in which picks are handed on."""
 
     picks: Literal["keys", "mask", "blocks"] = "keys"
     module: str = "indexer"
@@ -85,7 +91,8 @@ class SelectorKind:
 
 @dataclass(frozen=True)
 class TemperatureKind:
-    """A factor on the query that grows with position: where its numbers stand, and on which layers it is in force."""
+    """A factor on the query that grows with position: where its numbers stand, and on which layers
+    it is in force."""
 
     beta: str | None = None
     length: str | None = None
@@ -97,7 +104,8 @@ class TemperatureKind:
 
 @dataclass(frozen=True)
 class SharedKind:
-    """Keys and values that some layers leave and others take: the argument they pass through, and the paths that say which layer does what."""
+    """Keys and values that some layers leave and others take: the argument they pass through, and
+    the paths that say which layer does what."""
 
     through: str = "shared_kv_states"
     takes: str = "is_kv_shared_layer"
@@ -108,16 +116,22 @@ class SharedKind:
 class Family:
     """What one attention class computes, beyond what its live modules show.
 
-    `window`, `chunk`, `softcap`, `sinks`, `clip`, `k_multiplier`, `v_multiplier`, `dropout` and `output_dropout` are paths of attributes on
-    the module (`ropebridge_spec.paths`). `scale` is the paths whose product is the scale; none stand for 1 / sqrt(d_head).
-    `window_beside`: the window counts the keys on each side, not the query's own, where the layer is not causal.
-    `differential`: path of the number that the strength of a subtraction begins with, where heads come in pairs.
+    `window`, `chunk`, `softcap`, `sinks`, `clip`, `k_multiplier`, `v_multiplier`, `dropout` and
+    `output_dropout` are paths of attributes on the module (`ropebridge_spec.paths`). `scale` is the
+    paths whose product is the scale; none stand for 1 / sqrt(d_head).
+    `window_beside`: the window counts the keys on each side, not the query's own, where the layer
+        is not causal.
+    `differential`: path of the number that the strength of a subtraction begins with, where heads
+        come in pairs.
     `key_bias`: path of how many keys a query sees at most, where their values bias them.
     `source_states`, `value_added` and `exclusive` are those of `Variant`.
     `causal` is the path of what says so; a layer is causal where it leads nowhere.
-    `only`: a condition of which modules of the class attend by rotation; the others are cross-attention, and left alone.
-    `since`: path of an attribute that the class has in newer releases of transformers only; in those without it `before` describes the class.
-    A value that the class sets but does not pass on (Gemma 3's softcap) has no path here. `source` is the transformers file that the mathematics was read from.
+    `only`: a condition of which modules of the class attend by rotation; the others are
+        cross-attention, and left alone.
+    `since`: path of an attribute that the class has in newer releases of transformers only; in
+    those without it `before` describes the class. A value that the class sets but does not pass on
+    (Gemma 3's softcap) has no path here. `source` is the transformers file that the mathematics was
+    read from.
     """
 
     source: str = ""

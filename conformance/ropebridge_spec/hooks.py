@@ -1,4 +1,5 @@
-"""The hook points of one attention layer, in firing order: the table everything else is made from."""
+"""The hook points of one attention layer, in firing order: the table everything else is made
+from."""
 
 from __future__ import annotations
 
@@ -8,8 +9,34 @@ from typing import Literal
 
 from ropebridge_spec.variant import OptIn, Variant
 
-Stage = Literal["input", "split input", "project", "norm", "position", "rotate", "score", "normalise", "gate", "mix", "result", "output"]
-Own = Literal["always", "makes_kv", "q_latent", "latent", "normed", "k_normed", "v_normed", "rotates", "rotates_v", "sourced", "gated", "q_gated"]
+Stage = Literal[
+    "input",
+    "split input",
+    "project",
+    "norm",
+    "position",
+    "rotate",
+    "score",
+    "normalise",
+    "gate",
+    "mix",
+    "result",
+    "output",
+]
+Own = Literal[
+    "always",
+    "makes_kv",
+    "q_latent",
+    "latent",
+    "normed",
+    "k_normed",
+    "v_normed",
+    "rotates",
+    "rotates_v",
+    "sourced",
+    "gated",
+    "q_gated",
+]
 Exists = Own | OptIn
 
 
@@ -35,40 +62,240 @@ class HookSpec:
 
 
 HOOKS: tuple[HookSpec, ...] = (
-    HookSpec("hook_in", "input", "batch pos d_model", "always", "IN-1", "IN-2", "what the layer is given: hidden_states"),
-    HookSpec("hook_kv_in", "input", "batch source d_model", "sourced", "KV-2", "KV-2", "the other sequence that key and value are made of too"),
-    HookSpec("hook_attn_in", "split input", "batch pos head d_model", "attn_in", "SPLIT-1", "SPLIT-2", "hook_in, a copy a query head"),
-    HookSpec("hook_q_input", "split input", "batch pos head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a query head"),
-    HookSpec("hook_k_input", "split input", "batch pos kv_head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a key head"),
-    HookSpec("hook_v_input", "split input", "batch pos kv_head d_model", "split_qkv_input", "SPLIT-1", "SPLIT-2", "hook_in, a copy a value head"),
-    HookSpec("hook_q_latent", "project", "batch pos q_rank", "q_latent", "LAT-1", "LAT-2", "the query's latent, normed"),
-    HookSpec("hook_kv_latent", "project", "batch pos kv_rank", "latent", "LAT-1", "LAT-2", "the latent of key and value, normed"),
-    HookSpec("hook_q", "project", "batch pos head d_head", "always", "PROJ-1", "PROJ-2", "x W_Q + b_Q"),
-    HookSpec("hook_k", "project", "batch pos kv_head d_head", "makes_kv", "PROJ-1", "PROJ-2", "x W_K + b_K"),
-    HookSpec("hook_v", "project", "batch pos kv_head d_head_v", "makes_kv", "PROJ-1", "PROJ-2", "x W_V + b_V"),
-    HookSpec("hook_q_normed", "norm", "batch pos head d_head", "normed", "NORM-1", "NORM-2", "norm(q)"),
-    HookSpec("hook_k_normed", "norm", "batch pos kv_head d_head", "k_normed", "NORM-1", "NORM-2", "norm(k)"),
-    HookSpec("hook_v_normed", "norm", "batch pos kv_head d_head_v", "v_normed", "NORM-1", "NORM-2", "norm(v)"),
-    HookSpec("hook_cos", "position", "table_batch pos rotary_dim", "rotates", "POS-1", "POS-2", "the cos table the layer is given"),
-    HookSpec("hook_sin", "position", "table_batch pos rotary_dim", "rotates", "POS-1", "POS-2", "the sin table the layer is given"),
-    HookSpec("hook_rot_q", "rotate", "batch pos head d_head", "always", "ROT-1", "ROT-2", "rotate(q, cos, sin)"),
-    HookSpec("hook_rot_k", "rotate", "batch pos kv_head d_head", "makes_kv", "ROT-1", "ROT-2", "rotate(k, cos, sin)"),
-    HookSpec("hook_rot_v", "rotate", "batch pos kv_head d_head_v", "rotates_v", "ROT-3", "ROT-2", "rotate(v, cos, sin)"),
-    HookSpec("hook_attn_scores", "score", "batch head query key", "always", "SCORE-1", "SCORE-2", "what softmax is given: scaled, capped, masked"),
-    HookSpec("hook_pattern", "normalise", "batch head query key", "always", "PAT-1", "PAT-2", "what softmax gave, a sink's share gone"),
-    HookSpec("hook_q_gate", "gate", "batch pos head d_head_v", "q_gated", "GATE-1", "GATE-2", "the gate's rows of the query projection"),
-    HookSpec("hook_gate", "gate", "batch pos head d_head_v", "gated", "GATE-1", "GATE-2", "what each head's mix of values is multiplied by"),
-    HookSpec("hook_z", "mix", "batch pos head d_head_v", "always", "MIX-1", "MIX-2", "pattern . v, normed and gated where the family does so"),
-    HookSpec("hook_result", "result", "batch pos head d_model", "attn_result", "RES-1", "RES-2", "z W_O, head by head"),
-    HookSpec("hook_out", "output", "batch pos d_model", "always", "OUT-1", "OUT-2", "sum over heads of z W_O, + b_O"),
+    HookSpec(
+        "hook_in",
+        "input",
+        "batch pos d_model",
+        "always",
+        "IN-1",
+        "IN-2",
+        "what the layer is given: hidden_states",
+    ),
+    HookSpec(
+        "hook_kv_in",
+        "input",
+        "batch source d_model",
+        "sourced",
+        "KV-2",
+        "KV-2",
+        "the other sequence that key and value are made of too",
+    ),
+    HookSpec(
+        "hook_attn_in",
+        "split input",
+        "batch pos head d_model",
+        "attn_in",
+        "SPLIT-1",
+        "SPLIT-2",
+        "hook_in, a copy a query head",
+    ),
+    HookSpec(
+        "hook_q_input",
+        "split input",
+        "batch pos head d_model",
+        "split_qkv_input",
+        "SPLIT-1",
+        "SPLIT-2",
+        "hook_in, a copy a query head",
+    ),
+    HookSpec(
+        "hook_k_input",
+        "split input",
+        "batch pos kv_head d_model",
+        "split_qkv_input",
+        "SPLIT-1",
+        "SPLIT-2",
+        "hook_in, a copy a key head",
+    ),
+    HookSpec(
+        "hook_v_input",
+        "split input",
+        "batch pos kv_head d_model",
+        "split_qkv_input",
+        "SPLIT-1",
+        "SPLIT-2",
+        "hook_in, a copy a value head",
+    ),
+    HookSpec(
+        "hook_q_latent",
+        "project",
+        "batch pos q_rank",
+        "q_latent",
+        "LAT-1",
+        "LAT-2",
+        "the query's latent, normed",
+    ),
+    HookSpec(
+        "hook_kv_latent",
+        "project",
+        "batch pos kv_rank",
+        "latent",
+        "LAT-1",
+        "LAT-2",
+        "the latent of key and value, normed",
+    ),
+    HookSpec(
+        "hook_q", "project", "batch pos head d_head", "always", "PROJ-1", "PROJ-2", "x W_Q + b_Q"
+    ),
+    HookSpec(
+        "hook_k",
+        "project",
+        "batch pos kv_head d_head",
+        "makes_kv",
+        "PROJ-1",
+        "PROJ-2",
+        "x W_K + b_K",
+    ),
+    HookSpec(
+        "hook_v",
+        "project",
+        "batch pos kv_head d_head_v",
+        "makes_kv",
+        "PROJ-1",
+        "PROJ-2",
+        "x W_V + b_V",
+    ),
+    HookSpec(
+        "hook_q_normed", "norm", "batch pos head d_head", "normed", "NORM-1", "NORM-2", "norm(q)"
+    ),
+    HookSpec(
+        "hook_k_normed",
+        "norm",
+        "batch pos kv_head d_head",
+        "k_normed",
+        "NORM-1",
+        "NORM-2",
+        "norm(k)",
+    ),
+    HookSpec(
+        "hook_v_normed",
+        "norm",
+        "batch pos kv_head d_head_v",
+        "v_normed",
+        "NORM-1",
+        "NORM-2",
+        "norm(v)",
+    ),
+    HookSpec(
+        "hook_cos",
+        "position",
+        "table_batch pos rotary_dim",
+        "rotates",
+        "POS-1",
+        "POS-2",
+        "the cos table the layer is given",
+    ),
+    HookSpec(
+        "hook_sin",
+        "position",
+        "table_batch pos rotary_dim",
+        "rotates",
+        "POS-1",
+        "POS-2",
+        "the sin table the layer is given",
+    ),
+    HookSpec(
+        "hook_rot_q",
+        "rotate",
+        "batch pos head d_head",
+        "always",
+        "ROT-1",
+        "ROT-2",
+        "rotate(q, cos, sin)",
+    ),
+    HookSpec(
+        "hook_rot_k",
+        "rotate",
+        "batch pos kv_head d_head",
+        "makes_kv",
+        "ROT-1",
+        "ROT-2",
+        "rotate(k, cos, sin)",
+    ),
+    HookSpec(
+        "hook_rot_v",
+        "rotate",
+        "batch pos kv_head d_head_v",
+        "rotates_v",
+        "ROT-3",
+        "ROT-2",
+        "rotate(v, cos, sin)",
+    ),
+    HookSpec(
+        "hook_attn_scores",
+        "score",
+        "batch head query key",
+        "always",
+        "SCORE-1",
+        "SCORE-2",
+        "what softmax is given: scaled, capped, masked",
+    ),
+    HookSpec(
+        "hook_pattern",
+        "normalise",
+        "batch head query key",
+        "always",
+        "PAT-1",
+        "PAT-2",
+        "what softmax gave, a sink's share gone",
+    ),
+    HookSpec(
+        "hook_q_gate",
+        "gate",
+        "batch pos head d_head_v",
+        "q_gated",
+        "GATE-1",
+        "GATE-2",
+        "the gate's rows of the query projection",
+    ),
+    HookSpec(
+        "hook_gate",
+        "gate",
+        "batch pos head d_head_v",
+        "gated",
+        "GATE-1",
+        "GATE-2",
+        "what each head's mix of values is multiplied by",
+    ),
+    HookSpec(
+        "hook_z",
+        "mix",
+        "batch pos head d_head_v",
+        "always",
+        "MIX-1",
+        "MIX-2",
+        "pattern . v, normed and gated where the family does so",
+    ),
+    HookSpec(
+        "hook_result",
+        "result",
+        "batch pos head d_model",
+        "attn_result",
+        "RES-1",
+        "RES-2",
+        "z W_O, head by head",
+    ),
+    HookSpec(
+        "hook_out",
+        "output",
+        "batch pos d_model",
+        "always",
+        "OUT-1",
+        "OUT-2",
+        "sum over heads of z W_O, + b_O",
+    ),
 )
 
 HOOK: Mapping[str, HookSpec] = {hook.name: hook for hook in HOOKS}
 
 RESERVED: Mapping[str, str] = {
-    "hook_compressed_kv": "batch block d_head: the keys and values that a learned compressor makes of blocks of positions",
+    "hook_compressed_kv": (
+        "batch block d_head: the keys and values that a learned compressor makes of blocks of"
+        " positions"
+    ),
 }
-"""Names kept for families this version does not serve, so that nobody gives them another meaning."""
+"""Names kept for families this version does not serve, so that nobody gives them another
+meaning."""
 
 
 def exists(hook: HookSpec, variant: Variant, opted_in: Collection[OptIn] = ()) -> bool:
@@ -91,7 +318,8 @@ def exists(hook: HookSpec, variant: Variant, opted_in: Collection[OptIn] = ()) -
 
 
 def hook_order(variant: Variant, opted_in: Collection[OptIn] = ()) -> tuple[HookSpec, ...]:
-    """The hook points a layer of this variant has, in the order in which they fire (clause FIRE-1)."""
+    """The hook points a layer of this variant has, in the order in which they fire (clause
+    FIRE-1)."""
     there = [resolve(hook, variant) for hook in HOOKS if exists(hook, variant, opted_in)]
     if variant.norm is None or not variant.norm.after_rotation:
         return tuple(there)
@@ -102,7 +330,8 @@ def hook_order(variant: Variant, opted_in: Collection[OptIn] = ()) -> tuple[Hook
 
 
 def attended(variant: Variant) -> tuple[str, str, str]:
-    """The hook points that hold the query, key and value which scores and mix are made of, and the cache keeps."""
+    """The hook points that hold the query, key and value which scores and mix are made of, and the
+    cache keeps."""
     late = variant.norm is not None and variant.norm.after_rotation
     query, key = ("hook_q_normed", "hook_k_normed") if late else ("hook_rot_q", "hook_rot_k")
     if variant.rotary is not None and variant.rotary.values:
@@ -111,10 +340,17 @@ def attended(variant: Variant) -> tuple[str, str, str]:
 
 
 def resolve(hook: HookSpec, variant: Variant) -> HookSpec:
-    """The hook point with the axes this variant gives it: a flat norm shows (head d_head) as one axis, a gate a head has no d_head_v."""
+    """The hook point with the axes this variant gives it: a flat norm shows (head d_head) as one
+    axis, a gate a head has no d_head_v."""
     if variant.source is not None and on_keys(hook, variant):
-        return resolve(replace(hook, axes=hook.axes.replace("pos", "kv_pos")), replace(variant, source=None))
-    if hook.exists in ("normed", "k_normed") and variant.norm is not None and variant.norm.over == "flat":
+        return resolve(
+            replace(hook, axes=hook.axes.replace("pos", "kv_pos")), replace(variant, source=None)
+        )
+    if (
+        hook.exists in ("normed", "k_normed")
+        and variant.norm is not None
+        and variant.norm.over == "flat"
+    ):
         *leading, head, d_head = hook.axes.split()
         return replace(hook, axes=f"{' '.join(leading)} ({head} {d_head})")
     if variant.differential is not None and hook.stage in ("mix", "result"):
@@ -127,9 +363,20 @@ def resolve(hook: HookSpec, variant: Variant) -> HookSpec:
 
 
 def on_keys(hook: HookSpec, variant: Variant) -> bool:
-    """Whether a hook point has the positions of another sequence too: key, value, and tables that are of both (KV-2)."""
-    tables = hook.name in ("hook_cos", "hook_sin") and variant.source is not None and variant.source.place == "before"
-    return tables or hook.name in ("hook_k", "hook_v", "hook_k_normed", "hook_v_normed", "hook_rot_k")
+    """Whether a hook point has the positions of another sequence too: key, value, and tables that
+    are of both (KV-2)."""
+    tables = (
+        hook.name in ("hook_cos", "hook_sin")
+        and variant.source is not None
+        and variant.source.place == "before"
+    )
+    return tables or hook.name in (
+        "hook_k",
+        "hook_v",
+        "hook_k_normed",
+        "hook_v_normed",
+        "hook_rot_k",
+    )
 
 
 def axis_names(axes: str) -> tuple[str, ...]:
@@ -156,8 +403,11 @@ def shape_of(hook: HookSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(axis_size(axis, sizes) for axis in axis_names(hook.axes))
 
 
-def axis_sizes(variant: Variant, *, batch: int, pos: int, key: int, table_batch: int = 1, source: int = 0) -> dict[str, int]:
-    """The length of every named axis in one call of a layer; `key` counts cached keys and those of another sequence too."""
+def axis_sizes(
+    variant: Variant, *, batch: int, pos: int, key: int, table_batch: int = 1, source: int = 0
+) -> dict[str, int]:
+    """The length of every named axis in one call of a layer; `key` counts cached keys and those of
+    another sequence too."""
     return {
         "batch": batch,
         "pos": pos,
@@ -181,5 +431,6 @@ def axis_sizes(variant: Variant, *, batch: int, pos: int, key: int, table_batch:
 
 
 def ungrouped(variant: Variant, opted_in: Collection[OptIn]) -> Variant:
-    """Under `attn_in` every query head has a key and a value of its own (clause SPLIT-3), so kv_head = head."""
+    """Under `attn_in` every query head has a key and a value of its own (clause SPLIT-3), so
+    kv_head = head."""
     return replace(variant, kv_heads=variant.heads) if "attn_in" in opted_in else variant

@@ -1,8 +1,9 @@
 """Paths of attributes on a module, as the table of families writes them.
 
-`config.layer_types[layer_idx]=sliding_attention`: names joined by dots, of attributes or of keys; in brackets the path,
-from the module again, of what picks an item; after "=" what the value must be for a condition to hold, otherwise it must
-be true; "!" before a condition negates it; "?" after a path allows that it leads nowhere, and gives None.
+`config.layer_types[layer_idx]=sliding_attention`: names joined by dots, of attributes or of keys;
+in brackets the path, from the module again, of what picks an item; after "=" what the value must be
+for a condition to hold, otherwise it must be true; "!" before a condition negates it; "?" after a
+path allows that it leads nowhere, and gives None.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What the judge asks of an implementation: one small object that can build a layer and run it with hooks.
+"""What the judge asks of an implementation: one small object that can build a layer and run it with
+hooks.
 
 A subject is any object of this shape; nothing needs to be imported or subclassed.
 """
@@ -19,22 +20,28 @@ Hooks = Sequence[tuple[str, HookFunction]]
 class Layer(Protocol):
     """One attention layer of a subject, built around a Hugging Face attention module."""
 
-    def run(self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()) -> tuple[Any, Any]:
+    def run(
+        self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()
+    ) -> tuple[Any, Any]:
         """One forward call, and nothing left of its hooks for the next.
 
         Args:
-            inputs: the keyword arguments that the module's own forward would be called with, by the names of its signature in the
-                installed transformers: `hidden_states` (batch, pos, d_model); `position_embeddings` (cos, sin), None where the
-                layer takes no tables, and not there where it makes its own; `attention_mask` with four axes or two, or None
-                (MASK-1 to MASK-3); at decode a transformers cache that the call extends, as `cache`, `past_key_values` or
+            inputs: the keyword arguments that the module's own forward would be called with, by the
+                names of its signature in the
+                installed transformers: `hidden_states` (batch, pos, d_model); `position_embeddings`
+                (cos, sin), None where the layer takes no tables, and not there where it makes its
+                own; `attention_mask` with four axes or two, or None (MASK-1 to MASK-3); at decode a
+                transformers cache that the call extends, as `cache`, `past_key_values` or
                 `layer_past`. What it does not understand it refuses (ARG-1).
-            hooks: pairs of a hook point's short name (`hook_rot_q`) and a function; several may share a name.
-            backward_hooks: pairs of a hook point's short name and a function of the gradient there, which it may replace
-                (GRAD-1); they are called in the backward pass that follows. Given only by the checks about them: a subject
-                that has none declares those checks `unsupported`, and `run` need not take the argument.
+            hooks: pairs of a hook point's short name (`hook_rot_q`) and a function; several may
+                share a name.
+            backward_hooks: pairs of a hook point's short name and a function of the gradient there,
+                which it may replace (GRAD-1); they are called in the backward pass that follows.
+                Given only by the checks about them: a subject that has none declares those checks
+                `unsupported`, and `run` need not take the argument.
 
-        Returns:
-            the output (batch, pos, d_model), and the attention weights if `inputs["output_attentions"]` is true.
+        Returns: the output (batch, pos, d_model), and the attention weights if
+            `inputs["output_attentions"]` is true.
         """
 
 
@@ -44,7 +51,8 @@ class Subject(Protocol):
 
     Attributes:
         name: what reports call it.
-        unsupported: hook name, clause id or check -> why it is not had. A declared gap is reported, not hidden.
+        unsupported: hook name, clause id or check -> why it is not had. A declared gap is reported,
+            not hidden.
     """
 
     @property
@@ -54,4 +62,5 @@ class Subject(Protocol):
     def unsupported(self) -> Mapping[str, str]: ...
 
     def layer(self, module: Any, *, rotary: Any, opted_in: Sequence[OptIn] = ()) -> Layer:
-        """Build a layer around an attention module; `rotary` is the model's rotary embedding module."""
+        """Build a layer around an attention module; `rotary` is the model's rotary embedding
+        module."""

@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ropebridge_spec.family import Family, GateKind, LatentKind, NormKind, RotaryKind, SelectorKind, SharedKind, TemperatureKind
+from ropebridge_spec.family import (
+    Family,
+    GateKind,
+    LatentKind,
+    NormKind,
+    RotaryKind,
+    SelectorKind,
+    SharedKind,
+    TemperatureKind,
+)
 from ropebridge_spec.variant import Calling, Projections, Source, Variant
 
 
 def rows(family: Family, **packages: str) -> dict[str, Family]:
     """Classes that compute the same, each with the package of transformers that it stands in."""
-    return {name: replace(family, source=f"models/{package}/modeling_{package}.py") for name, package in packages.items()}
+    return {
+        name: replace(family, source=f"models/{package}/modeling_{package}.py")
+        for name, package in packages.items()
+    }
 
 
 FAMILIES: Mapping[str, Family | Variant] = {
@@ -82,7 +94,11 @@ FAMILIES: Mapping[str, Family | Variant] = {
         NemotronAttention="nemotron",
     ),
     **rows(
-        Family(norm=NormKind(rounds_before_weight=True), rotary=RotaryKind(where=("!sliding_window", "is_sliding")), window="sliding_window"),
+        Family(
+            norm=NormKind(rounds_before_weight=True),
+            rotary=RotaryKind(where=("!sliding_window", "is_sliding")),
+            window="sliding_window",
+        ),
         Exaone4Attention="exaone4",
         ExaoneMoeAttention="exaone_moe",
         Kolibri1Attention="kolibri1",
@@ -107,42 +123,111 @@ FAMILIES: Mapping[str, Family | Variant] = {
         Gemma2Attention="gemma2",
         VaultGemmaAttention="vaultgemma",
     ),
-    **rows(Family(rotary=RotaryKind(pairing="interleaved", precision="float32")), Ernie4_5Attention="ernie4_5", Ernie4_5_MoeAttention="ernie4_5_moe"),
-    **rows(Family(norm=NormKind(weight="one_plus"), window="sliding_window"), Gemma3Attention="gemma3"),
-    **rows(Family(rotary=RotaryKind(pairing="interleaved", partial=True)), Glm4Attention="glm4", GlmAttention="glm"),
-    **rows(Family(rotary=RotaryKind(pairing="interleaved", table="repeated", partial=True)), Glm4vTextAttention="glm4v", GlmOcrTextAttention="glm_ocr"),
     **rows(
-        Family(norm=NormKind(rounds_before_weight=True, q="q_layernorm", k="k_layernorm"), projections=Projections(o="out_proj")),
+        Family(rotary=RotaryKind(pairing="interleaved", precision="float32")),
+        Ernie4_5Attention="ernie4_5",
+        Ernie4_5_MoeAttention="ernie4_5_moe",
+    ),
+    **rows(
+        Family(norm=NormKind(weight="one_plus"), window="sliding_window"), Gemma3Attention="gemma3"
+    ),
+    **rows(
+        Family(rotary=RotaryKind(pairing="interleaved", partial=True)),
+        Glm4Attention="glm4",
+        GlmAttention="glm",
+    ),
+    **rows(
+        Family(rotary=RotaryKind(pairing="interleaved", table="repeated", partial=True)),
+        Glm4vTextAttention="glm4v",
+        GlmOcrTextAttention="glm_ocr",
+    ),
+    **rows(
+        Family(
+            norm=NormKind(rounds_before_weight=True, q="q_layernorm", k="k_layernorm"),
+            projections=Projections(o="out_proj"),
+        ),
         Lfm2Attention="lfm2",
         Lfm2MoeAttention="lfm2_moe",
     ),
     **rows(
-        Family(norm=NormKind(kind="layer", per_head=True), rotary=RotaryKind(pairing="interleaved", table="repeated", precision="float32")),
+        Family(
+            norm=NormKind(kind="layer", per_head=True),
+            rotary=RotaryKind(pairing="interleaved", table="repeated", precision="float32"),
+        ),
         CohereAttention="cohere",
     ),
     **rows(
-        Family(rotary=RotaryKind(pairing="interleaved", table="repeated", precision="float32", where=("sliding_window",)), window="sliding_window"),
+        Family(
+            rotary=RotaryKind(
+                pairing="interleaved",
+                table="repeated",
+                precision="float32",
+                where=("sliding_window",),
+            ),
+            window="sliding_window",
+        ),
         Cohere2Attention="cohere2",
     ),
     **rows(
         Family(
-            rotary=RotaryKind(pairing="interleaved", table="repeated", precision="float32", where=("sliding_window", "force_rope")), window="sliding_window"
+            rotary=RotaryKind(
+                pairing="interleaved",
+                table="repeated",
+                precision="float32",
+                where=("sliding_window", "force_rope"),
+            ),
+            window="sliding_window",
         ),
         Cohere2MoeAttention="cohere2_moe",
     ),
-    **rows(Family(rotary=RotaryKind(pairing="interleaved", table="repeated", precision="float32")), Ernie4_5_VLMoeTextAttention="ernie4_5_vl_moe"),
-    **rows(Family(norm=NormKind(rounds_before_weight=True), rotary=RotaryKind(partial=True)), Glm4MoeAttention="glm4_moe"),
+    **rows(
+        Family(rotary=RotaryKind(pairing="interleaved", table="repeated", precision="float32")),
+        Ernie4_5_VLMoeTextAttention="ernie4_5_vl_moe",
+    ),
+    **rows(
+        Family(norm=NormKind(rounds_before_weight=True), rotary=RotaryKind(partial=True)),
+        Glm4MoeAttention="glm4_moe",
+    ),
     **rows(Family(rotary=RotaryKind(pairing="interleaved")), HeliumAttention="helium"),
-    **rows(Family(norm=NormKind(over="flat", rounds_before_weight=True), rotary=RotaryKind(partial=True)), MiniMaxM2Attention="minimax_m2"),
-    **rows(Family(norm=NormKind(over="flat"), rotary=RotaryKind(precision="float32"), window="sliding_window"), Olmo3Attention="olmo3"),
-    **rows(Family(rotary=RotaryKind(where=("use_rope",)), window="sliding_window"), SmolLM3Attention="smollm3"),
-    **rows(Family(rotary=RotaryKind(table="half"), window="sliding_window", sinks="sinks"), GptOssAttention="gpt_oss"),
-    **rows(Family(rotary=RotaryKind(where=("config.position_embedding_type",))), GraniteMoeHybridAttention="granitemoehybrid"),
+    **rows(
+        Family(
+            norm=NormKind(over="flat", rounds_before_weight=True), rotary=RotaryKind(partial=True)
+        ),
+        MiniMaxM2Attention="minimax_m2",
+    ),
+    **rows(
+        Family(
+            norm=NormKind(over="flat"),
+            rotary=RotaryKind(precision="float32"),
+            window="sliding_window",
+        ),
+        Olmo3Attention="olmo3",
+    ),
+    **rows(
+        Family(rotary=RotaryKind(where=("use_rope",)), window="sliding_window"),
+        SmolLM3Attention="smollm3",
+    ),
+    **rows(
+        Family(rotary=RotaryKind(table="half"), window="sliding_window", sinks="sinks"),
+        GptOssAttention="gpt_oss",
+    ),
+    **rows(
+        Family(rotary=RotaryKind(where=("config.position_embedding_type",))),
+        GraniteMoeHybridAttention="granitemoehybrid",
+    ),
     **rows(Family(window="sliding_window?"), Qwen2MoeAttention="qwen2_moe"),
-    **rows(Family(window="config.sliding_window", output_dropout="residual_dropout"), Starcoder2Attention="starcoder2"),
+    **rows(
+        Family(window="config.sliding_window", output_dropout="residual_dropout"),
+        Starcoder2Attention="starcoder2",
+    ),
     **rows(Family(output_dropout="residual_dropout"), SeedOssAttention="seed_oss"),
     **rows(
-        Family(rotary=RotaryKind(partial=True), norm=NormKind(kind="layer", per_head=True, apart=True, q="q_layernorm", k="k_layernorm")),
+        Family(
+            rotary=RotaryKind(partial=True),
+            norm=NormKind(
+                kind="layer", per_head=True, apart=True, q="q_layernorm", k="k_layernorm"
+            ),
+        ),
         StableLmAttention="stablelm",
     ),
     **rows(
@@ -154,29 +239,78 @@ FAMILIES: Mapping[str, Family | Variant] = {
         PhiAttention="phi",
     ),
     **rows(
-        Family(window="config.sliding_window", rotary=RotaryKind(partial=True), projections=Projections(fused="qkv_proj")),
+        Family(
+            window="config.sliding_window",
+            rotary=RotaryKind(partial=True),
+            projections=Projections(fused="qkv_proj"),
+        ),
         Phi3Attention="phi3",
         Phi4MultimodalAttention="phi4_multimodal",
     ),
-    **rows(Family(rotary=RotaryKind(partial=True), projections=Projections(o="dense", fused="query_key_value", layout="groups")), GPTNeoXAttention="gpt_neox"),
-    # norms of other kinds and places
-    **rows(Family(norm=NormKind(kind="layer", per_head=True, bias=True)), ChameleonAttention="chameleon"),
-    **rows(Family(z_norm=NormKind(over="flat", rounds_before_weight=True, q="attn_sub_norm", k="attn_sub_norm")), BitNetAttention="bitnet"),
     **rows(
-        Family(norm=NormKind(rounds_before_weight=True, after_rotation=True, q="query_layernorm", k="key_layernorm")),
+        Family(
+            rotary=RotaryKind(partial=True),
+            projections=Projections(o="dense", fused="query_key_value", layout="groups"),
+        ),
+        GPTNeoXAttention="gpt_neox",
+    ),
+    # norms of other kinds and places
+    **rows(
+        Family(norm=NormKind(kind="layer", per_head=True, bias=True)),
+        ChameleonAttention="chameleon",
+    ),
+    **rows(
+        Family(
+            z_norm=NormKind(
+                over="flat", rounds_before_weight=True, q="attn_sub_norm", k="attn_sub_norm"
+            )
+        ),
+        BitNetAttention="bitnet",
+    ),
+    **rows(
+        Family(
+            norm=NormKind(
+                rounds_before_weight=True,
+                after_rotation=True,
+                q="query_layernorm",
+                k="key_layernorm",
+            )
+        ),
         HunYuanDenseV1Attention="hunyuan_v1_dense",
         HunYuanMoEV1Attention="hunyuan_v1_moe",
     ),
     **rows(
-        Family(norm=NormKind(rounds_before_weight=True, after_rotation=True, q="query_layernorm", k="key_layernorm"), rotary=RotaryKind(precision="float32")),
+        Family(
+            norm=NormKind(
+                rounds_before_weight=True,
+                after_rotation=True,
+                q="query_layernorm",
+                k="key_layernorm",
+            ),
+            rotary=RotaryKind(precision="float32"),
+        ),
         HunYuanVLDenseV1Attention="hunyuan_vl",
     ),
-    **rows(Family(norm=NormKind(weight="none", after_rotation=True), rotary=RotaryKind(direction="backward")), NanoChatAttention="nanochat"),
+    **rows(
+        Family(
+            norm=NormKind(weight="none", after_rotation=True),
+            rotary=RotaryKind(direction="backward"),
+        ),
+        NanoChatAttention="nanochat",
+    ),
     **rows(
         Family(
             norm=NormKind(weight="none", after_rotation=True, q="qk_norm", k="qk_norm"),
-            rotary=RotaryKind(pairing="interleaved", table="complex", precision="float32", where=("use_rope",)),
-            temperature=TemperatureKind("attn_scale", "floor_scale", shift=1, counted=True, where=("attn_temperature_tuning", "!use_rope")),
+            rotary=RotaryKind(
+                pairing="interleaved", table="complex", precision="float32", where=("use_rope",)
+            ),
+            temperature=TemperatureKind(
+                "attn_scale",
+                "floor_scale",
+                shift=1,
+                counted=True,
+                where=("attn_temperature_tuning", "!use_rope"),
+            ),
             chunk="config.attention_chunk_size",
         ),
         Llama4TextAttention="llama4",
@@ -190,25 +324,49 @@ FAMILIES: Mapping[str, Family | Variant] = {
         ),
         PersimmonAttention="persimmon",
     ),
-    **rows(Family(norm=NormKind(rounds_before_weight=True, flat_if="qk_norm_type=olmo")), Molmo2Attention="molmo2"),
+    **rows(
+        Family(norm=NormKind(rounds_before_weight=True, flat_if="qk_norm_type=olmo")),
+        Molmo2Attention="molmo2",
+    ),
     # clip and multipliers
-    **rows(Family(clip="config.clip_qkv", rotary=RotaryKind(precision="float32")), OlmoAttention="olmo"),
-    **rows(Family(clip="config.clip_qkv", norm=NormKind(over="flat", rounds_before_weight=True)), OlmoeAttention="olmoe"),
-    **rows(Family(clip="clip_qkv", projections=Projections(fused="Wqkv", o="out_proj")), DbrxAttention="dbrx"),
+    **rows(
+        Family(clip="config.clip_qkv", rotary=RotaryKind(precision="float32")), OlmoAttention="olmo"
+    ),
+    **rows(
+        Family(clip="config.clip_qkv", norm=NormKind(over="flat", rounds_before_weight=True)),
+        OlmoeAttention="olmoe",
+    ),
+    **rows(
+        Family(clip="clip_qkv", projections=Projections(fused="Wqkv", o="out_proj")),
+        DbrxAttention="dbrx",
+    ),
     **rows(Family(k_multiplier="key_multiplier"), FalconH1Attention="falcon_h1"),
     **rows(
-        Family(v_multiplier="v_scale", sinks="sinks", rotary=RotaryKind(partial=True), window="sliding_window"),
+        Family(
+            v_multiplier="v_scale",
+            sinks="sinks",
+            rotary=RotaryKind(partial=True),
+            window="sliding_window",
+        ),
         MiMoV2FlashAttention="mimo_v2_flash",
     ),
     # gates
     **rows(
-        Family(norm=NormKind(), rotary=RotaryKind(where=("is_local_attention",)), gate=GateKind(), window="sliding_window"),
+        Family(
+            norm=NormKind(),
+            rotary=RotaryKind(where=("is_local_attention",)),
+            gate=GateKind(),
+            window="sliding_window",
+        ),
         AfmoeAttention="afmoe",
     ),
     **rows(
         Family(
             norm=NormKind(),
-            rotary=RotaryKind(precision="float32", where=("config.rope_parameters[config.layer_types[layer_idx]]",)),
+            rotary=RotaryKind(
+                precision="float32",
+                where=("config.rope_parameters[config.layer_types[layer_idx]]",),
+            ),
             gate=GateKind(bias="gate_bias"),
             temperature=TemperatureKind(given="attention_scaling"),
             window="sliding_window",
@@ -216,18 +374,38 @@ FAMILIES: Mapping[str, Family | Variant] = {
         ),
         BeamAttention="beam",
     ),
-    **rows(Family(gate=GateKind(), calling=Calling(cache_offset="cycle_offset")), HrmTextAttention="hrm_text"),
-    **rows(Family(norm=NormKind(), gate=GateKind(module="g_proj"), window="sliding_window"), Lfm3Attention="lfm3"),
     **rows(
-        Family(norm=NormKind(weight="one_plus"), gate=GateKind(module="g_proj"), rotary=RotaryKind(partial=True), window="sliding_window"),
+        Family(gate=GateKind(), calling=Calling(cache_offset="cycle_offset")),
+        HrmTextAttention="hrm_text",
+    ),
+    **rows(
+        Family(norm=NormKind(), gate=GateKind(module="g_proj"), window="sliding_window"),
+        Lfm3Attention="lfm3",
+    ),
+    **rows(
+        Family(
+            norm=NormKind(weight="one_plus"),
+            gate=GateKind(module="g_proj"),
+            rotary=RotaryKind(partial=True),
+            window="sliding_window",
+        ),
         Step3p7Attention="step3p7",
     ),
     **rows(
-        Family(norm=NormKind(), gate=GateKind(module="g_proj", activation="softplus"), rotary=RotaryKind(partial=True), window="sliding_window"),
+        Family(
+            norm=NormKind(),
+            gate=GateKind(module="g_proj", activation="softplus"),
+            rotary=RotaryKind(partial=True),
+            window="sliding_window",
+        ),
         LagunaAttention="laguna",
     ),
     **rows(
-        Family(norm=NormKind(weight="one_plus"), rotary=RotaryKind(partial=True), gate=GateKind(module="q_proj", in_query=True)),
+        Family(
+            norm=NormKind(weight="one_plus"),
+            rotary=RotaryKind(partial=True),
+            gate=GateKind(module="q_proj", in_query=True),
+        ),
         Qwen3NextAttention="qwen3_next",
         Qwen3_5Attention="qwen3_5",
         Qwen3_5MoeAttention="qwen3_5_moe",
@@ -257,57 +435,93 @@ FAMILIES: Mapping[str, Family | Variant] = {
     ),
     # sinks of other forms
     **rows(
-        Family(rotary=RotaryKind(where=("config.layer_rope_theta[layer_idx]",)), window="sliding_window", sinks="sinks", calling=Calling(tables="rotating")),
+        Family(
+            rotary=RotaryKind(where=("config.layer_rope_theta[layer_idx]",)),
+            window="sliding_window",
+            sinks="sinks",
+            calling=Calling(tables="rotating"),
+        ),
         GraniteSWAAttention="granite_swa",
         GraniteMoeSWAAttention="granitemoe_swa",
     ),
     **rows(
-        Family(norm=NormKind(), rotary=RotaryKind(where=("sliding_window",)), window="sliding_window", sinks="sinks", score_precision="float32"),
+        Family(
+            norm=NormKind(),
+            rotary=RotaryKind(where=("sliding_window",)),
+            window="sliding_window",
+            sinks="sinks",
+            score_precision="float32",
+        ),
         FlintAttention="flint",
     ),
     # temperature, other tables
     **rows(
         Family(
-            temperature=TemperatureKind("config.rope_parameters.llama_4_scaling_beta", "config.rope_parameters.original_max_position_embeddings"),
+            temperature=TemperatureKind(
+                "config.rope_parameters.llama_4_scaling_beta",
+                "config.rope_parameters.original_max_position_embeddings",
+            ),
             window="config.sliding_window?",
         ),
         Ministral3Attention="ministral3",
     ),
     **rows(
         Family(
-            rotary=RotaryKind(where=("config.rope_parameters[config.layer_types[layer_idx]]",)), window="sliding_window", calling=Calling(tables="rotating")
+            rotary=RotaryKind(where=("config.rope_parameters[config.layer_types[layer_idx]]",)),
+            window="sliding_window",
+            calling=Calling(tables="rotating"),
         ),
         CohereCompassAttention="cohere_compass",
     ),
-    **rows(Family(rotary=RotaryKind(pairing="interleaved", table="repeated"), dropout="dropout"), BltSelfAttention="blt"),
+    **rows(
+        Family(rotary=RotaryKind(pairing="interleaved", table="repeated"), dropout="dropout"),
+        BltSelfAttention="blt",
+    ),
     **rows(Family(rotary=RotaryKind(precision="float32")), EvollaAttention="evolla"),
     # keys and values shared between layers
     **rows(
-        Family(norm=NormKind(), value_norm=NormKind(weight="none", q="v_norm", k="v_norm"), shared=SharedKind(), window="sliding_window"),
+        Family(
+            norm=NormKind(),
+            value_norm=NormKind(weight="none", q="v_norm", k="v_norm"),
+            shared=SharedKind(),
+            window="sliding_window",
+        ),
         Gemma3nTextAttention="gemma3n",
         Gemma4TextAttention="gemma4",
         Gemma4UnifiedTextAttention="gemma4_unified",
     ),
     **rows(
-        Family(norm=NormKind(), value_norm=NormKind(weight="none", q="v_norm", k="v_norm"), window="sliding_window"),
+        Family(
+            norm=NormKind(),
+            value_norm=NormKind(weight="none", q="v_norm", k="v_norm"),
+            window="sliding_window",
+        ),
         DiffusionGemmaEncoderTextAttention="diffusion_gemma",
     ),
     **rows(
         Family(
             norm=NormKind(),
             value_norm=NormKind(weight="none", q="v_norm", k="v_norm"),
-            # no window of its own: the encoder's cache holds what may be seen, and the mask says the rest
+            # no window of its own: the encoder's cache holds what may be seen, and the mask says
+            # the rest
             calling=Calling(extends_cache=False),
         ),
         DiffusionGemmaDecoderTextAttention="diffusion_gemma",
     ),
     # heads subtracted from each other
     **rows(
-        Family(differential="lambda_init", z_norm=NormKind(weight="none", q="groupnorm", k="groupnorm"), rotary=RotaryKind()),
+        Family(
+            differential="lambda_init",
+            z_norm=NormKind(weight="none", q="groupnorm", k="groupnorm"),
+            rotary=RotaryKind(),
+        ),
         DiffLlamaAttention="diffllama",
     ),
     # keys biased by their values
-    **rows(Family(norm=NormKind(rounds_before_weight=True), key_bias="keep_window_size"), DogeAttention="doge"),
+    **rows(
+        Family(norm=NormKind(rounds_before_weight=True), key_bias="keep_window_size"),
+        DogeAttention="doge",
+    ),
     # less of its own value
     **rows(
         Family(
@@ -345,8 +559,12 @@ FAMILIES: Mapping[str, Family | Variant] = {
     ),
     # keys of another sequence too
     **rows(
-        # what it sees of the other model's states the mask alone says: without one, transformers' eager and sdpa see all of them
-        Family(norm=NormKind(rounds_before_weight=True), source_states=Source("context_hidden_states", "before")),
+        # what it sees of the other model's states the mask alone says: without one, transformers'
+        # eager and sdpa see all of them
+        Family(
+            norm=NormKind(rounds_before_weight=True),
+            source_states=Source("context_hidden_states", "before"),
+        ),
         MuseGlimmerAssistantAttention="muse_glimmer_assistant",
     ),
     **rows(
@@ -354,13 +572,19 @@ FAMILIES: Mapping[str, Family | Variant] = {
             norm=NormKind(weight="one_plus"),
             window="sliding_window",
             source_states=Source("encoder_hidden_states", "after"),
-            calling=Calling(mask_in="merged_attention_mask", returns=("out", "pattern_own", "pattern_source")),
+            calling=Calling(
+                mask_in="merged_attention_mask", returns=("out", "pattern_own", "pattern_source")
+            ),
         ),
         T5Gemma2MergedAttention="t5gemma2",
     ),
     # wrapped projections, layers beside cross-attention
     **rows(
-        Family(projections=Projections(within="linear"), calling=Calling(tables="own"), rotary=RotaryKind(where=("rotary_emb",))),
+        Family(
+            projections=Projections(within="linear"),
+            calling=Calling(tables="own"),
+            rotary=RotaryKind(where=("rotary_emb",)),
+        ),
         KyutaiSpeechToTextAttention="kyutai_speech_to_text",
         MoshiAttention="moshi",
     ),
@@ -368,7 +592,9 @@ FAMILIES: Mapping[str, Family | Variant] = {
     **rows(
         Family(
             only="!is_cross_attention",
-            norm=NormKind(rounds_before_weight=True, after_rotation=True, q="q_layer_norm", k="k_layer_norm"),
+            norm=NormKind(
+                rounds_before_weight=True, after_rotation=True, q="q_layer_norm", k="k_layer_norm"
+            ),
             dropout="dropout",
             calling=Calling(tables="own"),
         ),
@@ -386,10 +612,22 @@ FAMILIES: Mapping[str, Family | Variant] = {
         ModernBertAttention="modernbert",
     ),
     **rows(
-        Family(scale=(), rotary=RotaryKind(precision="float32"), window="sliding_window", output_dropout="out_drop.p?", projections=Projections(o="Wo")),
+        Family(
+            scale=(),
+            rotary=RotaryKind(precision="float32"),
+            window="sliding_window",
+            output_dropout="out_drop.p?",
+            projections=Projections(o="Wo"),
+        ),
         ModernBertDecoderAttention="modernbert_decoder",
     ),
-    **rows(Family(), EuroBertAttention="eurobert", GteAttention="gte", JinaEmbeddingsV3Attention="jina_embeddings_v3", NomicBertAttention="nomic_bert"),
+    **rows(
+        Family(),
+        EuroBertAttention="eurobert",
+        GteAttention="gte",
+        JinaEmbeddingsV3Attention="jina_embeddings_v3",
+        NomicBertAttention="nomic_bert",
+    ),
     **rows(Family(window="sliding_window"), UltrabertAttention="ultrabert"),
     **rows(Family(norm=NormKind(kind="layer", over="flat")), EsmcAttention="esmc"),
     **rows(
@@ -402,48 +640,87 @@ FAMILIES: Mapping[str, Family | Variant] = {
         EsmSelfAttention="esm",
         EvollaSaProtSelfAttention="evolla",
     ),
-    **rows(Family(window="sliding_window", window_beside=True, softcap="attn_logit_softcapping"), T5GemmaSelfAttention="t5gemma"),
-    **rows(Family(norm=NormKind(weight="one_plus"), window="sliding_window", window_beside=True), T5Gemma2SelfAttention="t5gemma2"),
     **rows(
-        Family(norm=NormKind(), value_norm=NormKind(weight="none", q="v_norm", k="v_norm"), window="sliding_window"),
+        Family(window="sliding_window", window_beside=True, softcap="attn_logit_softcapping"),
+        T5GemmaSelfAttention="t5gemma",
+    ),
+    **rows(
+        Family(norm=NormKind(weight="one_plus"), window="sliding_window", window_beside=True),
+        T5Gemma2SelfAttention="t5gemma2",
+    ),
+    **rows(
+        Family(
+            norm=NormKind(),
+            value_norm=NormKind(weight="none", q="v_norm", k="v_norm"),
+            window="sliding_window",
+        ),
         EmbeddingGemma2Attention="embedding_gemma2",
     ),
     **rows(
-        Family(scale=(), rotary=RotaryKind(pairing="interleaved", table="half"), window="sliding_window", sinks="sinks"),
+        Family(
+            scale=(),
+            rotary=RotaryKind(pairing="interleaved", table="half"),
+            window="sliding_window",
+            sinks="sinks",
+        ),
         OpenAIPrivacyFilterAttention="openai_privacy_filter",
     ),
     # multi-head latent attention
     **rows(
-        Family(rotary=RotaryKind(end="trailing", interleaved_if="config.rope_interleave"), latent=LatentKind()),
+        Family(
+            rotary=RotaryKind(end="trailing", interleaved_if="config.rope_interleave"),
+            latent=LatentKind(),
+        ),
         AXK1Attention="axk1",
         DeepseekV3Attention="deepseek_v3",
         Glm4MoeLiteAttention="glm4_moe_lite",
         YoutuAttention="youtu",
     ),
     **rows(
-        Family(rotary=RotaryKind(pairing="interleaved", table="complex", precision="float32", end="trailing"), latent=LatentKind()),
+        Family(
+            rotary=RotaryKind(
+                pairing="interleaved", table="complex", precision="float32", end="trailing"
+            ),
+            latent=LatentKind(),
+        ),
         DeepseekV2Attention="deepseek_v2",
     ),
     **rows(
-        Family(rotary=RotaryKind(pairing="interleaved", end="trailing"), latent=LatentKind(q_scale="mla_scale_q_lora", kv_scale="mla_scale_kv_lora")),
+        Family(
+            rotary=RotaryKind(pairing="interleaved", end="trailing"),
+            latent=LatentKind(q_scale="mla_scale_q_lora", kv_scale="mla_scale_kv_lora"),
+        ),
         LongcatFlashMLA="longcat_flash",
     ),
-    **rows(Family(rotary=RotaryKind(end="trailing"), latent=LatentKind()), MiniCPM3Attention="minicpm3"),
     **rows(
-        Family(rotary=RotaryKind(pairing="interleaved", end="trailing"), latent=LatentKind(), gate=GateKind(module="g_proj")),
+        Family(rotary=RotaryKind(end="trailing"), latent=LatentKind()), MiniCPM3Attention="minicpm3"
+    ),
+    **rows(
+        Family(
+            rotary=RotaryKind(pairing="interleaved", end="trailing"),
+            latent=LatentKind(),
+            gate=GateKind(module="g_proj"),
+        ),
         BailingHybridAttention="bailing_hybrid",
     ),
     **rows(
         Family(
             rotary=RotaryKind(end="trailing", interleaved_if="config.rope_interleave"),
             latent=LatentKind(),
-            temperature=TemperatureKind("config.rope_parameters.llama_4_scaling_beta", "config.rope_parameters.original_max_position_embeddings"),
+            temperature=TemperatureKind(
+                "config.rope_parameters.llama_4_scaling_beta",
+                "config.rope_parameters.original_max_position_embeddings",
+            ),
         ),
         Mistral4Attention="mistral4",
     ),
     # keys that a selector picks
     **rows(
-        Family(rotary=RotaryKind(pairing="interleaved", end="trailing"), latent=LatentKind(), selector=SelectorKind()),
+        Family(
+            rotary=RotaryKind(pairing="interleaved", end="trailing"),
+            latent=LatentKind(),
+            selector=SelectorKind(),
+        ),
         DeepseekV32Attention="deepseek_v32",
     ),
     **rows(
@@ -490,7 +767,9 @@ FAMILIES: Mapping[str, Family | Variant] = {
         Family(
             rotary=RotaryKind(pairing="interleaved", end="trailing", precision="float32"),
             latent=LatentKind(
-                rotary_norm=NormKind(rounds_before_weight=True, q="k_rope_only_layernorm", k="k_rope_only_layernorm"),
+                rotary_norm=NormKind(
+                    rounds_before_weight=True, q="k_rope_only_layernorm", k="k_rope_only_layernorm"
+                ),
                 q_scale="q_lora_scale",
                 kv_scale="kv_lora_scale",
             ),
@@ -501,7 +780,11 @@ FAMILIES: Mapping[str, Family | Variant] = {
         Dots3NoteTextAttention="dots3_note",
     ),
     **rows(
-        Family(norm=NormKind(weight="one_plus"), rotary=RotaryKind(partial=True), selector=SelectorKind(picks="blocks", block="indexer.block_size?")),
+        Family(
+            norm=NormKind(weight="one_plus"),
+            rotary=RotaryKind(partial=True),
+            selector=SelectorKind(picks="blocks", block="indexer.block_size?"),
+        ),
         MiniMaxM3VLAttention="minimax_m3_vl",
     ),
     **rows(
@@ -538,7 +821,9 @@ FAMILIES: Mapping[str, Family | Variant] = {
     ),
     **rows(
         Family(
-            rotary=RotaryKind(pairing="interleaved", table="half", width="rotary_dim", precision="float32"),
+            rotary=RotaryKind(
+                pairing="interleaved", table="half", width="rotary_dim", precision="float32"
+            ),
             score_precision="float32",
             dropout="attention_dropout",
             output_dropout="resid_dropout.p",
@@ -558,7 +843,9 @@ FAMILIES: Mapping[str, Family | Variant] = {
         CodeGenAttention="codegen",
     ),
     **rows(
-        Family(rotary=RotaryKind(partial=True), window="sliding_window", calling=Calling(tables="own")),
+        Family(
+            rotary=RotaryKind(partial=True), window="sliding_window", calling=Calling(tables="own")
+        ),
         RecurrentGemmaAttention="recurrent_gemma",
     ),
     # others
@@ -585,4 +872,5 @@ FAMILIES: Mapping[str, Family | Variant] = {
 """A `Variant` serves where nothing is to be read from the module."""
 
 OTHERS = ("EsmAttention", "EvollaSaProtAttention", "MiniMaxLightningAttention")
-"""Classes that are handed rotary tables and do not attend by them: other layers of a model, or what lies around its attention. A bridge leaves them alone."""
+"""Classes that are handed rotary tables and do not attend by them: other layers of a model, or what
+lies around its attention. A bridge leaves them alone."""

@@ -1,4 +1,5 @@
-"""What one attention layer computes, as data: two families that differ only in data differ only in their `Variant`."""
+"""What one attention layer computes, as data: two families that differ only in data differ only in
+their `Variant`."""
 
 from __future__ import annotations
 
@@ -13,13 +14,18 @@ OPT_INS: tuple[OptIn, ...] = ("attn_in", "split_qkv_input", "attn_result")
 class Projections:
     """Attribute names, or paths, of the modules that project to query, key, value and back.
 
-    o: None where the layer around does it: what the module returns is then z, its heads side by side.
-    fused: the one module that projects to query, key and value, where q, k and v are not modules of their own; or None.
-    within: name of the linear map inside each of these modules, where they are wrappers of one; or None.
-    beside: names of the lists of adapters whose outputs are added to the projections', with {} for the role; or None. `Calling.layer` says which of them.
-    layout: how they lie in it: `blocks` all query heads, all key heads, all value heads; `groups` kv head by kv head,
-        each with its queries, its key and its value; `quarters` four parts, each with a quarter of the heads, whose
-        queries come first, then their values, then their keys (CodeGen).
+    o: None where the layer around does it: what the module returns is then z, its heads side by
+        side.
+    fused: the one module that projects to query, key and value, where q, k and v are not modules of
+        their own; or None.
+    within: name of the linear map inside each of these modules, where they are wrappers of one; or
+        None.
+    beside: names of the lists of adapters whose outputs are added to the projections', with {} for
+        the role; or None. `Calling.layer` says which of them.
+    layout: how they lie in it: `blocks` all query heads, all key heads, all value heads; `groups`
+        kv head by kv head, each with its queries, its key and its value; `quarters` four parts,
+        each with a quarter of the heads, whose queries come first, then their values, then their
+        keys (CodeGen).
     """
 
     q: str = "q_proj"
@@ -34,22 +40,28 @@ class Projections:
     @property
     def roles(self) -> dict[str, str]:
         """Role -> attribute name of every module that projects."""
-        inwards = {"q": self.q, "k": self.k, "v": self.v} if self.fused is None else {"qkv": self.fused}
+        inwards = (
+            {"q": self.q, "k": self.k, "v": self.v} if self.fused is None else {"qkv": self.fused}
+        )
         return inwards if self.o is None else {**inwards, "o": self.o}
 
 
 @dataclass(frozen=True)
 class Norm:
-    """How values are normalised (clause NORM-1): query and key, and where a family does so the value, a latent, or z.
+    """How values are normalised (clause NORM-1): query and key, and where a family does so the
+    value, a latent, or z.
 
-    kind: `rms` divides by the root mean square (arXiv:1910.07467), `layer` subtracts the mean first (arXiv:1607.06450).
-    over: `head` normalises each head's values, `flat` all (head width) values of a position at once.
+    kind: `rms` divides by the root mean square (arXiv:1910.07467), `layer` subtracts the mean first
+        (arXiv:1607.06450).
+    over: `head` normalises each head's values, `flat` all (head width) values of a position at
+        once.
     eps: added to the mean square, or to the variance, under the root.
     weight: `scale` multiplies by w, `one_plus` by 1 + w, `none` by nothing.
     bias: a learned bias is added at the end.
     per_head: weight and bias are (head, width), a row for each head, instead of one shared row.
     apart: they lie in a module for each head, in the list `norms`.
-    rounds_before_weight: the normalised value is rounded to the model's dtype before the weight multiplies it.
+    rounds_before_weight: the normalised value is rounded to the model's dtype before the weight
+        multiplies it.
     after_rotation: query and key are normalised once they are rotated.
     q, k: attribute names of the modules; one of them where there is but one module.
     """
@@ -74,11 +86,13 @@ class Rotary:
     pairing: `half` turns dimensions (i, i + width/2) together, `interleaved` turns (2i, 2i + 1).
     width: how many dimensions of d_head rotate; the rest pass through.
     end: `leading` or `trailing`, the dimensions that rotate.
-    table: how the cos and sin tables lie: `full` is two equal halves, `repeated` each frequency twice in a row, `half`
-        each frequency once, `complex` each once, as cos + i sin in one tensor.
+    table: how the cos and sin tables lie: `full` is two equal halves, `repeated` each frequency
+        twice in a row, `half` each frequency once, `complex` each once, as cos + i sin in one
+        tensor.
     direction: `forward` turns (1, 0) towards (0, 1), `backward` the other way.
     values: values are rotated too, as keys are.
-    precision: `input` rotates in the dtype of query and key, `float32` in at least float32, rounding once at the end.
+    precision: `input` rotates in the dtype of query and key, `float32` in at least float32,
+        rounding once at the end.
     """
 
     pairing: Literal["half", "interleaved"]
@@ -97,11 +111,14 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Latent:
-    """How query, key and value go through narrow latents (clause LAT-1; DeepSeek-V2, arXiv:2405.04434).
+    """How query, key and value go through narrow latents (clause LAT-1; DeepSeek-V2,
+    arXiv:2405.04434).
 
-    The key of a head is what comes up from the latent, followed by the rotary part that all heads share.
+    The key of a head is what comes up from the latent, followed by the rotary part that all heads
+    share.
 
-    kv_rank, q_rank: widths of the latents; q_rank is None where the query is projected straight from hook_in.
+    kv_rank, q_rank: widths of the latents; q_rank is None where the query is projected straight
+        from hook_in.
     norm: of the latents; `q` and `k` name its modules.
     rotary_norm: of the rotary part that all heads share, or None.
     q_scale, kv_scale: factors on the normed latents.
@@ -131,8 +148,9 @@ class Latent:
 class Gate:
     """What each head's mix of values is multiplied by (clause GATE-1).
 
-    module: attribute name, or path, of the projection of hook_in; where `in_query`, of the query projection, or with latents of the one that
-        the query comes up by, whose rows are head by head the query's and then the gate's.
+    module: attribute name, or path, of the projection of hook_in; where `in_query`, of the query
+        projection, or with latents of the one that the query comes up by, whose rows are head by
+        head the query's and then the gate's.
     activation: `sigmoid` or `softplus`.
     per: `channel` has a gate for each dimension of a head, `head` one for all of them.
     bias: name of a parameter (head,) that is added before the activation, or None.
@@ -147,7 +165,8 @@ class Gate:
 
 @dataclass(frozen=True)
 class Differential:
-    """Heads in pairs, h and h + heads / 2, of which the second's mix is subtracted (clause DIFF-1; arXiv:2410.05258).
+    """Heads in pairs, h and h + heads / 2, of which the second's mix is subtracted (clause DIFF-1;
+    arXiv:2410.05258).
 
     init: what is added to the strength of the subtraction; 1 - init multiplies what comes out.
     q1, k1, q2, k2: names of the parameters (d_head,) that the strength is made of.
@@ -179,7 +198,8 @@ class Source:
     """Another sequence whose states key and value are projected from too (clause KV-2).
 
     argument: name of the argument in which its states are handed down.
-    place: `before` the layer's own positions, rotated with them by tables of both; or `after` them, not rotated, and cached apart.
+    place: `before` the layer's own positions, rotated with them by tables of both; or `after` them,
+        not rotated, and cached apart.
     """
 
     argument: str
@@ -188,13 +208,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Selector:
-    """What picks the keys that a query may see, beside the mask (clause SEL-1; DeepSeek-V3.2, arXiv:2512.02556). How it does so is its own.
+    """What picks the keys that a query may see, beside the mask (clause SEL-1; DeepSeek-V3.2,
+    arXiv:2512.02556). How it does so is its own.
 
     module: attribute name of the selector.
-    picks: what it gives for each query: the numbers of `keys` (batch, query, n), a `mask` of booleans (batch, 1, query, key), or the numbers of
-        `blocks` (batch, head or a divisor, query, n) of keys, -1 for none.
+    picks: what it gives for each query: the numbers of `keys` (batch, query, n), a `mask` of
+        booleans (batch, 1, query, key), or the numbers of `blocks` (batch, head or a divisor,
+        query, n) of keys, -1 for none.
     block: how many keys a block has.
-    given: name of the argument in which an earlier layer's picks are handed down, where the layer has no selector of its own; or None.
+    given: name of the argument in which an earlier layer's picks are handed down, where the layer
+        has no selector of its own; or None.
     """
 
     module: str
@@ -205,10 +228,12 @@ class Selector:
 
 @dataclass(frozen=True)
 class Temperature:
-    """A factor on the query that grows with its position (clause SCORE-4; Llama 4, arXiv:2501.19399).
+    """A factor on the query that grows with its position (clause SCORE-4; Llama 4,
+    arXiv:2501.19399).
 
-    1 + beta log(1 + floor((position + shift) / length)); positions are those of `position_ids`, or where `counted`
-    they count on from the cache. Where `given`, the model hands the factor itself down, under this name, or None.
+    1 + beta log(1 + floor((position + shift) / length)); positions are those of `position_ids`, or
+    where `counted` they count on from the cache. Where `given`, the model hands the factor itself
+    down, under this name, or None.
     """
 
     beta: float = 0.0
@@ -220,21 +245,30 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Calling:
-    """How the model around calls a layer, and what it is given back: what the mathematics does not show.
+    """How the model around calls a layer, and what it is given back: what the mathematics does not
+    show.
 
-    tables: `all` layers are handed the rotary tables, or only those that are `rotating`, or each makes its `own` of position ids.
+    tables: `all` layers are handed the rotary tables, or only those that are `rotating`, or each
+        makes its `own` of position ids.
     mask_in: name of the argument in which the mask is handed down.
-    tables_in: name of the argument in which the tables are handed down; where they come as one real tensor it holds sin and then cos.
-    tables_of: whether the tables are those of this call's positions, or of all `keys`, this call's last.
-    position_axes: how many rows of position ids the rotary module is given, where it does not say so itself.
+    tables_in: name of the argument in which the tables are handed down; where they come as one real
+        tensor it holds sin and then cos.
+    tables_of: whether the tables are those of this call's positions, or of all `keys`, this call's
+        last.
+    position_axes: how many rows of position ids the rotary module is given, where it does not say
+        so itself.
     tables_order: which comes first where the tables come as a pair.
-    table_buffer: name of a buffer of the module that holds, for every position, sin and then cos; or None.
-    returns: what forward returns, in order: `out`, `pattern`, `pattern_own` and `pattern_source` (its parts), `picks` (the selector's), or the
-        name of an attribute of the module.
-    extends_cache: whether the layer leaves its keys and values in the cache; where not, it only reads what lies there.
-    layer: name of the argument that says which layer a call is for, where layers share a module; `layer_dic` of the module counts them. Or None.
+    table_buffer: name of a buffer of the module that holds, for every position, sin and then cos;
+        or None.
+    returns: what forward returns, in order: `out`, `pattern`, `pattern_own` and `pattern_source`
+        (its parts), `picks` (the selector's), or the name of an attribute of the module.
+    extends_cache: whether the layer leaves its keys and values in the cache; where not, it only
+        reads what lies there.
+    layer: name of the argument that says which layer a call is for, where layers share a module;
+        `layer_dic` of the module counts them. Or None.
     cache_offset: name of the argument that is added to layer_idx where the cache is asked, or None.
-    kv_left: name of the argument, a mapping from layer type, in which the layer leaves its keys and values for later ones; or None.
+    kv_left: name of the argument, a mapping from layer type, in which the layer leaves its keys and
+        values for later ones; or None.
     """
 
     tables: Literal["all", "rotating", "own"] = "all"
@@ -258,34 +292,43 @@ class Variant:
     Attributes:
         d_model: width of the residual stream.
         heads: query heads.
-        kv_heads: key and value heads; a divisor of `heads` (grouped-query attention, arXiv:2305.13245).
+        kv_heads: key and value heads; a divisor of `heads` (grouped-query attention,
+            arXiv:2305.13245).
         d_head: width of one query or key head.
         d_head_v: width of one value head.
         scale: factor on query . key before softcap and mask.
         norm: how query and key are normalised, or None.
         value_norm: how the value is normalised, or None.
-        z_norm: how each head's mix of values is normalised before gate and output projection, or None.
-        value_is_key: the value is the key as it is projected, before norm and rotation; there is no projection of its own.
-        kv_given: name of the argument, a mapping from layer type, in which an earlier layer's keys and values are handed down, cached
-            ones and all; this layer then makes none of its own. Or None.
+        z_norm: how each head's mix of values is normalised before gate and output projection, or
+            None.
+        value_is_key: the value is the key as it is projected, before norm and rotation; there is no
+            projection of its own.
+        kv_given: name of the argument, a mapping from layer type, in which an earlier layer's keys
+            and values are handed down, cached ones and all; this layer then makes none of its own.
+            Or None.
         k_multiplier, v_multiplier: factors on the projected key and value.
-        clip: query, key and value are clipped to [-clip, clip], query and key after a norm that comes before rotation.
+        clip: query, key and value are clipped to [-clip, clip], query and key after a norm that
+            comes before rotation.
         latent: the latents that query, key and value go through, or None.
         gate: what each head's mix of values is multiplied by, or None.
         source: another sequence that keys and values are made of too, or None.
-        value_added: name of the argument that is added to the projected value, where the model hands it down; or None.
-        exclusive: path of the parameter (head,) whose tanh says how much of the part along its own value is taken from each head's mix; or None.
+        value_added: name of the argument that is added to the projected value, where the model
+            hands it down; or None.
+        exclusive: path of the parameter (head,) whose tanh says how much of the part along its own
+            value is taken from each head's mix; or None.
         differential: how heads are subtracted from each other, or None.
         key_bias: the bias that a key has by its values, or None.
         selector: what picks the keys that a query may see, or None.
         temperature: a factor on the query that grows with its position, or None.
         rotary: how query and key are rotated, or None where the layer does not rotate.
-        score_precision: `float32` keeps scores in at least float32 up to the softmax; what hook_attn_scores is shown has the layer's dtype.
+        score_precision: `float32` keeps scores in at least float32 up to the softmax; what
+            hook_attn_scores is shown has the layer's dtype.
         softcap: cap * tanh(score / cap) before the mask, or None (Gemma 2, arXiv:2408.00118).
-        sinks: name of the parameter that holds one extra logit a head, a key that has no value; or None.
+        sinks: name of the parameter that holds one extra logit a head, a key that has no value; or
+            None.
         causal: a query sees no later position; false in encoders.
-        window: a query at position i sees keys at positions above i - window (and below i + window, where it sees later
-            ones at all); None sees all.
+        window: a query at position i sees keys at positions above i - window (and below i + window,
+            where it sees later ones at all); None sees all.
         chunk: a query sees keys of its own chunk of this many positions only, or None.
         dropout: probability of dropping a pattern entry in training mode.
         output_dropout: probability of dropping an entry of the output in training mode.
@@ -335,15 +378,31 @@ class Variant:
             if getattr(self, name) < 1:
                 raise ValueError(f"Variant.{name} is {getattr(self, name)}; it must be at least 1")
         if self.heads % self.kv_heads:
-            raise ValueError(f"Variant.heads is {self.heads}; it must be a multiple of kv_heads, which is {self.kv_heads}")
+            raise ValueError(
+                f"Variant.heads is {self.heads}; it must be a multiple of kv_heads, which is"
+                f" {self.kv_heads}"
+            )
         if self.rotary and (self.rotary.width % 2 or self.rotary.width > self.d_head):
-            raise ValueError(f"Rotary.width is {self.rotary.width}; it must be even and at most d_head, which is {self.d_head}")
-        if self.projections.layout == "quarters" and (self.heads != self.kv_heads or self.heads % 4):
-            raise ValueError(f"Projections.layout is 'quarters' with {self.heads} heads and {self.kv_heads} kv_heads; it must be as many of both, by fours")
+            raise ValueError(
+                f"Rotary.width is {self.rotary.width}; it must be even and at most d_head, which is"
+                f" {self.d_head}"
+            )
+        if self.projections.layout == "quarters" and (
+            self.heads != self.kv_heads or self.heads % 4
+        ):
+            raise ValueError(
+                f"Projections.layout is 'quarters' with {self.heads} heads and {self.kv_heads}"
+                " kv_heads; it must be as many of both, by fours"
+            )
         if self.differential and self.kv_heads % 2:
-            raise ValueError(f"Variant.kv_heads is {self.kv_heads}; differential attention has kv heads in pairs, and needs an even number")
+            raise ValueError(
+                f"Variant.kv_heads is {self.kv_heads}; differential attention has kv heads in"
+                " pairs, and needs an even number"
+            )
         if self.window is not None and self.window < 1:
-            raise ValueError(f"Variant.window is {self.window}; it must be at least 1, or None for no window")
+            raise ValueError(
+                f"Variant.window is {self.window}; it must be at least 1, or None for no window"
+            )
 
     @property
     def group(self) -> int:
@@ -357,7 +416,8 @@ class Variant:
 
     @property
     def d_z(self) -> int:
-        """Width of a head of hook_z: that of the values of a pair of kv heads (DIFF-1), or of one."""
+        """Width of a head of hook_z: that of the values of a pair of kv heads (DIFF-1), or of
+        one."""
         return 2 * self.d_head_v if self.differential else self.d_head_v
 
     @property
@@ -367,7 +427,8 @@ class Variant:
 
     @property
     def splits(self) -> bool:
-        """Whether each head can be given inputs of its own: not where heads share more than weights, nor where key or value is another's."""
+        """Whether each head can be given inputs of its own: not where heads share more than
+        weights, nor where key or value is another's."""
         shares = self.latent or self.key_bias or self.projections.beside or self.source
         return not shares and not self.kv_given and not self.value_is_key
 
@@ -389,8 +450,15 @@ class Variant:
         gate |= {"key_bias": self.key_bias.projection} if self.key_bias else {}
         if latent is None:
             absent = "kv" if self.kv_given else "v" if self.value_is_key else ""
-            return {**{role: name for role, name in names.roles.items() if role not in absent}, **gate}
-        query = {"q": names.q} if latent.q_rank is None else {"q_down": latent.q_down, "q_up": latent.q_up}
+            return {
+                **{role: name for role, name in names.roles.items() if role not in absent},
+                **gate,
+            }
+        query = (
+            {"q": names.q}
+            if latent.q_rank is None
+            else {"q_down": latent.q_down, "q_up": latent.q_up}
+        )
         outwards = {} if names.o is None else {"o": names.o}
         return {**query, "kv_down": latent.kv_down, "kv_up": latent.kv_up, **gate, **outwards}
 
@@ -399,17 +467,37 @@ class Variant:
         """Role -> attribute name of every module that normalises."""
         names: dict[str, str] = {}
         if self.latent is not None:
-            names = {"kv_latent_norm": self.latent.norm.k} | ({} if self.latent.q_rank is None else {"q_latent_norm": self.latent.norm.q})
-            names |= {} if self.latent.rotary_norm is None else {"k_rotary_norm": self.latent.rotary_norm.k}
+            names = {"kv_latent_norm": self.latent.norm.k} | (
+                {} if self.latent.q_rank is None else {"q_latent_norm": self.latent.norm.q}
+            )
+            names |= (
+                {}
+                if self.latent.rotary_norm is None
+                else {"k_rotary_norm": self.latent.rotary_norm.k}
+            )
         if self.norm is not None:
             names |= {"q_norm": self.norm.q} | ({} if self.kv_given else {"k_norm": self.norm.k})
-        return names | {role: norm.q for role, norm in (("v_norm", self.value_norm), ("z_norm", self.z_norm)) if norm}
+        return names | {
+            role: norm.q
+            for role, norm in (("v_norm", self.value_norm), ("z_norm", self.z_norm))
+            if norm
+        }
 
     def norm_in(self, role: str) -> Norm:
         """The norm whose module is in a role of `norm_roles`."""
-        latent, rotary = (self.latent.norm, self.latent.rotary_norm) if self.latent else (None, None)
-        own = {"q_norm": self.norm, "k_norm": self.norm, "v_norm": self.value_norm, "z_norm": self.z_norm, "k_rotary_norm": rotary}
+        latent, rotary = (
+            (self.latent.norm, self.latent.rotary_norm) if self.latent else (None, None)
+        )
+        own = {
+            "q_norm": self.norm,
+            "k_norm": self.norm,
+            "v_norm": self.value_norm,
+            "z_norm": self.z_norm,
+            "k_rotary_norm": rotary,
+        }
         found = own.get(role, latent)
         if found is None:
-            raise KeyError(f"this variant has no norm in the role {role!r}; it has {sorted(self.norm_roles)}")
+            raise KeyError(
+                f"this variant has no norm in the role {role!r}; it has {sorted(self.norm_roles)}"
+            )
         return found

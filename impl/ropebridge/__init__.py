@@ -1,4 +1,5 @@
-"""ropebridge: hooks on Hugging Face rotary attention that fire at the right stage, and cost nothing where nobody watches.
+"""ropebridge: hooks on Hugging Face rotary attention that fire at the right stage, and cost nothing
+where nobody watches.
 
 In use:
 

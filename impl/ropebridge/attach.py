@@ -1,4 +1,5 @@
-"""`attach(model)`: a bridge over every attention layer of a live model; `detach()` leaves it exactly as it was."""
+"""`attach(model)`: a bridge over every attention layer of a live model; `detach()` leaves it
+exactly as it was."""
 
 from __future__ import annotations
 
@@ -18,7 +19,18 @@ from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.hooks import Direction, HookFunction, HookPoint, refuse_uncallable
 from ropebridge.verify import verify_layers
 from ropebridge.versions import warn_if_untested
-from ropebridge_spec import FAMILIES, OTHERS, RESERVED, AttachError, ContractError, Family, HookNeverFired, UnknownHook, UnsupportedAttention, Variant
+from ropebridge_spec import (
+    FAMILIES,
+    OTHERS,
+    RESERVED,
+    AttachError,
+    ContractError,
+    Family,
+    HookNeverFired,
+    UnknownHook,
+    UnsupportedAttention,
+    Variant,
+)
 from ropebridge_spec.paths import holds
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
@@ -34,34 +46,49 @@ def attach(
     use_attn_result: bool = False,
     families: Mapping[str, Family | Variant] = FAMILIES,
 ) -> Bridged:
-    """Put a bridge over every attention layer of a Hugging Face model that is given position embeddings.
+    """Put a bridge over every attention layer of a Hugging Face model that is given position
+    embeddings.
 
-    The attention modules stay where they are, with their class, weights and hooks; only their `forward` is taken over,
-    each on its own instance, so that `state_dict` keys, `save_pretrained` and recorded outputs do not change.
+    The attention modules stay where they are, with their class, weights and hooks; only their
+    `forward` is taken over, each on its own instance, so that `state_dict` keys, `save_pretrained`
+    and recorded outputs do not change.
 
     Args:
         model: a model, or any module that holds rotary attention layers.
         verify: prove each distinct layer against the module it wraps, in float64, before going on.
-        use_attn_in, use_split_qkv_input, use_attn_result: opt in to the hook points of clauses SPLIT-1 and RES-1.
-        families: class name -> `Family` or `Variant`; add to it to serve a class this version does not know.
+        use_attn_in, use_split_qkv_input, use_attn_result: opt in to the hook points of clauses
+        SPLIT-1 and RES-1.
+        families: class name -> `Family` or `Variant`; add to it to serve a class this version does
+            not know.
 
-    Returns:
-        The bridged model. `detach()` it, or use it as a context manager. Warns (UntestedTransformers) under a transformers newer than was tested.
+    Returns: The bridged model. `detach()` it, or use it as a context manager. Warns
+        (UntestedTransformers) under a transformers newer than was tested.
 
     Raises:
-        UnsupportedAttention: a rotary attention class that no family serves, or whose forward has a parameter that is not known.
-        AttachError: the model is attached to already, holds no rotary attention, or no numbers to verify with (the meta device).
-        VerificationError: a layer did not reproduce the module it wraps; the model is left as it was.
+        UnsupportedAttention: a rotary attention class that no family serves, or whose forward has a
+            parameter that is not known.
+        AttachError: the model is attached to already, holds no rotary attention, or no numbers to
+            verify with (the meta device).
+        VerificationError: a layer did not reproduce the module it wraps; the model is left as it
+            was.
     """
     warn_if_untested()
-    options = {"use_attn_in": use_attn_in, "use_split_qkv_input": use_split_qkv_input, "use_attn_result": use_attn_result}
+    options = {
+        "use_attn_in": use_attn_in,
+        "use_split_qkv_input": use_split_qkv_input,
+        "use_attn_result": use_attn_result,
+    }
     found = list(rotary_attention(model, families))
     names = hook_names([(path, layer_number(path, module)) for path, module in found])
-    bridges = [build(module, path, name, model, options, families) for (path, module), name in zip(found, names, strict=True)]
+    bridges = [
+        build(module, path, name, model, options, families)
+        for (path, module), name in zip(found, names, strict=True)
+    ]
     if not bridges:
         raise AttachError(
-            f"{type(model).__name__} holds no attention layer whose forward takes position_embeddings\n"
-            f"  attach() serves rotary attention: pass the language model, or the module that holds its layers"
+            f"{type(model).__name__} holds no attention layer whose forward takes"
+            " position_embeddings\n  attach() serves rotary attention: pass the language model, or"
+            " the module that holds its layers"
         )
     if verify:
         verify_layers(bridges)
@@ -71,14 +98,19 @@ def attach(
 
 
 def attached(model: nn.Module) -> Bridged:
-    """The bridges that a model has already: a deep copy of a bridged model, or one out of a pickle, brings its own along.
+    """The bridges that a model has already: a deep copy of a bridged model, or one out of a pickle,
+    brings its own along.
 
     Raises:
         AttachError: no layer is bridged.
     """
-    bridges = [bridge for module in model.modules() if (bridge := bridge_in_force(module)) is not None]
+    bridges = [
+        bridge for module in model.modules() if (bridge := bridge_in_force(module)) is not None
+    ]
     if not bridges:
-        raise AttachError(f"{type(model).__name__} holds no layer that is attached to; call attach(model)")
+        raise AttachError(
+            f"{type(model).__name__} holds no layer that is attached to; call attach(model)"
+        )
     return Bridged(model, bridges)
 
 
@@ -88,11 +120,17 @@ def bridge_in_force(module: nn.Module) -> PositionEmbeddingsAttentionBridge | No
     return owner if isinstance(owner, PositionEmbeddingsAttentionBridge) else None
 
 
-def rotary_attention(model: nn.Module, families: Mapping[str, Family | Variant]) -> Iterator[tuple[str, nn.Module]]:
-    """Every attention module that is given rotary tables, or that a family is known of, with its path in the model."""
+def rotary_attention(
+    model: nn.Module, families: Mapping[str, Family | Variant]
+) -> Iterator[tuple[str, nn.Module]]:
+    """Every attention module that is given rotary tables, or that a family is known of, with its
+    path in the model."""
     for path, module in model.named_modules():
         name = type(module).__name__
-        given_tables = name.endswith("Attention") and "position_embeddings" in inspect.signature(type(module).forward).parameters
+        given_tables = (
+            name.endswith("Attention")
+            and "position_embeddings" in inspect.signature(type(module).forward).parameters
+        )
         known = any(base.__name__ in families for base in type(module).__mro__)
         entry = families.get(name)
         if isinstance(entry, Family) and entry.only is not None and not holds(module, entry.only):
@@ -107,25 +145,40 @@ def layer_number(path: str, module: nn.Module) -> int:
     numbers = [int(part) for part in path.split(".") if part.isdigit()]
     own = None if own is not None and own < 0 else own  # a module that layers share
     if own is None and not numbers:
-        raise UnsupportedAttention(f"{path!r} has no layer_idx, so its hooks would have no name; set module.layer_idx to the number of its block")
+        raise UnsupportedAttention(
+            f"{path!r} has no layer_idx, so its hooks would have no name; set module.layer_idx to"
+            " the number of its block"
+        )
     return int(numbers[-1] if own is None else own)
 
 
 def hook_names(layers: Sequence[tuple[str, int]]) -> list[str]:
-    """`blocks.{layer}.attn` of each layer; where two would share a name, what tells their paths apart stands before it: `encoder.blocks.0.attn`.
+    """`blocks.{layer}.attn` of each layer; where two would share a name, what tells their paths
+    apart stands before it: `encoder.blocks.0.attn`.
 
     Raises:
-        AttachError: the layers of one name cannot be told apart by the part of the model they stand in.
+        AttachError: the layers of one name cannot be told apart by the part of the model they stand
+            in.
     """
     names = [f"blocks.{number}.attn" for _, number in layers]
     if len(set(names)) == len(names):
         return names
     stacks = [tuple(path.split(".")[: last_number(path)]) for path, _ in layers]
-    telling = [at for at in range(max(map(len, stacks))) if len({stack[at : at + 1] for stack in stacks}) > 1]
-    apart = [".".join([*(stack[at] for at in telling if at < len(stack)), name]) for stack, name in zip(stacks, names, strict=True)]
+    telling = [
+        at
+        for at in range(max(map(len, stacks)))
+        if len({stack[at : at + 1] for stack in stacks}) > 1
+    ]
+    apart = [
+        ".".join([*(stack[at] for at in telling if at < len(stack)), name])
+        for stack, name in zip(stacks, names, strict=True)
+    ]
     twice = sorted({name for name in apart if apart.count(name) > 1})
     if twice:
-        raise AttachError(f"several attention layers share the names {twice}; attach to each part of the model apart: attach(model.model)")
+        raise AttachError(
+            f"several attention layers share the names {twice}; attach to each part of the model"
+            " apart: attach(model.model)"
+        )
     return apart
 
 
@@ -136,21 +189,30 @@ def last_number(path: str) -> int:
 
 
 def build(
-    module: nn.Module, path: str, name: str, model: nn.Module, options: Mapping[str, Any], families: Mapping[str, Family | Variant]
+    module: nn.Module,
+    path: str,
+    name: str,
+    model: nn.Module,
+    options: Mapping[str, Any],
+    families: Mapping[str, Family | Variant],
 ) -> PositionEmbeddingsAttentionBridge:
     """A bridge around one attention module, not yet in force."""
     if bridge_in_force(module) is not None:
         raise AttachError(
-            f"{path!r} is attached to already; call detach() on the earlier bridge first\n"
-            f"  a deep copy, or a model out of a pickle, brought bridges of its own along: ropebridge.attached(model).detach()"
+            f"{path!r} is attached to already; call detach() on the earlier bridge first\n  a deep"
+            " copy, or a model out of a pickle, brought bridges of its own along:"
+            " ropebridge.attached(model).detach()"
         )
     if "forward" in module.__dict__:
         raise AttachError(
-            f"the forward of {path!r} was replaced on the instance (accelerate's dispatch hooks do that)\n"
-            f"  attach before dispatching, or load the model on one device without device_map"
+            f"the forward of {path!r} was replaced on the instance (accelerate's dispatch hooks do"
+            " that)\n  attach before dispatching, or load the model on one device without"
+            " device_map"
         )
     refuse_other_attention(module, path)
-    bridge = PositionEmbeddingsAttentionBridge(name, getattr(module, "config", None), families=families, **options)
+    bridge = PositionEmbeddingsAttentionBridge(
+        name, getattr(module, "config", None), families=families, **options
+    )
     bridge.set_original_component(module)
     rotary = nearest_rotary(model, path)
     if rotary is not None:
@@ -159,11 +221,13 @@ def build(
 
 
 def refuse_other_attention(module: nn.Module, path: str) -> None:
-    """Refuse a model that attends by another function than transformers' own eager, sdpa and flex: the bridge would compute something else."""
+    """Refuse a model that attends by another function than transformers' own eager, sdpa and flex:
+    the bridge would compute something else."""
     chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
     if chosen not in (None, "eager", "sdpa", "flex_attention"):
         raise AttachError(
-            f"{path!r} attends by {chosen!r}, and the bridge stands for 'eager', 'sdpa' and 'flex_attention'; call model.set_attn_implementation('sdpa') first"
+            f"{path!r} attends by {chosen!r}, and the bridge stands for 'eager', 'sdpa' and"
+            " 'flex_attention'; call model.set_attn_implementation('sdpa') first"
         )
 
 
@@ -172,7 +236,11 @@ def nearest_rotary(model: nn.Module, path: str) -> nn.Module | None:
     parts = path.split(".")
     for depth in range(len(parts) - 1, -1, -1):
         around = model.get_submodule(".".join(parts[:depth]))
-        rotary = [child for name, child in around.named_children() if name == "rotary_emb" or type(child).__name__.endswith(ROTARY)]
+        rotary = [
+            child
+            for name, child in around.named_children()
+            if name == "rotary_emb" or type(child).__name__.endswith(ROTARY)
+        ]
         if rotary:
             return rotary[0]
     return None
@@ -183,13 +251,15 @@ ROTARY = ("RotaryEmbedding", "SinusoidalPositionalEmbedding")
 
 
 def take_over(bridge: PositionEmbeddingsAttentionBridge) -> None:
-    """Let the wrapped module run the bridge. The class stays untouched: only this instance changes (law: no patching)."""
+    """Let the wrapped module run the bridge. The class stays untouched: only this instance changes
+    (law: no patching)."""
     assert bridge.original_component is not None
     bridge.original_component.forward = bridge.forward
 
 
 def give_back(bridge: PositionEmbeddingsAttentionBridge) -> bool:
-    """Let the wrapped module run its own forward again; False where another's lies over the bridge's, and nothing can be done."""
+    """Let the wrapped module run its own forward again; False where another's lies over the
+    bridge's, and nothing can be done."""
     module = bridge.original_component
     if module is None or "forward" not in vars(module):
         return True
@@ -207,7 +277,9 @@ class Bridged:
         layers: the bridges, in the order in which the model holds them.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[PositionEmbeddingsAttentionBridge]) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Sequence[PositionEmbeddingsAttentionBridge]
+    ) -> None:
         self.model = model
         self.layers = tuple(layers)
         self._in_force = list(layers)
@@ -224,22 +296,31 @@ class Bridged:
     def __enter__(self) -> Bridged:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.detach()
 
     def detach(self) -> None:
-        """Take every hook and every bridge away; the model is then as it was. A second call does nothing.
+        """Take every hook and every bridge away; the model is then as it was. A second call does
+        nothing.
 
         Raises:
-            AttachError: the forward of a layer was wrapped after attach. The other layers are as they were, and no hook is left.
+            AttachError: the forward of a layer was wrapped after attach. The other layers are as
+                they were, and no hook is left.
         """
         for point in self.hook_points.values():
             point.remove_hooks()
         self._in_force = [layer for layer in self._in_force if not give_back(layer)]
         if self._in_force:
             raise AttachError(
-                f"the forward of {', '.join(layer.name for layer in self._in_force)} was wrapped after attach, and what wrapped it still runs the bridge\n"
-                f"  take the wrapper away (accelerate's: accelerate.hooks.remove_hook_from_submodules(model)), then call detach() again"
+                f"the forward of {', '.join(layer.name for layer in self._in_force)} was wrapped"
+                " after attach, and what wrapped it still runs the bridge\n  take the wrapper away"
+                " (accelerate's: accelerate.hooks.remove_hook_from_submodules(model)), then call"
+                " detach() again"
             )
 
     @contextmanager
@@ -258,7 +339,9 @@ class Bridged:
         """
         self._refuse_detached()
         asked = [*self._requests(fwd_hooks, "fwd"), *self._requests(bwd_hooks, "bwd")]
-        handles = [self.hook_points[request.name].add_hook(request, request.dir) for request in asked]
+        handles = [
+            self.hook_points[request.name].add_hook(request, request.dir) for request in asked
+        ]
         try:
             yield self
         finally:
@@ -266,8 +349,11 @@ class Bridged:
                 handle.remove()
         refuse_unfired(asked)
 
-    def run_with_hooks(self, *args: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **kwargs: Any) -> Any:
-        """Run the model once with hooks; the output is the model's. Backward hooks: use `hooks()` around the backward pass too.
+    def run_with_hooks(
+        self, *args: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **kwargs: Any
+    ) -> Any:
+        """Run the model once with hooks; the output is the model's. Backward hooks: use `hooks()`
+        around the backward pass too.
 
         Raises:
             AttachError, ContractError, UnknownHook, HookNeverFired: as `hooks`.
@@ -276,7 +362,11 @@ class Bridged:
             return self.model(*args, **kwargs)
 
     def run_with_cache(
-        self, *args: Any, names_filter: NamesFilter = None, device: torch.device | str | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        names_filter: NamesFilter = None,
+        device: torch.device | str | None = None,
+        **kwargs: Any,
     ) -> tuple[Any, dict[str, Tensor]]:
         """Run the model once and keep what the hook points held.
 
@@ -301,8 +391,11 @@ class Bridged:
             output = self.model(*args, **kwargs)
         return output, cache
 
-    def plot(self, path: str | PathLike[str], inputs: Tensor | Mapping[str, Any], **options: Any) -> Path:
-        """Write the patterns of one run, as a picture (`.png`) or a page to look round in (`.html`): `ropebridge.plots.plot_patterns`."""
+    def plot(
+        self, path: str | PathLike[str], inputs: Tensor | Mapping[str, Any], **options: Any
+    ) -> Path:
+        """Write the patterns of one run, as a picture (`.png`) or a page to look round in
+        (`.html`): `ropebridge.plots.plot_patterns`."""
         from ropebridge.plots import plot_patterns
 
         return plot_patterns(self, inputs, path, **options)
@@ -310,7 +403,8 @@ class Bridged:
     def _refuse_detached(self) -> None:
         if len(self._in_force) < len(self.layers):
             raise AttachError(
-                "the bridge was detached, by detach() or at the end of its with block, and its hooks cannot fire\n  attach again: bridged = attach(model)"
+                "the bridge was detached, by detach() or at the end of its with block, and its"
+                " hooks cannot fire\n  attach again: bridged = attach(model)"
             )
 
     def _requests(self, hooks: Hooks, dir: Direction) -> Iterator[Request]:
@@ -330,7 +424,10 @@ class Bridged:
             if name not in points:
                 raise UnknownHook(unknown_hook(name, list(points)))
         if not names:
-            raise UnknownHook("the names filter selects no hook point; print(list(bridged.hook_points)) shows what there is")
+            raise UnknownHook(
+                "the names filter selects no hook point; print(list(bridged.hook_points)) shows"
+                " what there is"
+            )
         return names
 
 
@@ -353,8 +450,9 @@ def pairs_of(hooks: Any, dir: Direction) -> list[tuple[Any, HookFunction]]:
     for pair in pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise ContractError(
-                f"{dir}_hooks was given {pair!r} for a pair (name, fn); clause FIRE-4 requires a function fn(tensor, hook) with the name of its place\n"
-                f"  pass a list of pairs, for one hook too: {dir}_hooks=[('blocks.0.attn.hook_z', fn)]"
+                f"{dir}_hooks was given {pair!r} for a pair (name, fn); clause FIRE-4 requires a"
+                " function fn(tensor, hook) with the name of its place\n  pass a list of pairs,"
+                f" for one hook too: {dir}_hooks=[('blocks.0.attn.hook_z', fn)]"
             )
     return pairs
 
@@ -364,13 +462,16 @@ def refuse_unfired(asked: Sequence[Request]) -> None:
     silent = [request.name for request in asked if not request.fired]
     if silent:
         raise HookNeverFired(
-            f"{len(silent)} of {len(asked)} requested hooks never fired: {', '.join(silent[:5])}{', ...' if len(silent) > 5 else ''}\n"
-            f"  clause FIRE-3: run the model (and for backward hooks the backward pass) while the hooks are in place, through all its layers"
+            f"{len(silent)} of {len(asked)} requested hooks never fired:"
+            f" {', '.join(silent[:5])}{', ...' if len(silent) > 5 else ''}\n  clause FIRE-3: run"
+            " the model (and for backward hooks the backward pass) while the hooks are in place,"
+            " through all its layers"
         )
 
 
 def unknown_hook(name: str, points: Sequence[str]) -> str:
-    """The message for a name that no hook point has: the nearest names, and the opt-in where it needs one."""
+    """The message for a name that no hook point has: the nearest names, and the opt-in where it
+    needs one."""
     ending = [point for point in points if point.endswith(f".{name}")]
     near = ending[:3] or get_close_matches(name, points, n=3, cutoff=0.5)
     short = name.rsplit(".", 1)[-1]
@@ -380,6 +481,17 @@ def unknown_hook(name: str, points: Sequence[str]) -> str:
         **{f"hook_{role}_input": "use_split_qkv_input" for role in "qkv"},
     }.get(short)
     hint = f"  it exists on request: attach(model, {opt_in}=True)\n" if opt_in else ""
-    hint += f"  a name is full; for every layer: lambda name: name.endswith({f'.{name}'!r})\n" if ending else ""
-    hint += f"  the name is reserved ({RESERVED[short]}), and no family this version serves has it\n" if short in RESERVED else ""
-    return f"there is no hook point {name!r}\n{hint}  nearest: {', '.join(near) or 'none'}\n  all: print(list(bridged.hook_points))"
+    hint += (
+        f"  a name is full; for every layer: lambda name: name.endswith({f'.{name}'!r})\n"
+        if ending
+        else ""
+    )
+    hint += (
+        f"  the name is reserved ({RESERVED[short]}), and no family this version serves has it\n"
+        if short in RESERVED
+        else ""
+    )
+    return (
+        f"there is no hook point {name!r}\n{hint}  nearest: {', '.join(near) or 'none'}\n  all:"
+        " print(list(bridged.hook_points))"
+    )

@@ -1,4 +1,5 @@
-"""What the surrounding Hugging Face layer hands to one call: sorted by the contract's names, checked, and nothing yet computed."""
+"""What the surrounding Hugging Face layer hands to one call: sorted by the contract's names,
+checked, and nothing yet computed."""
 
 from __future__ import annotations
 
@@ -25,15 +26,18 @@ from ropebridge_spec import (
 )
 
 UPDATED_WITH = ("kwargs",)
-"""The keyword arguments of `cache.update` that a bridge can pass on: transformers 5.24 hands it the call's other arguments as a dict."""
+"""The keyword arguments of `cache.update` that a bridge can pass on: transformers 5.24 hands it the
+call's other arguments as a dict."""
 
 
 @dataclass(frozen=True)
 class Signature:
     """How the wrapped class is called.
 
-    parameters: the names that its forward has, in order. meanings: name -> what it means, whether forward names it or not (ARG-1).
-    takes_cache: whether it takes a cache. update_keywords: the keyword arguments with which it calls `cache.update`.
+    parameters: the names that its forward has, in order. meanings: name -> what it means, whether
+        forward names it or not (ARG-1).
+    takes_cache: whether it takes a cache. update_keywords: the keyword arguments with which it
+        calls `cache.update`.
     """
 
     parameters: tuple[str, ...]
@@ -46,15 +50,17 @@ def signature_of(kind: type, variant: Variant) -> Signature:
     """Return how a class is called.
 
     Raises:
-        UnsupportedAttention: its forward has a parameter, or passes its cache a keyword argument, whose meaning is not known (ARG-1).
+        UnsupportedAttention: its forward has a parameter, or passes its cache a keyword argument,
+            whose meaning is not known (ARG-1).
     """
     refuse_unknown_parameters(kind, variant)
     passed_on = cache_update_keywords(kind)
     unknown = [name for name in passed_on if name not in UPDATED_WITH]
     if unknown:
         raise UnsupportedAttention(
-            f"{kind.__name__}.forward updates its cache with the keyword arguments {', '.join(map(repr, unknown))}; "
-            f"clause ARG-1 requires that each is known: {', '.join(UPDATED_WITH)}"
+            f"{kind.__name__}.forward updates its cache with the keyword arguments"
+            f" {', '.join(map(repr, unknown))}; clause ARG-1 requires that each is known:"
+            f" {', '.join(UPDATED_WITH)}"
         )
     takes_cache = parameter_in_role(kind, variant, "cache") is not None
     return Signature(parameters_of(kind), arguments_of(variant), takes_cache, passed_on)
@@ -64,9 +70,11 @@ def signature_of(kind: type, variant: Variant) -> Signature:
 class Call:
     """One call of a layer.
 
-    hidden_states: (batch, pos, d_model). cache_layer: which layer of the cache is this one's. update_with: the keyword arguments with
-    which the wrapped class would update the cache. source: states of another sequence, None where their keys lie in the cache.
-    seen_before, first_key: how many positions the cache has seen, and the position of the first key it gives back.
+    hidden_states: (batch, pos, d_model). cache_layer: which layer of the cache is this one's.
+    update_with: the keyword arguments with which the wrapped class would update the cache. source:
+    states of another sequence, None where their keys lie in the cache.
+    seen_before, first_key: how many positions the cache has seen, and the position of the first key
+        it gives back.
     """
 
     hidden_states: Tensor
@@ -86,7 +94,8 @@ class Call:
     first_key: int
 
     def ids(self) -> Tensor:
-        """(batch or 1, pos): the positions of this call, as given, or going on where the cache ends, whatever the mask says."""
+        """(batch or 1, pos): the positions of this call, as given, or going on where the cache
+        ends, whatever the mask says."""
         return self.counted() if self.position_ids is None else self.position_ids
 
     def counted(self) -> Tensor:
@@ -95,11 +104,19 @@ class Call:
         return positions(seen_before, self.hidden_states.shape[1], self.hidden_states.device)
 
 
-def read_call(name: str, module: nn.Module, variant: Variant, signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+def read_call(
+    name: str,
+    module: nn.Module,
+    variant: Variant,
+    signature: Signature,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> Call:
     """Sort what was passed, in the wrapped class's own positional order.
 
     Raises:
-        ContractError: no hidden states, or of another shape; or an argument that is not understood, or asks for what the layer does not do (ARG-1).
+        ContractError: no hidden states, or of another shape; or an argument that is not understood,
+            or asks for what the layer does not do (ARG-1).
     """
     by_role = sort_by_role(name, signature, args, kwargs)
     hidden_states = checked(name, by_role.get("hidden_states"), variant.d_model)
@@ -107,7 +124,9 @@ def read_call(name: str, module: nn.Module, variant: Variant, signature: Signatu
     cache, layer = by_role.get("cache"), layer_of(by_role, module)
     refuse_other_cache(name, cache, signature)
     mask = by_role.get("attention_mask")
-    asked = bool(by_role.get("output_attentions")) or bool(getattr(getattr(module, "config", None), "output_attentions", False))
+    asked = bool(by_role.get("output_attentions")) or bool(
+        getattr(getattr(module, "config", None), "output_attentions", False)
+    )
     return Call(
         hidden_states=hidden_states,
         position_embeddings=by_role.get("position_embeddings"),
@@ -126,11 +145,14 @@ def read_call(name: str, module: nn.Module, variant: Variant, signature: Signatu
     )
 
 
-def sort_by_role(name: str, signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def sort_by_role(
+    name: str, signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return role -> value of the arguments that the layer reads and that are not None (ARG-1)."""
     if len(args) > len(signature.parameters):
         raise ContractError(
-            f"{name!r} was called with {len(args)} positional arguments, and its class takes {len(signature.parameters)}: {', '.join(signature.parameters)}"
+            f"{name!r} was called with {len(args)} positional arguments, and its class takes"
+            f" {len(signature.parameters)}: {', '.join(signature.parameters)}"
         )
     by_position = dict(zip(signature.parameters, args, strict=False))
     by_role: dict[str, Any] = {}
@@ -139,50 +161,69 @@ def sort_by_role(name: str, signature: Signature, args: Sequence[Any], kwargs: M
             continue
         meaning = meaning_of(repr(name), argument, signature.meanings)
         if meaning.use == "used" and by_role.setdefault(meaning.role, value) is not value:
-            raise ContractError(f"{name!r} was called with two values for {meaning.role}, one of them as {argument}; pass one")
+            raise ContractError(
+                f"{name!r} was called with two values for {meaning.role}, one of them as"
+                f" {argument}; pass one"
+            )
     return by_role
 
 
 def unnamed(signature: Signature, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments of a call that the class's forward does not name: what it passes on."""
-    return {argument: value for argument, value in kwargs.items() if argument not in signature.parameters}
+    """Return the keyword arguments of a call that the class's forward does not name: what it passes
+    on."""
+    return {
+        argument: value
+        for argument, value in kwargs.items()
+        if argument not in signature.parameters
+    }
 
 
 def refuse_other_cache(name: str, cache: Any, signature: Signature) -> None:
-    """Refuse a cache that the wrapped class does not take, or that cannot say how many positions it holds: a paged one."""
+    """Refuse a cache that the wrapped class does not take, or that cannot say how many positions it
+    holds: a paged one."""
     if cache is None:
         return
     if not signature.takes_cache:
-        raise ContractError(f"{name!r} was called with a cache, and its class takes none; clause ARG-1 refuses it: call the model with use_cache=False")
+        raise ContractError(
+            f"{name!r} was called with a cache, and its class takes none; clause ARG-1 refuses it:"
+            " call the model with use_cache=False"
+        )
     if not hasattr(cache, "get_seq_length"):
         raise ContractError(
-            f"{name!r} was called with a {type(cache).__name__}, which has no get_seq_length(); clause ARG-1 refuses paged caches: "
-            f"generate with a DynamicCache or a StaticCache"
+            f"{name!r} was called with a {type(cache).__name__}, which has no get_seq_length();"
+            " clause ARG-1 refuses paged caches: generate with a DynamicCache or a StaticCache"
         )
 
 
 def checked(name: str, hidden_states: Any, d_model: int) -> Tensor:
     """The hidden states, of the shape clause IN-2 requires."""
     if not isinstance(hidden_states, Tensor):
-        raise ContractError(f"{name!r} was given no hidden_states; clause IN-1 requires a tensor (batch, pos, {d_model})")
+        raise ContractError(
+            f"{name!r} was given no hidden_states; clause IN-1 requires a tensor (batch, pos,"
+            f" {d_model})"
+        )
     if hidden_states.ndim != 3 or hidden_states.shape[-1] != d_model:
         raise ContractError(
-            f"{name!r} was given hidden_states of shape {tuple(hidden_states.shape)}; clause IN-2 requires (batch, pos, {d_model})\n"
-            f"  axes: batch pos d_model\n"
-            f"  with: d_model={d_model}"
+            f"{name!r} was given hidden_states of shape {tuple(hidden_states.shape)}; clause IN-2"
+            f" requires (batch, pos, {d_model})\n  axes: batch pos d_model\n  with:"
+            f" d_model={d_model}"
         )
     return hidden_states
 
 
 def layer_of(by_role: Mapping[str, Any], module: nn.Module) -> int:
-    """Which layer of the cache is this call's: the module's own number or the one that is named, further on by an offset where the family has one."""
-    return int(by_role.get("layer", getattr(module, "layer_idx", None)) or 0) + int(by_role.get("cache_offset", 0))
+    """Which layer of the cache is this call's: the module's own number or the one that is named,
+    further on by an offset where the family has one."""
+    return int(by_role.get("layer", getattr(module, "layer_idx", None)) or 0) + int(
+        by_role.get("cache_offset", 0)
+    )
 
 
 def offsets(cache: Any, layer: int, pos: int, mask: Any) -> dict[str, int]:
     """How many positions the cache has seen, and the position of the first key it will give back.
 
-    A mask that has queries says all of that itself (MASK-1); then the cache is not asked, and a compiled graph not broken.
+    A mask that has queries says all of that itself (MASK-1); then the cache is not asked, and a
+    compiled graph not broken.
     """
     if cache is None or not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
         return {"seen_before": 0, "first_key": 0}
@@ -190,17 +231,36 @@ def offsets(cache: Any, layer: int, pos: int, mask: Any) -> dict[str, int]:
     return {"seen_before": int(cache.get_seq_length(layer)), "first_key": int(first_key)}
 
 
-def source_of(by_role: Mapping[str, Any], source: Source | None, cache: Any, layer: int) -> Tensor | None:
-    """The states of another sequence; None where keys of it were made before, and lie in the cache (KV-2)."""
-    if source is None or (source.place == "after" and cache is not None and cache.is_updated.get(layer)):
+def source_of(
+    by_role: Mapping[str, Any], source: Source | None, cache: Any, layer: int
+) -> Tensor | None:
+    """The states of another sequence; None where keys of it were made before, and lie in the cache
+    (KV-2)."""
+    if source is None or (
+        source.place == "after" and cache is not None and cache.is_updated.get(layer)
+    ):
         return None
     states: Tensor | None = by_role.get("source")
     return states
 
 
-def returned(names: Sequence[str], module: nn.Module, call: Call, out: Tensor, pattern: Tensor | None, picks: Tensor | None) -> tuple[Any, ...]:
-    """What the wrapped class returns, in its order; the pattern whole, or in its parts over own keys and those of a sequence after them."""
-    made = {"out": out, "pattern": pattern, "pattern_own": pattern, "pattern_source": None, "picks": picks}
+def returned(
+    names: Sequence[str],
+    module: nn.Module,
+    call: Call,
+    out: Tensor,
+    pattern: Tensor | None,
+    picks: Tensor | None,
+) -> tuple[Any, ...]:
+    """What the wrapped class returns, in its order; the pattern whole, or in its parts over own
+    keys and those of a sequence after them."""
+    made = {
+        "out": out,
+        "pattern": pattern,
+        "pattern_own": pattern,
+        "pattern_source": None,
+        "picks": picks,
+    }
     if pattern is not None and call.source is not None:
         own = pattern.shape[-1] - call.source.shape[1]
         made |= {"pattern_own": pattern[..., :own], "pattern_source": pattern[..., own:]}

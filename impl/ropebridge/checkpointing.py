@@ -1,6 +1,8 @@
-"""Gradient checkpointing runs a layer again in the backward pass: what hooks edited in its forward pass, they must edit again there.
+"""Gradient checkpointing runs a layer again in the backward pass: what hooks edited in its forward
+pass, they must edit again there.
 
-The rotary tables say which forward pass a recomputation repeats: the model hands the very same tensors to both.
+The rotary tables say which forward pass a recomputation repeats: the model hands the very same
+tensors to both.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ def recomputing() -> bool:
 
 
 class Edits:
-    """The hook points of one layer that edited, in the call that runs now and in those whose tables still live.
+    """The hook points of one layer that edited, in the call that runs now and in those whose tables
+    still live.
 
     A compiled graph keeps none. A copy, deep or out of a pickle, begins anew.
     """
@@ -47,10 +50,12 @@ class Edits:
 
         Args:
             layer: the layer's name.
-            tables: what the call was given as position embeddings; without a table there is nothing to know it by again.
+            tables: what the call was given as position embeddings; without a table there is nothing
+                to know it by again.
 
         Raises:
-            ContractError: a recomputation edited elsewhere than the forward pass that it repeats (FIRE-2).
+            ContractError: a recomputation edited elsewhere than the forward pass that it repeats
+                (FIRE-2).
         """
         table = tables[0] if isinstance(tables, (tuple, list)) and tables else tables
         if torch.compiler.is_compiling() or not isinstance(table, Tensor):
@@ -68,7 +73,8 @@ def refuse_other_edits(layer: str, now: frozenset[str], before: frozenset[str]) 
     """The gradients would be those of a computation that nobody asked for."""
     then, here = (", ".join(sorted(names)) or "nothing" for names in (before, now))
     raise ContractError(
-        f"{layer!r} was run again in the backward pass, as gradient checkpointing does, under other edits; clause FIRE-2 requires those of the forward pass\n"
-        f"  edited in the forward pass: {then}; edited now: {here}\n"
-        f"  keep hooks() open over both passes: with bridged.hooks(fwd_hooks=[...]): bridged(...).loss.backward()"
+        f"{layer!r} was run again in the backward pass, as gradient checkpointing does, under other"
+        " edits; clause FIRE-2 requires those of the forward pass\n  edited in the forward pass:"
+        f" {then}; edited now: {here}\n  keep hooks() open over both passes: with"
+        " bridged.hooks(fwd_hooks=[...]): bridged(...).loss.backward()"
     )

@@ -1,4 +1,5 @@
-"""Packages that only an extra brings: imported when they are needed, and missed with the line that installs them."""
+"""Packages that only an extra brings: imported when they are needed, and missed with the line that
+installs them."""
 
 from __future__ import annotations
 
@@ -29,4 +30,7 @@ def need(package: str, extra: str, what: str) -> Any:
         top = package.partition(".")[0]
         if (error.name or "").partition(".")[0] != top:
             raise
-        raise MissingExtra(f"{what} needs {top}, which the extra brings: pip install 'ropebridge[{extra}]'", name=top) from error
+        raise MissingExtra(
+            f"{what} needs {top}, which the extra brings: pip install 'ropebridge[{extra}]'",
+            name=top,
+        ) from error

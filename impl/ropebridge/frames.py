@@ -23,55 +23,76 @@ class FrameError(RopebridgeError, ValueError):
 
 
 class Part(TypedDict):
-    """One hook's rows: the columns that are the same in all of them, and those that are not, each of one length."""
+    """One hook's rows: the columns that are the same in all of them, and those that are not, each
+    of one length."""
 
     layer: int
     hook: str
     columns: dict[str, Tensor]
 
 
-def to_frame(bridged: Bridged, cache: Mapping[str, Tensor], *, library: Library | None = None, most_rows: int = MOST_ROWS) -> Any:
+def to_frame(
+    bridged: Bridged,
+    cache: Mapping[str, Tensor],
+    *,
+    library: Library | None = None,
+    most_rows: int = MOST_ROWS,
+) -> Any:
     """A cache as a table with a row a number.
 
-    Columns: `layer` (the number in the hook's full name), `hook` (its short name), a column for each axis that any of
-    the hooks has, under the contract's names and in its order (`batch`, `pos`, `head`, `query`, `key`, ...), and
-    `value`. Where a hook has not an axis its rows have no number there: <NA> in pandas (Int32), null in polars.
-    bfloat16 becomes float32, which holds it exactly; other dtypes stay.
+    Columns: `layer` (the number in the hook's full name), `hook` (its short name), a column for
+    each axis that any of the hooks has, under the contract's names and in its order (`batch`,
+    `pos`, `head`, `query`, `key`, ...), and `value`. Where a hook has not an axis its rows have no
+    number there: <NA> in pandas (Int32), null in polars. bfloat16 becomes float32, which holds it
+    exactly; other dtypes stay.
 
     Args:
         cache: full hook name -> tensor, as `run_with_cache` gives it.
         library: "pandas" or "polars"; None takes the first of them that is installed.
         most_rows: refuse a larger table; the message says how to keep less.
 
-    Returns:
-        A pandas.DataFrame, its column `hook` a categorical, or a polars.DataFrame. Places count from the start of the
+    Returns: A pandas.DataFrame, its column `hook` a categorical, or a polars.DataFrame. Places
+        count from the start of the
         tensor that is given: one that was cut to queries 5 to 9 has queries 0 to 4.
 
     Raises:
         MissingExtra: neither library is installed, or not the one that is asked for.
-        FrameError: too many rows, an empty cache, another library, or a tensor that does not lie as its hook point says.
+        FrameError: too many rows, an empty cache, another library, or a tensor that does not lie as
+            its hook point says.
         UnknownHook: a name that is no hook point of this model.
     """
     chosen = choose(library)
     rows = sum(tensor.numel() for tensor in cache.values())
     if not cache:
-        raise FrameError("the cache is empty; pass what run_with_cache returned second: output, cache = bridged.run_with_cache(...)")
+        raise FrameError(
+            "the cache is empty; pass what run_with_cache returned second: output, cache ="
+            " bridged.run_with_cache(...)"
+        )
     if rows > most_rows:
         raise FrameError(
-            f"the table would have {rows:,} rows, and most_rows is {most_rows:,}; keep less by names_filter=, index the tensors, or raise most_rows"
+            f"the table would have {rows:,} rows, and most_rows is {most_rows:,}; keep less by"
+            " names_filter=, index the tensors, or raise most_rows"
         )
     parts = [part_of(bridged, name, tensor) for name, tensor in cache.items()]
-    axes = list(dict.fromkeys(axis for part in parts for axis in part["columns"] if axis != "value"))
+    axes = list(
+        dict.fromkeys(axis for part in parts for axis in part["columns"] if axis != "value")
+    )
     return (pandas_frame if chosen == "pandas" else polars_frame)(parts, axes)
 
 
 def choose(library: Library | None) -> Library:
     """The library that is asked for, or the first that is installed."""
     if library is not None and library not in LIBRARIES:
-        raise FrameError(f"library={library!r}; it must be 'pandas' or 'polars', or None for the one that is installed")
+        raise FrameError(
+            f"library={library!r}; it must be 'pandas' or 'polars', or None for the one that is"
+            " installed"
+        )
     found = library or next((name for name in LIBRARIES if is_installed(name)), None)
     if found is None:
-        raise MissingExtra("a table needs pandas or polars, and neither is installed: pip install 'ropebridge[frames]' brings both")
+        raise MissingExtra(
+            "a table needs pandas or polars, and neither is installed: pip install"
+            " 'ropebridge[frames]' brings both"
+        )
     return found
 
 
@@ -90,11 +111,17 @@ def part_of(bridged: Bridged, name: str, tensor: Tensor) -> Part:
     axes = axis_names(bridged.hook_points[name].spec.axes)
     if len(axes) != tensor.ndim:
         raise FrameError(
-            f"{name!r} was given a tensor of {tensor.ndim} axes; its hook point has {len(axes)}: {' '.join(axes)}. Leave no axis out: index with i:i+1"
+            f"{name!r} was given a tensor of {tensor.ndim} axes; its hook point has {len(axes)}:"
+            f" {' '.join(axes)}. Leave no axis out: index with i:i+1"
         )
-    places = torch.meshgrid(*(torch.arange(size, dtype=torch.int32) for size in tensor.shape), indexing="ij")
+    places = torch.meshgrid(
+        *(torch.arange(size, dtype=torch.int32) for size in tensor.shape), indexing="ij"
+    )
     values = tensor.detach().cpu()
-    columns = {axis.strip("()").replace(" ", "_"): place.flatten() for axis, place in zip(axes, places, strict=True)}
+    columns = {
+        axis.strip("()").replace(" ", "_"): place.flatten()
+        for axis, place in zip(axes, places, strict=True)
+    }
     columns["value"] = (values.float() if values.dtype == torch.bfloat16 else values).flatten()
     _, layer, _, hook = name.rsplit(".", 3)
     return Part(layer=int(layer), hook=hook, columns=columns)
@@ -108,7 +135,9 @@ def pandas_frame(parts: Sequence[Part], axes: Sequence[str]) -> Any:
     def column(part: Part, axis: str) -> Any:
         if axis not in part["columns"]:
             return pandas.array([pandas.NA] * part["columns"]["value"].numel(), dtype="Int32")
-        return pandas.array(part["columns"][axis].numpy(), dtype="Int32" if axis in partial else "int32")
+        return pandas.array(
+            part["columns"][axis].numpy(), dtype="Int32" if axis in partial else "int32"
+        )
 
     hooks = list(dict.fromkeys(part["hook"] for part in parts))
     frames = []
@@ -118,7 +147,15 @@ def pandas_frame(parts: Sequence[Part], axes: Sequence[str]) -> Any:
             "layer": pandas.array([part["layer"]], dtype="int32").repeat(count),
             "hook": pandas.Categorical.from_codes([hooks.index(part["hook"])], hooks).repeat(count),
         }
-        frames.append(pandas.DataFrame({**same, **{axis: column(part, axis) for axis in axes}, "value": part["columns"]["value"].numpy()}))
+        frames.append(
+            pandas.DataFrame(
+                {
+                    **same,
+                    **{axis: column(part, axis) for axis in axes},
+                    "value": part["columns"]["value"].numpy(),
+                }
+            )
+        )
     return pandas.concat(frames, ignore_index=True)
 
 
@@ -128,8 +165,15 @@ def polars_frame(parts: Sequence[Part], axes: Sequence[str]) -> Any:
 
     def frame(part: Part) -> Any:
         columns = {name: column.numpy() for name, column in part["columns"].items()}
-        same = [polars.lit(part["layer"], polars.Int32).alias("layer"), polars.lit(part["hook"]).alias("hook")]
+        same = [
+            polars.lit(part["layer"], polars.Int32).alias("layer"),
+            polars.lit(part["hook"]).alias("hook"),
+        ]
         gaps = [polars.lit(None, polars.Int32).alias(axis) for axis in axes if axis not in columns]
-        return polars.DataFrame(columns).with_columns(*same, *gaps).select("layer", "hook", *axes, "value")
+        return (
+            polars.DataFrame(columns)
+            .with_columns(*same, *gaps)
+            .select("layer", "hook", *axes, "value")
+        )
 
     return polars.concat([frame(part) for part in parts], how="vertical_relaxed")

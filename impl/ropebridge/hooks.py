@@ -1,4 +1,5 @@
-"""`HookPoint`: a named place in the forward pass where functions may look at a tensor, replace it, or edit it in place."""
+"""`HookPoint`: a named place in the forward pass where functions may look at a tensor, replace it,
+or edit it in place."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ Direction = Literal["fwd", "bwd"]
 
 
 class HookHandle:
-    """What `add_hook` gives back: takes the hook away again, by `remove()` or at the end of a `with` block."""
+    """What `add_hook` gives back: takes the hook away again, by `remove()` or at the end of a
+    `with` block."""
 
     def __init__(self, hooks: list[HookFunction], fn: HookFunction) -> None:
         self._hooks, self._fn = hooks, fn
@@ -30,14 +32,20 @@ class HookHandle:
     def __enter__(self) -> HookHandle:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.remove()
 
 
 class HookPoint(nn.Module):
     """One hook point of one layer.
 
-    It keeps its own list of functions: torch's forward hooks, added after `torch.compile`, silently never fire.
+    It keeps its own list of functions: torch's forward hooks, added after `torch.compile`, silently
+    never fire.
 
     Attributes:
         name: the full name, `blocks.{layer}.attn.hook_pattern`.
@@ -54,7 +62,9 @@ class HookPoint(nn.Module):
 
     if TYPE_CHECKING:
 
-        def __call__(self, tensor: Tensor, *, shared: bool = False) -> Tensor: ...  # nn.Module's own gives Any
+        def __call__(
+            self, tensor: Tensor, *, shared: bool = False
+        ) -> Tensor: ...  # nn.Module's own gives Any
 
     @property
     def watched(self) -> bool:
@@ -63,15 +73,19 @@ class HookPoint(nn.Module):
 
     @property
     def recomputing(self) -> bool:
-        """Whether this firing repeats one already seen: gradient checkpointing recomputes in the backward pass (FIRE-2)."""
+        """Whether this firing repeats one already seen: gradient checkpointing recomputes in the
+        backward pass (FIRE-2)."""
         return recomputing()
 
-    def add_hook(self, fn: HookFunction, dir: Direction = "fwd", *, prepend: bool = False) -> HookHandle:
+    def add_hook(
+        self, fn: HookFunction, dir: Direction = "fwd", *, prepend: bool = False
+    ) -> HookHandle:
         """Hook a function here (clause FIRE-4).
 
         Args:
-            fn: called as `fn(tensor, hook=self)`; with dir "bwd" it is given the gradient. Returns None to look, or a
-                tensor of the same shape, dtype and device to replace what it was given. It may edit in place.
+            fn: called as `fn(tensor, hook=self)`; with dir "bwd" it is given the gradient. Returns
+                None to look, or a tensor of the same shape, dtype and device to replace what it was
+                given. It may edit in place.
             dir: "fwd" or "bwd".
             prepend: call it before the hooks that are already there.
 
@@ -80,9 +94,12 @@ class HookPoint(nn.Module):
         """
         refuse_uncallable(self.name, fn)
         if dir not in ("fwd", "bwd"):
-            raise ContractError(f"hook {self.name!r} was given dir={dir!r}; it must be 'fwd' or 'bwd'")
+            raise ContractError(
+                f"hook {self.name!r} was given dir={dir!r}; it must be 'fwd' or 'bwd'"
+            )
         hooks = self._fwd if dir == "fwd" else self._bwd
-        call = partial(fn, hook=self)  # not a closure: a deep copy of the model then calls its own hook points
+        # not a closure: a deep copy of the model then calls its own hook points
+        call = partial(fn, hook=self)
         hooks.insert(0 if prepend else len(hooks), call)
         return HookHandle(hooks, call)
 
@@ -96,7 +113,8 @@ class HookPoint(nn.Module):
 
         Args:
             tensor: the stage's value.
-            shared: someone else holds this tensor too, or autograd saved it: the hooks are shown a copy (EDIT-2).
+            shared: someone else holds this tensor too, or autograd saved it: the hooks are shown a
+                copy (EDIT-2).
         """
         if not self.watched:
             return tensor
@@ -115,31 +133,47 @@ class HookPoint(nn.Module):
         if replacement is None:
             return shown
         if not isinstance(replacement, Tensor):
-            raise ContractError(f"hook {self.name!r} returned {type(replacement).__name__}; clause FIRE-4 requires None (to look) or a tensor (to replace)")
-        for kind, clause in (("shape", self.spec.axes_clause), ("dtype", "EDIT-3"), ("device", "EDIT-3")):
+            raise ContractError(
+                f"hook {self.name!r} returned {type(replacement).__name__}; clause FIRE-4 requires"
+                " None (to look) or a tensor (to replace)"
+            )
+        for kind, clause in (
+            ("shape", self.spec.axes_clause),
+            ("dtype", "EDIT-3"),
+            ("device", "EDIT-3"),
+        ):
             given, required = getattr(replacement, kind), getattr(shown, kind)
             if given != required:
                 raise ContractError(self._complaint(what, kind, given, clause, required, shown))
         return replacement
 
-    def _complaint(self, what: str, kind: str, given: object, clause: str, required: object, shown: Tensor) -> str:
-        """The message of a broken clause: what was given, what is required, and the axes with their lengths."""
-        given, required = (tuple(cast("Any", x)) if kind == "shape" else x for x in (given, required))
+    def _complaint(
+        self, what: str, kind: str, given: object, clause: str, required: object, shown: Tensor
+    ) -> str:
+        """The message of a broken clause: what was given, what is required, and the axes with their
+        lengths."""
+        given, required = (
+            tuple(cast("Any", x)) if kind == "shape" else x for x in (given, required)
+        )
         lengths = zip(axis_names(self.spec.axes), shown.shape, strict=True)
         return (
-            f"hook {self.name!r} was given {what} of {kind} {given}; clause {clause} requires {required}\n"
-            f"  axes: {self.spec.axes}\n"
-            f"  with: {', '.join(f'{axis}={length}' for axis, length in lengths)}"
+            f"hook {self.name!r} was given {what} of {kind} {given}; clause {clause} requires"
+            f" {required}\n  axes: {self.spec.axes}\n  with:"
+            f" {', '.join(f'{axis}={length}' for axis, length in lengths)}"
         )
 
     def _hook_gradient(self, tensor: Tensor) -> None:
         """Let the backward hooks see, and replace, the gradient at this tensor (GRAD-1)."""
         if not tensor.requires_grad:
-            raise HookNeverFired(f"the backward hook at {self.name!r} cannot fire: no gradient flows through this tensor\n{remedy()}")
+            raise HookNeverFired(
+                f"the backward hook at {self.name!r} cannot fire: no gradient flows through this"
+                f" tensor\n{remedy()}"
+            )
         hooks = tuple(self._bwd)
 
         def show(gradient: Tensor) -> Tensor:
-            for fn in (fn for fn in hooks if fn in self._bwd):  # those removed since the forward pass are gone
+            # those removed since the forward pass are gone
+            for fn in (fn for fn in hooks if fn in self._bwd):
                 gradient = self._accept(fn(gradient), gradient, "a gradient")
             return gradient
 
@@ -153,7 +187,8 @@ class ScorePoint(HookPoint):
     """The hook point before softmax, which refuses NaN and +inf from an edit (clause SCORE-3)."""
 
     def forward(self, tensor: Tensor, *, shared: bool = False) -> Tensor:
-        """Show the scores; -inf is how a key is forbidden and stays allowed. An overflow that no hook made is not theirs."""
+        """Show the scores; -inf is how a key is forbidden and stays allowed. An overflow that no
+        hook made is not theirs."""
         if not self.watched or unreadable(tensor):
             return super().forward(tensor, shared=shared)
         before = version(tensor)
@@ -161,7 +196,10 @@ class ScorePoint(HookPoint):
         shown = super().forward(tensor, shared=shared)
         edited = shown is not tensor or before is None or version(shown) != before
         if edited and not spoiled and not finite_or_forbidden(shown):
-            raise ContractError(f"hook {self.name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite numbers, or -inf to forbid a key")
+            raise ContractError(
+                f"hook {self.name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite"
+                " numbers, or -inf to forbid a key"
+            )
         return shown
 
 
@@ -170,15 +208,21 @@ def remedy() -> str:
     if torch.is_grad_enabled():
         return "  let the model's input, or a weight before this point, require a gradient"
     return (
-        "  gradients are off here: run the model outside of torch.no_grad(); gradient checkpointing with use_reentrant=True runs it without them too, so pass\n"
-        "  model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
+        "  gradients are off here: run the model outside of torch.no_grad(); gradient checkpointing"
+        " with use_reentrant=True runs it without them too, so pass\n "
+        " model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant':"
+        " False})"
     )
 
 
 def refuse_uncallable(name: str, fn: object) -> None:
-    """Refuse a hook that cannot be called, where it is given and not where it would fire (FIRE-4)."""
+    """Refuse a hook that cannot be called, where it is given and not where it would fire
+    (FIRE-4)."""
     if not callable(fn):
-        raise ContractError(f"hook {name!r} was given {type(fn).__name__} {fn!r}; clause FIRE-4 requires a function fn(tensor, hook)")
+        raise ContractError(
+            f"hook {name!r} was given {type(fn).__name__} {fn!r}; clause FIRE-4 requires a function"
+            " fn(tensor, hook)"
+        )
 
 
 def unreadable(tensor: Tensor) -> bool:

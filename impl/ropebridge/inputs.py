@@ -31,11 +31,20 @@ def random_inputs(
     device, dtype = torch.device(device or like.device), dtype or like.dtype
     draw = generator_for(seed, generator)
     shape = (batch, pos, bridge.variant.d_model)
-    hidden_states = torch.randn(shape, generator=draw, device=draw.device if draw else device, dtype=torch.float32).to(device, dtype)
+    hidden_states = torch.randn(
+        shape, generator=draw, device=draw.device if draw else device, dtype=torch.float32
+    ).to(device, dtype)
     padded = paddings(batch, left_padding, device)
     ids = position_ids(pos, padded) if left_padding else position_ids(pos, padded)[:1]
-    source, kv_ids = other_sequence(bridge.variant, hidden_states, draw), with_source(bridge.variant, ids)
-    tables = bridge.make_tables(hidden_states, kv_ids) if bridge.variant.rotary or gets_tables_anyway(bridge) else None
+    source, kv_ids = (
+        other_sequence(bridge.variant, hidden_states, draw),
+        with_source(bridge.variant, ids),
+    )
+    tables = (
+        bridge.make_tables(hidden_states, kv_ids)
+        if bridge.variant.rotary or gets_tables_anyway(bridge)
+        else None
+    )
     explicit = bridge.requires_attention_mask or left_padding
     mask = additive_mask(pos, bridge.variant, padded, dtype) if explicit else None
     return {
@@ -53,13 +62,21 @@ def random_inputs(
     }
 
 
-def shared(bridge: PositionEmbeddingsAttentionBridge, like: Tensor, draw: torch.Generator | None) -> dict[str, Any]:
-    """Where a layer leaves its keys and values, and made-up ones in their place for a layer that is given an earlier one's (KV-1)."""
+def shared(
+    bridge: PositionEmbeddingsAttentionBridge, like: Tensor, draw: torch.Generator | None
+) -> dict[str, Any]:
+    """Where a layer leaves its keys and values, and made-up ones in their place for a layer that is
+    given an earlier one's (KV-1)."""
     variant, (batch, pos, _) = bridge.variant, like.shape
     if variant.kv_given is None:
         return {variant.calling.kv_left: {}} if variant.calling.kv_left else {}
     shapes = [(batch, variant.kv_heads, pos, width) for width in (variant.d_head, variant.d_head_v)]
-    pair = tuple(torch.randn(shape, generator=draw, device=draw.device if draw else like.device).to(like.device, like.dtype) for shape in shapes)
+    pair = tuple(
+        torch.randn(shape, generator=draw, device=draw.device if draw else like.device).to(
+            like.device, like.dtype
+        )
+        for shape in shapes
+    )
     return {variant.kv_given: {shared_key(bridge.original_component): pair}}
 
 
@@ -68,7 +85,13 @@ def added(variant: Variant, like: Tensor, draw: torch.Generator | None) -> dict[
     if variant.value_added is None:
         return {}
     shape = (*like.shape[:2], variant.kv_heads * variant.d_head_v)
-    return {variant.value_added: torch.randn(shape, generator=draw, device=draw.device if draw else like.device).to(like.device, like.dtype)}
+    return {
+        variant.value_added: (
+            torch.randn(shape, generator=draw, device=draw.device if draw else like.device).to(
+                like.device, like.dtype
+            )
+        )
+    }
 
 
 def named_layer(bridge: PositionEmbeddingsAttentionBridge) -> dict[str, int]:
@@ -77,7 +100,12 @@ def named_layer(bridge: PositionEmbeddingsAttentionBridge) -> dict[str, int]:
     if bridge.variant.calling.layer is None:
         return {}
     beside = bridge.variant.projections.beside
-    held = [layer for layer, own in module.layer_dic.items() if beside is None or any(True for _ in getattr(module, beside.format("q"))[own].parameters())]
+    held = [
+        layer
+        for layer, own in module.layer_dic.items()
+        if beside is None
+        or any(True for _ in getattr(module, beside.format("q"))[own].parameters())
+    ]
     return {bridge.variant.calling.layer: held[0]}
 
 
@@ -85,31 +113,45 @@ SOURCE = 3
 """How many positions another sequence has."""
 
 
-def other_sequence(variant: Variant, like: Tensor, draw: torch.Generator | None) -> dict[str, Tensor]:
+def other_sequence(
+    variant: Variant, like: Tensor, draw: torch.Generator | None
+) -> dict[str, Tensor]:
     """Made-up states of another sequence that keys and values are made of too (KV-2)."""
     if variant.source is None:
         return {}
     shape = (like.shape[0], SOURCE, variant.d_model)
-    return {variant.source.argument: torch.randn(shape, generator=draw, device=draw.device if draw else like.device).to(like.device, like.dtype)}
+    return {
+        variant.source.argument: (
+            torch.randn(shape, generator=draw, device=draw.device if draw else like.device).to(
+                like.device, like.dtype
+            )
+        )
+    }
 
 
 def with_source(variant: Variant, ids: Tensor) -> Tensor:
     """Position ids after those of another sequence that is rotated too."""
     if variant.source is None or variant.source.place == "after":
         return ids
-    return torch.cat([torch.arange(SOURCE, device=ids.device).expand(ids.shape[0], -1), ids + SOURCE], dim=1)
+    return torch.cat(
+        [torch.arange(SOURCE, device=ids.device).expand(ids.shape[0], -1), ids + SOURCE], dim=1
+    )
 
 
 def handed_picks(variant: Variant, like: Tensor) -> dict[str, Tensor]:
-    """Made-up picks for a layer that is handed an earlier one's (SEL-1): of each query its own position, and the one half way to it."""
+    """Made-up picks for a layer that is handed an earlier one's (SEL-1): of each query its own
+    position, and the one half way to it."""
     if variant.selector is None or variant.selector.given is None:
         return {}
     at = torch.arange(like.shape[1], device=like.device)
-    return {variant.selector.given: torch.stack([at, at // 2], dim=-1).expand(like.shape[0], -1, -1)}
+    return {
+        variant.selector.given: torch.stack([at, at // 2], dim=-1).expand(like.shape[0], -1, -1)
+    }
 
 
 def placed(variant: Variant, ids: Tensor) -> dict[str, Tensor]:
-    """What a layer that needs them is told of its positions: the positions, or made-up temperatures (SCORE-4)."""
+    """What a layer that needs them is told of its positions: the positions, or made-up temperatures
+    (SCORE-4)."""
     if variant.calling.tables == "own" or variant.selector is not None:
         return {"position_ids": ids}
     if variant.temperature is None or variant.temperature.counted:
@@ -125,10 +167,16 @@ def gets_tables_anyway(bridge: PositionEmbeddingsAttentionBridge) -> bool:
 
 
 def floating_parameter(bridge: PositionEmbeddingsAttentionBridge) -> Tensor:
-    """A parameter whose device and dtype are the module's own; a quantised module may hold none, then torch's default."""
+    """A parameter whose device and dtype are the module's own; a quantised module may hold none,
+    then torch's default."""
     assert bridge.original_component is not None
-    parameters = chain(*(bridge.submodule(role).parameters() for role in bridge.variant.roles), bridge.original_component.parameters())
-    return next((parameter for parameter in parameters if parameter.is_floating_point()), torch.empty(0))
+    parameters = chain(
+        *(bridge.submodule(role).parameters() for role in bridge.variant.roles),
+        bridge.original_component.parameters(),
+    )
+    return next(
+        (parameter for parameter in parameters if parameter.is_floating_point()), torch.empty(0)
+    )
 
 
 def generator_for(seed: int | None, generator: torch.Generator | None) -> torch.Generator | None:
@@ -140,7 +188,11 @@ def generator_for(seed: int | None, generator: torch.Generator | None) -> torch.
 
 def paddings(batch: int, left_padding: int, device: torch.device) -> Tensor:
     """(batch,) padded positions: none for the first, `left_padding` for the last."""
-    return torch.linspace(0, left_padding, batch, device=device).round().long() if batch > 1 else torch.full((1,), left_padding, device=device)
+    return (
+        torch.linspace(0, left_padding, batch, device=device).round().long()
+        if batch > 1
+        else torch.full((1,), left_padding, device=device)
+    )
 
 
 def position_ids(pos: int, padded: Tensor) -> Tensor:
@@ -149,11 +201,18 @@ def position_ids(pos: int, padded: Tensor) -> Tensor:
 
 
 def additive_mask(pos: int, variant: Variant, padded: Tensor, dtype: torch.dtype) -> Tensor:
-    """(batch, 1, query, key): 0 where a query may see a key, the dtype's lowest number where not, as transformers makes it."""
+    """(batch, 1, query, key): 0 where a query may see a key, the dtype's lowest number where not,
+    as transformers makes it."""
     real = torch.arange(pos, device=padded.device)[None] >= padded[:, None]
     rows = slice(0, pos)
-    visible = Visibility(pos, pos, padded.device, 0, 0, variant.causal, variant.window, variant.chunk, padding=real).block(rows, rows)
+    visible = Visibility(
+        pos, pos, padded.device, 0, 0, variant.causal, variant.window, variant.chunk, padding=real
+    ).block(rows, rows)
     assert visible is not None
     if variant.source is not None:
-        visible = F.pad(visible, (SOURCE, 0) if variant.source.place == "before" else (0, SOURCE), value=True)
-    return torch.zeros((), dtype=dtype, device=padded.device).masked_fill(~visible, torch.finfo(dtype).min)
+        visible = F.pad(
+            visible, (SOURCE, 0) if variant.source.place == "before" else (0, SOURCE), value=True
+        )
+    return torch.zeros((), dtype=dtype, device=padded.device).masked_fill(
+        ~visible, torch.finfo(dtype).min
+    )

@@ -1,7 +1,9 @@
-"""From rotated query and key to z (clauses SCORE-1, PAT-1, MIX-1): one fused kernel, or the same stages made explicitly.
+"""From rotated query and key to z (clauses SCORE-1, PAT-1, MIX-1): one fused kernel, or the same
+stages made explicitly.
 
-Everything here has axes batch head pos d_head, the layout the matrix products want. Key and value heads are never
-copied for the query heads that share them: a group's queries are stacked along the rows instead.
+Everything here has axes batch head pos d_head, the layout the matrix products want. Key and value
+heads are never copied for the query heads that share them: a group's queries are stacked along the
+rows instead.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ def row_blocks(query: int) -> list[slice]:
 def fused(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, variant: Variant) -> Tensor:
     """z by scaled_dot_product_attention, which makes no scores and no pattern.
 
-    One call where its own causal flag, or a boolean mask already in memory, says what is visible; otherwise a call for
-    each block of rows, with a mask of that block alone and only the keys that the block can see.
+    One call where its own causal flag, or a boolean mask already in memory, says what is visible;
+    otherwise a call for each block of rows, with a mask of that block alone and only the keys that
+    the block can see.
     """
     if seen.plain_causal:
         return sdpa(q, k, v, variant, causal=q.shape[2] > 1)
@@ -45,9 +48,19 @@ def fused(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, variant: Variant) -
     return by_rows(block, q.shape[2])
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, variant: Variant, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    variant: Variant,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
     """torch's fused kernel with this layer's scale and grouped heads."""
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=variant.scale, enable_gqa=variant.group > 1)
+    return F.scaled_dot_product_attention(
+        q, k, v, mask, is_causal=causal, scale=variant.scale, enable_gqa=variant.group > 1
+    )
 
 
 def by_rows(block: Callable[[slice], Tensor], query: int) -> Tensor:
@@ -56,21 +69,39 @@ def by_rows(block: Callable[[slice], Tensor], query: int) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
 
 
-def explicit(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, variant: Variant, sinks: Tensor | None, dropout: float) -> Tensor:
-    """z by explicit scores and pattern, a block of rows at a time: for what the fused kernel cannot do."""
+def explicit(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Visibility,
+    variant: Variant,
+    sinks: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """z by explicit scores and pattern, a block of rows at a time: for what the fused kernel cannot
+    do."""
 
-    work = torch.promote_types(q.dtype, torch.float32) if variant.score_precision == "float32" else q.dtype
+    work = (
+        torch.promote_types(q.dtype, torch.float32)
+        if variant.score_precision == "float32"
+        else q.dtype
+    )
 
     def block(rows: slice) -> Tensor:
-        keys = slice(0, seen.key) if dropout else seen.keys_of(rows)  # dropout draws for whole rows, watched or not
-        pattern = softmax(score(q[:, :, rows].to(work), k[:, :, keys].to(work), seen.block(rows, keys), variant), sinks).to(v.dtype)
+        # dropout draws for whole rows, watched or not
+        keys = slice(0, seen.key) if dropout else seen.keys_of(rows)
+        pattern = softmax(
+            score(q[:, :, rows].to(work), k[:, :, keys].to(work), seen.block(rows, keys), variant),
+            sinks,
+        ).to(v.dtype)
         return mix(F.dropout(pattern, dropout), v[:, :, keys])
 
     return by_rows(block, q.shape[2])
 
 
 def score(q: Tensor, k: Tensor, mask: Tensor | None, variant: Variant) -> Tensor:
-    """Scaled, softcapped, masked scores. The scale goes into the query first, or float16 would overflow."""
+    """Scaled, softcapped, masked scores. The scale goes into the query first, or float16 would
+    overflow."""
     scores = grouped_product(q * variant.scale, k.transpose(2, 3))
     dtype = scores.dtype
     if variant.softcap is not None:
@@ -84,20 +115,25 @@ def score(q: Tensor, k: Tensor, mask: Tensor | None, variant: Variant) -> Tensor
 
 
 def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax over keys in at least float32, 0 in a row that sees none; a sink joins as a column and is dropped again."""
+    """Softmax over keys in at least float32, 0 in a row that sees none; a sink joins as a column
+    and is dropped again."""
     work = torch.promote_types(scores.dtype, torch.float32)
     if sinks is None:
-        pattern: Tensor = torch.ops.aten._safe_softmax(scores.to(work), -1)  # torch._safe_softmax would break a compiled graph
+        # torch._safe_softmax would break a compiled graph
+        pattern: Tensor = torch.ops.aten._safe_softmax(scores.to(work), -1)
         return pattern.to(scores.dtype)
     column = sinks.to(work).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
     return torch.cat([scores.to(work), column], dim=-1).softmax(-1)[..., :-1].to(scores.dtype)
 
 
 def drop(pattern: Tensor, dropout: float) -> Tensor:
-    """Dropout of a whole pattern, drawn block by block: the numbers do not depend on who watches (DROP-1)."""
+    """Dropout of a whole pattern, drawn block by block: the numbers do not depend on who watches
+    (DROP-1)."""
     if not dropout:
         return pattern
-    return torch.cat([F.dropout(pattern[:, :, rows], dropout) for rows in row_blocks(pattern.shape[2])], dim=2)
+    return torch.cat(
+        [F.dropout(pattern[:, :, rows], dropout) for rows in row_blocks(pattern.shape[2])], dim=2
+    )
 
 
 def mix(pattern: Tensor, v: Tensor) -> Tensor:
@@ -106,7 +142,8 @@ def mix(pattern: Tensor, v: Tensor) -> Tensor:
 
 
 def grouped_product(rows: Tensor, shared: Tensor) -> Tensor:
-    """(batch, head, pos, n) times (batch, kv_head, n, m): the heads of a group stacked along the rows, nothing copied."""
+    """(batch, head, pos, n) times (batch, kv_head, n, m): the heads of a group stacked along the
+    rows, nothing copied."""
     batch, heads, pos, n = rows.shape
     stacked = rows.reshape(batch, shared.shape[1], heads // shared.shape[1] * pos, n)
     return (stacked @ shared).view(batch, heads, pos, shared.shape[-1])

@@ -1,4 +1,5 @@
-"""What each query may see (clauses MASK-1 to MASK-5), for any block of query rows, without making the whole of it."""
+"""What each query may see (clauses MASK-1 to MASK-5), for any block of query rows, without making
+the whole of it."""
 
 from __future__ import annotations
 
@@ -15,11 +16,15 @@ from ropebridge_spec import MaskError
 class Visibility:
     """The keys that each query of one call may see.
 
-    mask: (batch or 1, head or 1, query or 1, key), boolean, additive or a flex mask: the whole truth (MASK-1); or None.
+    mask: (batch or 1, head or 1, query or 1, key), boolean, additive or a flex mask: the whole
+        truth (MASK-1); or None.
     padding: (batch or 1, key) booleans, True for a real key (MASK-3); or None.
-    query, key: how many; first_query, first_key: the positions of the first of them, which differ when a cache is read.
-    picked: (batch, head or 1, query, key) booleans, the keys that a selector picked (SEL-1); or None.
-    key_bias: (batch, head, 1, key) numbers that are added for all queries, and keep, how many keys of the largest a query sees (SCORE-5); or None.
+    query, key: how many; first_query, first_key: the positions of the first of them, which differ
+        when a cache is read.
+    picked: (batch, head or 1, query, key) booleans, the keys that a selector picked (SEL-1); or
+        None.
+    key_bias: (batch, head, 1, key) numbers that are added for all queries, and keep, how many keys
+        of the largest a query sees (SCORE-5); or None.
     beyond: how many of the last keys are another sequence's, which every query sees (KV-2).
     causal, window, chunk: how far a query sees by itself (MASK-2), as in `Variant`.
     """
@@ -43,15 +48,30 @@ class Visibility:
     def plain_causal(self) -> bool:
         """Whether the lower triangle says it all: what a fused kernel's own causal flag means."""
         short = self.window is None or self.window >= self.key
-        one_chunk = self.chunk is None or self.first_query // self.chunk == (self.first_query + self.query - 1) // self.chunk
+        one_chunk = (
+            self.chunk is None
+            or self.first_query // self.chunk == (self.first_query + self.query - 1) // self.chunk
+        )
         aligned = self.query == self.key and self.first_query == self.first_key
-        alone = self.mask is None and self.padding is None and self.picked is None and self.key_bias is None
+        alone = (
+            self.mask is None
+            and self.padding is None
+            and self.picked is None
+            and self.key_bias is None
+        )
         return bool(self.causal and alone and short and one_chunk and aligned)
 
     @property
     def whole(self) -> Tensor | None:
         """The mask, where it already lies in memory as a fused kernel takes it."""
-        return self.mask if isinstance(self.mask, Tensor) and self.mask.dtype == torch.bool and self.picked is None and self.key_bias is None else None
+        return (
+            self.mask
+            if isinstance(self.mask, Tensor)
+            and self.mask.dtype == torch.bool
+            and self.picked is None
+            and self.key_bias is None
+            else None
+        )
 
     def keys_of(self, rows: slice) -> slice:
         """The keys that any of these rows may see; never none, so that every block has a shape."""
@@ -73,9 +93,12 @@ class Visibility:
         return first, stop
 
     def block(self, rows: slice, keys: slice) -> Tensor | None:
-        """What is added to the scores of some rows and keys: booleans, or a bias with -inf; None where all of them see all."""
+        """What is added to the scores of some rows and keys: booleans, or a bias with -inf; None
+        where all of them see all."""
         visible = self._visible(rows, keys)
-        return visible if self.key_bias is None else with_key_bias(visible, self.key_bias, self.keep)
+        return (
+            visible if self.key_bias is None else with_key_bias(visible, self.key_bias, self.keep)
+        )
 
     def _visible(self, rows: slice, keys: slice) -> Tensor | None:
         """The mask of some rows and keys, of those picked."""
@@ -117,10 +140,13 @@ class Visibility:
 
 
 def with_key_bias(visible: Tensor | None, key_bias: Tensor, keep: int | None) -> Tensor:
-    """Keys biased, -inf where they may not be seen, nor belong to so many of the largest bias of those that may (SCORE-5)."""
+    """Keys biased, -inf where they may not be seen, nor belong to so many of the largest bias of
+    those that may (SCORE-5)."""
     own = key_bias
     if visible is not None:
-        own = key_bias.masked_fill(~visible if visible.dtype == torch.bool else visible == -torch.inf, -torch.inf)
+        own = key_bias.masked_fill(
+            ~visible if visible.dtype == torch.bool else visible == -torch.inf, -torch.inf
+        )
     biased = own if visible is None or visible.dtype == torch.bool else own + visible
     if keep is None or keep >= own.shape[-1]:
         return biased
@@ -136,12 +162,17 @@ def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 
 def forbid_lowest(bias: Tensor) -> Tensor:
-    """-inf for every entry at most half the lowest number of the bias's own dtype (MASK-5), in at least float32."""
+    """-inf for every entry at most half the lowest number of the bias's own dtype (MASK-5), in at
+    least float32."""
     lowest = torch.finfo(bias.dtype).min / 2
-    return bias.to(torch.promote_types(bias.dtype, torch.float32)).masked_fill(bias <= lowest, -torch.inf)
+    return bias.to(torch.promote_types(bias.dtype, torch.float32)).masked_fill(
+        bias <= lowest, -torch.inf
+    )
 
 
-def read_mask(mask: object, *, batch: int, heads: int, query: int, key: int) -> tuple[Tensor | BlockMask | None, Tensor | None]:
+def read_mask(
+    mask: object, *, batch: int, heads: int, query: int, key: int
+) -> tuple[Tensor | BlockMask | None, Tensor | None]:
     """Sort a mask into (the whole truth, padding), one of them or both None.
 
     Raises:
@@ -150,19 +181,25 @@ def read_mask(mask: object, *, batch: int, heads: int, query: int, key: int) -> 
     if mask is None:
         return None, None
     wanted = (
-        "clause MASK-4 requires None, (batch, key), (batch, query, key), (batch, head or 1, query, key) or a BlockMask of that shape\n"
-        f"  with: {batch=}, {heads=}, {query=}, {key=}"
+        "clause MASK-4 requires None, (batch, key), (batch, query, key), (batch, head or 1, query,"
+        f" key) or a BlockMask of that shape\n  with: {batch=}, {heads=}, {query=}, {key=}"
     )
     if not isinstance(mask, (Tensor, BlockMask)):
         raise MaskError(f"attention_mask is a {type(mask).__name__}; {wanted}")
     shape = shape_of(mask)
     whole = ((batch, 1), (heads, 1), (query, 1), (key,))
     fits = {4: whole, 3: (whole[0], *whole[2:]), 2: ((batch, 1), (key,))}.get(len(shape), ())
-    if len(fits) != len(shape) or any(size not in sizes for size, sizes in zip(shape, fits, strict=True)):
+    if len(fits) != len(shape) or any(
+        size not in sizes for size, sizes in zip(shape, fits, strict=True)
+    ):
         raise MaskError(f"attention_mask has shape {shape}; {wanted}")
     if isinstance(mask, BlockMask):
         return mask, None
-    return (None, read_padding(mask)) if mask.ndim == 2 else (read_whole(mask if mask.ndim == 4 else mask.unsqueeze(1)), None)
+    return (
+        (None, read_padding(mask))
+        if mask.ndim == 2
+        else (read_whole(mask if mask.ndim == 4 else mask.unsqueeze(1)), None)
+    )
 
 
 def shape_of(mask: Tensor | BlockMask) -> tuple[int, ...]:
@@ -174,27 +211,46 @@ def shape_of(mask: Tensor | BlockMask) -> tuple[int, ...]:
 
 
 def block_of(mask: BlockMask, rows: slice, keys: slice) -> Tensor:
-    """Booleans (batch or 1, head or 1, rows, keys) of a flex mask, made for these rows and keys alone."""
+    """Booleans (batch or 1, head or 1, rows, keys) of a flex mask, made for these rows and keys
+    alone."""
 
     def shifted(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return mask.mask_mod(batch, head, query + rows.start, key + keys.start)
 
     batch, heads = mask.shape[:2]
-    made: Tensor = create_mask(shifted, batch, heads, rows.stop - rows.start, keys.stop - keys.start, device=mask.kv_num_blocks.device)
+    made: Tensor = create_mask(
+        shifted,
+        batch,
+        heads,
+        rows.stop - rows.start,
+        keys.stop - keys.start,
+        device=mask.kv_num_blocks.device,
+    )
     return made
 
 
 def read_whole(mask: Tensor) -> Tensor:
     """A four-axis mask: booleans or floating-point biases."""
     if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise MaskError(f"attention_mask has four axes and dtype {mask.dtype}; clause MASK-1 requires torch.bool (True sees) or a floating-point bias")
+        raise MaskError(
+            f"attention_mask has four axes and dtype {mask.dtype}; clause MASK-1 requires"
+            " torch.bool (True sees) or a floating-point bias"
+        )
     return mask
 
 
 def read_padding(mask: Tensor) -> Tensor:
-    """A two-axis mask as booleans; numbers other than 0 and 1 would be ambiguous and are refused."""
+    """A two-axis mask as booleans; numbers other than 0 and 1 would be ambiguous and are
+    refused."""
     if mask.dtype == torch.bool:
         return mask
-    if not torch.compiler.is_compiling() and not mask.is_meta and not bool(((mask == 0) | (mask == 1)).all()):
-        raise MaskError("attention_mask has two axes and entries other than 0 and 1; clause MASK-3 requires booleans, or zeros and ones")
+    if (
+        not torch.compiler.is_compiling()
+        and not mask.is_meta
+        and not bool(((mask == 0) | (mask == 1)).all())
+    ):
+        raise MaskError(
+            "attention_mask has two axes and entries other than 0 and 1; clause MASK-3 requires"
+            " booleans, or zeros and ones"
+        )
     return mask != 0

@@ -1,4 +1,5 @@
-"""Keys and values of all positions (clauses CACHE-1, EDIT-4, KV-1, KV-2): of this call, of a cache, of another layer, of another sequence."""
+"""Keys and values of all positions (clauses CACHE-1, EDIT-4, KV-1, KV-2): of this call, of a cache,
+of another layer, of another sequence."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def given(call: Call, module: nn.Module) -> Pair:
 
 
 def remember(own: Pair, call: Call, module: nn.Module, variant: Variant) -> Pair:
-    """This call's after those of earlier calls, left in the cache as the family leaves them (CACHE-1, EDIT-4), and for later layers (KV-1)."""
+    """This call's after those of earlier calls, left in the cache as the family leaves them
+    (CACHE-1, EDIT-4), and for later layers (KV-1)."""
     pair = own
     if call.cache is not None and variant.source is not None and variant.source.place == "after":
         pair = apart(own, call)
@@ -36,18 +38,22 @@ def remember(own: Pair, call: Call, module: nn.Module, variant: Variant) -> Pair
 
 
 def extended(own: Pair, call: Call) -> Pair:
-    """Own keys and values after those in the cache, updated as the wrapped class updates it (CACHE-1).
+    """Own keys and values after those in the cache, updated as the wrapped class updates it
+    (CACHE-1).
 
     Raises:
-        ContractError: the cache changed the arguments of the call, as paged caches do for a kernel of their own.
+        ContractError: the cache changed the arguments of the call, as paged caches do for a kernel
+            of their own.
     """
     passed_on = {name: dict(arguments) for name, arguments in call.update_with.items()}
-    cache = getattr(call.cache, "self_attention_cache", call.cache)  # RoFormer may be handed the caches of two sequences
+    # RoFormer may be handed the caches of two sequences
+    cache = getattr(call.cache, "self_attention_cache", call.cache)
     keys, values = cache.update(*own, call.cache_layer, **passed_on)
     if any(changed(arguments, call.update_with[name]) for name, arguments in passed_on.items()):
         raise ContractError(
-            f"a cache of the class {type(call.cache).__name__} changed the arguments of the call it was handed; clause ARG-1 refuses paged caches: "
-            f"generate with a DynamicCache or a StaticCache"
+            f"a cache of the class {type(call.cache).__name__} changed the arguments of the call it"
+            " was handed; clause ARG-1 refuses paged caches: generate with a DynamicCache or a"
+            " StaticCache"
         )
     return keys, values
 
@@ -58,8 +64,13 @@ def changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def apart(own: Pair, call: Call) -> Pair:
-    """Own keys and values, then those of another sequence, which are cached apart and made once (KV-2)."""
-    pos, layer, held = call.hidden_states.shape[1], call.cache_layer, call.cache.cross_attention_cache
+    """Own keys and values, then those of another sequence, which are cached apart and made once
+    (KV-2)."""
+    pos, layer, held = (
+        call.hidden_states.shape[1],
+        call.cache_layer,
+        call.cache.cross_attention_cache,
+    )
     mine = call.cache.self_attention_cache.update(own[0][:, :, :pos], own[1][:, :, :pos], layer)
     if call.source is not None:
         held.update(own[0][:, :, pos:], own[1][:, :, pos:], layer)
@@ -69,7 +80,11 @@ def apart(own: Pair, call: Call) -> Pair:
 
 
 def beside(layer: Any, own: Pair) -> Pair:
-    """Keys and values after those that lie in a layer of a cache, which stays as it is; in a static layer before its empty places."""
+    """Keys and values after those that lie in a layer of a cache, which stays as it is; in a static
+    layer before its empty places."""
     held = int(layer.cumulative_length) if layer.is_compileable else layer.keys.shape[2]
-    keys, values = (torch.cat([old[:, :, :held], new, old[:, :, held:]], dim=2) for old, new in ((layer.keys, own[0]), (layer.values, own[1])))
+    keys, values = (
+        torch.cat([old[:, :, :held], new, old[:, :, held:]], dim=2)
+        for old, new in ((layer.keys, own[0]), (layer.values, own[1]))
+    )
     return keys, values

@@ -11,7 +11,8 @@ from ropebridge_spec import Norm
 
 
 def normalise(x: Tensor, module: Any, norm: Norm) -> Tensor:
-    """Normalise the last axis of (batch, pos, head, width), or (batch, pos, head width), by the family's own module.
+    """Normalise the last axis of (batch, pos, head, width), or (batch, pos, head width), by the
+    family's own module.
 
     In float64 it goes by the formula, because the module would round to float32.
     """
@@ -22,15 +23,19 @@ def normalise(x: Tensor, module: Any, norm: Norm) -> Tensor:
 
 
 def affine(module: Any, norm: Norm) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias, None where there is none; a row a head, where each head has a module of its own."""
+    """Weight and bias, None where there is none; a row a head, where each head has a module of its
+    own."""
     if norm.apart:
         parts = list(module.norms)
-        return torch.stack([part.weight for part in parts]), torch.stack([part.bias for part in parts]) if norm.bias else None
+        return torch.stack([part.weight for part in parts]), (
+            torch.stack([part.bias for part in parts]) if norm.bias else None
+        )
     return None if norm.weight == "none" else module.weight, module.bias if norm.bias else None
 
 
 def head_by_head(x: Tensor, module: Any) -> Tensor:
-    """Each head by its own norm: the module takes (batch, head, pos, width). Several heads may share a norm, side by side."""
+    """Each head by its own norm: the module takes (batch, head, pos, width). Several heads may
+    share a norm, side by side."""
     batch, pos, heads, width = x.shape
     kept = len(module.norms)
     grouped = x.reshape(batch, pos, kept, heads // kept, width).permute(0, 2, 1, 3, 4)

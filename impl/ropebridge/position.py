@@ -31,13 +31,15 @@ class PositionEmbeddingHooksMixin:
     def set_rotary_emb(self, rotary_emb: nn.Module) -> None:
         """Name the model's rotary embedding module.
 
-        It is called as the model calls it: with the hidden states, position ids, and the layer's type where the module
-        makes tables by layer type (Gemma 3). It is not registered as a child: it belongs to the model.
+        It is called as the model calls it: with the hidden states, position ids, and the layer's
+        type where the module makes tables by layer type (Gemma 3). It is not registered as a child:
+        it belongs to the model.
         """
         object.__setattr__(self, "rotary_emb", rotary_emb)
 
     def make_tables(self, hidden_states: Tensor, position_ids: Tensor) -> Any:
-        """The tables for these positions, as the model's own rotary module makes them: (cos, sin), or one complex tensor.
+        """The tables for these positions, as the model's own rotary module makes them: (cos, sin),
+        or one complex tensor.
 
         Args:
             hidden_states: gives the tables' dtype and device.
@@ -48,26 +50,36 @@ class PositionEmbeddingHooksMixin:
         """
         buffer = self.variant.calling.table_buffer
         if buffer is not None:
-            sin, cos = getattr(self.original_component, buffer).to(position_ids.device)[position_ids].chunk(2, dim=-1)
+            sin, cos = (
+                getattr(self.original_component, buffer)
+                .to(position_ids.device)[position_ids]
+                .chunk(2, dim=-1)
+            )
             return cos, sin
         if self.rotary_emb is None:
             raise RotaryMissing(
-                f"{type(self).__name__} {self.name!r} has no rotary module to make cos and sin with\n"
-                f"  call set_rotary_emb(model.model.rotary_emb) first; an identity rotation is never put in its place\n"
-                f"  where attach was given a part of a model: give it the part that holds the rotary module too, such as model.model, or go on unproved:\n"
-                f"  bridged = attach(part, verify=False); then, for each bridge in bridged.layers, bridge.set_rotary_emb(model.model.rotary_emb)"
+                f"{type(self).__name__} {self.name!r} has no rotary module to make cos and sin"
+                " with\n  call set_rotary_emb(model.model.rotary_emb) first; an identity rotation"
+                " is never put in its place\n  where attach was given a part of a model: give it"
+                " the part that holds the rotary module too, such as model.model, or go on"
+                " unproved:\n  bridged = attach(part, verify=False); then, for each bridge in"
+                " bridged.layers, bridge.set_rotary_emb(model.model.rotary_emb)"
             )
         if isinstance(self.rotary_emb, nn.Embedding):
             return self.rotary_emb.weight[position_ids].unsqueeze(1).to(hidden_states.dtype)
         axes = position_axes(self.rotary_emb, self.variant)
         if axes > 1 and position_ids.ndim == 2:
-            position_ids = position_ids.expand(axes, *position_ids.shape)  # text stands at the same place on every axis
+            # text stands at the same place on every axis
+            position_ids = position_ids.expand(axes, *position_ids.shape)
         by_type = "layer_type" in inspect.signature(type(self.rotary_emb).forward).parameters
         kind = layer_type(self.original_component) if by_type else None
         return self.rotary_emb(hidden_states, position_ids, *(() if kind is None else (kind,)))
 
-    def tables(self, given: Any, hidden_states: Tensor, position_ids: Callable[[], Tensor]) -> Tables | None:
-        """The tables of this call through their hooks; None in a layer that does not rotate (POS-1, CFG-3).
+    def tables(
+        self, given: Any, hidden_states: Tensor, position_ids: Callable[[], Tensor]
+    ) -> Tables | None:
+        """The tables of this call through their hooks; None in a layer that does not rotate (POS-1,
+        CFG-3).
 
         `position_ids` is asked only where tables must be made.
         """
@@ -76,51 +88,83 @@ class PositionEmbeddingHooksMixin:
         if given is None:
             if self.requires_position_embeddings and self.variant.calling.tables != "own":
                 raise ContractError(
-                    f"{self.name!r} was given no position_embeddings, and its layer rotates; clause CFG-3 requires (cos, sin)\n"
-                    f"  pass position_embeddings=rotary_emb(hidden_states, position_ids), or build the bridge with requires_position_embeddings=False"
+                    f"{self.name!r} was given no position_embeddings, and its layer rotates; clause"
+                    " CFG-3 requires (cos, sin)\n  pass"
+                    " position_embeddings=rotary_emb(hidden_states, position_ids), or build the"
+                    " bridge with requires_position_embeddings=False"
                 )
             given = self.make_tables(hidden_states, position_ids())
-        cos, sin = (self._batched(self._of_this_call(table, hidden_states), hidden_states) for table in self._pair(given))
+        cos, sin = (
+            self._batched(self._of_this_call(table, hidden_states), hidden_states)
+            for table in self._pair(given)
+        )
         return self.hook("hook_cos")(cos, shared=True), self.hook("hook_sin")(sin, shared=True)
 
     def _of_this_call(self, table: Tensor, hidden_states: Tensor) -> Tensor:
         """The table of this call's positions, where the layer is handed that of all keys."""
-        return table[..., -hidden_states.shape[1] :, :] if self.variant.calling.tables_of == "keys" else table
+        return (
+            table[..., -hidden_states.shape[1] :, :]
+            if self.variant.calling.tables_of == "keys"
+            else table
+        )
 
     def with_earlier(self, tables: Tables, given: Any) -> Tables:
-        """The tables of this call, after those of earlier positions where the layer is handed these too."""
+        """The tables of this call, after those of earlier positions where the layer is handed these
+        too."""
         if self.variant.calling.tables_of == "positions" or given is None:
             return tables
-        cos, sin = (torch.cat([whole[..., : -own.shape[-2], :], own], dim=-2) for whole, own in zip(self._pair(given), tables, strict=True))
+        cos, sin = (
+            torch.cat([whole[..., : -own.shape[-2], :], own], dim=-2)
+            for whole, own in zip(self._pair(given), tables, strict=True)
+        )
         return cos, sin
 
     def _pair(self, given: Any) -> Tables:
-        """What was handed down as position embeddings, as a pair of tensors; a complex table is cos + i sin, a real one sin and then cos."""
+        """What was handed down as position embeddings, as a pair of tensors; a complex table is cos
+        + i sin, a real one sin and then cos."""
         if isinstance(given, Tensor) and given.is_complex():
             return given.real, given.imag
         if isinstance(given, Tensor) and self.variant.calling.tables_in != "position_embeddings":
             sin, cos = given.squeeze(1).chunk(2, dim=-1)
             return cos, sin
-        if isinstance(given, (tuple, list)) and len(given) == 2 and all(isinstance(table, Tensor) for table in given):
+        if (
+            isinstance(given, (tuple, list))
+            and len(given) == 2
+            and all(isinstance(table, Tensor) for table in given)
+        ):
             first, second = given
-            return (first, second) if self.variant.calling.tables_order == "cos_sin" else (second, first)
+            return (
+                (first, second)
+                if self.variant.calling.tables_order == "cos_sin"
+                else (second, first)
+            )
         kinds = f"{len(given)} items" if isinstance(given, (tuple, list)) else type(given).__name__
-        raise ContractError(f"{self.name!r} was given position_embeddings of {kinds}; clause CFG-3 requires a pair of tensors (cos, sin)")
+        raise ContractError(
+            f"{self.name!r} was given position_embeddings of {kinds}; clause CFG-3 requires a pair"
+            " of tensors (cos, sin)"
+        )
 
     def _batched(self, table: Tensor, hidden_states: Tensor) -> Tensor:
         """A table with its batch axis, of the shape clause POS-2 requires."""
         table = table[None] if table.ndim == 2 else table
         batch, pos, _ = hidden_states.shape
-        pos = table.shape[1] if self.variant.source is not None and self.variant.source.place == "before" else pos
+        pos = (
+            table.shape[1]
+            if self.variant.source is not None and self.variant.source.place == "before"
+            else pos
+        )
         rotary = self.variant.rotary
         assert rotary is not None
-        fits = table.ndim == 3 and table.shape[0] in (1, batch) and table.shape[1:] == (pos, rotary.table_width)
+        fits = (
+            table.ndim == 3
+            and table.shape[0] in (1, batch)
+            and table.shape[1:] == (pos, rotary.table_width)
+        )
         if not fits:
             raise ContractError(
-                f"{self.name!r} was given a rotary table of shape {tuple(table.shape)}; clause POS-2 requires "
-                f"(1 or {batch}, {pos}, {rotary.table_width})\n"
-                f"  axes: table_batch pos rotary_dim\n"
-                f"  with: {batch=}, {pos=}, rotary_dim={rotary.table_width}"
+                f"{self.name!r} was given a rotary table of shape {tuple(table.shape)}; clause"
+                f" POS-2 requires (1 or {batch}, {pos}, {rotary.table_width})\n  axes: table_batch"
+                f" pos rotary_dim\n  with: {batch=}, {pos=}, rotary_dim={rotary.table_width}"
             )
         return table
 

@@ -1,4 +1,5 @@
-"""The calls by which a bridge is proved: one of all positions, and a decode with a cache, as the wrapped class is called."""
+"""The calls by which a bridge is proved: one of all positions, and a decode with a cache, as the
+wrapped class is called."""
 
 from __future__ import annotations
 
@@ -29,8 +30,10 @@ EARLIER = 3
 class ProofCall:
     """One call of a proof.
 
-    module_inputs, bridge_inputs: what the module and the bridge are called with, by the names of the class's own signature; the same but for the cache.
-    caches: the module's cache and the bridge's, and which layer of them is this one's; None where the call has none.
+    module_inputs, bridge_inputs: what the module and the bridge are called with, by the names of
+        the class's own signature; the same but for the cache.
+    caches: the module's cache and the bridge's, and which layer of them is this one's; None where
+        the call has none.
     """
 
     module_inputs: dict[str, Any]
@@ -39,12 +42,17 @@ class ProofCall:
 
 
 def proof_calls(twin: PositionEmbeddingsAttentionBridge) -> Iterator[ProofCall]:
-    """Yield the calls in order: all positions without a cache, and where the class takes a cache those of `SPANS` with one.
+    """Yield the calls in order: all positions without a cache, and where the class takes a cache
+    those of `SPANS` with one.
 
-    A layer that is handed an earlier layer's keys and values (KV-1) reads no cache, and one that only reads a cache is called once with it.
+    A layer that is handed an earlier layer's keys and values (KV-1) reads no cache, and one that
+    only reads a cache is called once with it.
     """
     variant, names = twin.variant, own_names(type(twin.wrapped), twin.variant)
-    given = {**by_role(twin.get_random_inputs(BATCH, POS, seed=0, left_padding=LEFT_PADDING), variant), "cache": None}
+    given = {
+        **by_role(twin.get_random_inputs(BATCH, POS, seed=0, left_padding=LEFT_PADDING), variant),
+        "cache": None,
+    }
     yield ProofCall(arguments(twin, fresh(given, variant)), arguments(twin, fresh(given, variant)))
     if names["cache"] is None or variant.kv_given is not None:
         return
@@ -52,19 +60,30 @@ def proof_calls(twin: PositionEmbeddingsAttentionBridge) -> Iterator[ProofCall]:
     ours, theirs = new_cache(twin, layer), new_cache(twin, layer)
     for start, stop in SPANS if variant.calling.extends_cache else ((0, POS),):
         span = part(given, variant, start, stop, theirs, layer)
-        by_module, by_bridge = ({**fresh(span, variant), "cache": cache} for cache in (theirs, ours))
-        yield ProofCall(arguments(twin, by_module), arguments(twin, by_bridge), (theirs, ours, layer))
+        by_module, by_bridge = (
+            {**fresh(span, variant), "cache": cache} for cache in (theirs, ours)
+        )
+        yield ProofCall(
+            arguments(twin, by_module), arguments(twin, by_bridge), (theirs, ours, layer)
+        )
 
 
 def arguments(twin: PositionEmbeddingsAttentionBridge, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the wrapped class's forward takes, by its own names; None for what it must be given and is not."""
+    """Return what the wrapped class's forward takes, by its own names; None for what it must be
+    given and is not."""
     kind = type(twin.wrapped)
     names = own_names(kind, twin.variant)
-    own = {name: value for role, value in given.items() if (name := names.get(role, role)) is not None}
+    own = {
+        name: value for role, value in given.items() if (name := names.get(role, role)) is not None
+    }
     parameters = list(inspect.signature(kind.forward).parameters.values())[1:]
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD]
+    needed = [
+        p.name for p in parameters if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD
+    ]
     named = {parameter.name for parameter in parameters}
-    return dict.fromkeys(needed) | {name: value for name, value in own.items() if name in named or takes_keywords(kind)}
+    return dict.fromkeys(needed) | {
+        name: value for name, value in own.items() if name in named or takes_keywords(kind)
+    }
 
 
 def cache_layer(twin: PositionEmbeddingsAttentionBridge, given: Mapping[str, Any]) -> int:
@@ -74,34 +93,53 @@ def cache_layer(twin: PositionEmbeddingsAttentionBridge, given: Mapping[str, Any
 
 
 def new_cache(twin: PositionEmbeddingsAttentionBridge, layer: int) -> Any:
-    """Return a cache such as the model around would make; one that a layer only reads holds `EARLIER` positions."""
+    """Return a cache such as the model around would make; one that a layer only reads holds
+    `EARLIER` positions."""
     variant, config = twin.variant, getattr(twin.wrapped, "config", None)
-    cache: Any = DynamicCache() if config is None or variant.source is not None else DynamicCache(config=config)
+    cache: Any = (
+        DynamicCache()
+        if config is None or variant.source is not None
+        else DynamicCache(config=config)
+    )
     if layer >= len(cache.layers):
         cache = DynamicCache()
     if variant.source is not None and variant.source.place == "after":
         return EncoderDecoderCache(cache, DynamicCache())
     if not variant.calling.extends_cache:
         draw, like = torch.Generator().manual_seed(1), next(twin.wrapped.parameters())
-        shapes = [(BATCH, variant.kv_heads, EARLIER, width) for width in (variant.d_head, variant.d_head_v)]
-        keys, values = (torch.randn(shape, generator=draw, dtype=torch.float64).to(like.device) for shape in shapes)
+        shapes = [
+            (BATCH, variant.kv_heads, EARLIER, width)
+            for width in (variant.d_head, variant.d_head_v)
+        ]
+        keys, values = (
+            torch.randn(shape, generator=draw, dtype=torch.float64).to(like.device)
+            for shape in shapes
+        )
         cache.update(keys, values, layer)
     return cache
 
 
 def fresh(span: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
-    """Return the same inputs, with an empty mapping of their own to leave keys and values in (KV-1)."""
+    """Return the same inputs, with an empty mapping of their own to leave keys and values in
+    (KV-1)."""
     leaves_in = variant.calling.kv_left
     return {**span, leaves_in: {}} if leaves_in is not None else dict(span)
 
 
-def part(given: Mapping[str, Any], variant: Variant, start: int, stop: int, cache: Any, layer: int) -> dict[str, Any]:
-    """Return the inputs of the positions from start to stop, which see keys up to stop, as far as the cache still holds them.
+def part(
+    given: Mapping[str, Any], variant: Variant, start: int, stop: int, cache: Any, layer: int
+) -> dict[str, Any]:
+    """Return the inputs of the positions from start to stop, which see keys up to stop, as far as
+    the cache still holds them.
 
-    Another sequence comes whole: once, where its keys go into the same cache; in every call, where they are cached by themselves.
+    Another sequence comes whole: once, where its keys go into the same cache; in every call, where
+        they are cached by themselves.
     """
     before = variant.source is not None and variant.source.place == "before"
-    rows = slice(0 if variant.calling.tables_of == "keys" or start == 0 else start + SOURCE * before, stop + SOURCE * before)
+    rows = slice(
+        0 if variant.calling.tables_of == "keys" or start == 0 else start + SOURCE * before,
+        stop + SOURCE * before,
+    )
     cut = {name: along(name, value, variant, slice(start, stop)) for name, value in given.items()}
     cut["hidden_states"] = given["hidden_states"][:, start:stop]
     cut["position_embeddings"] = rows_of(given["position_embeddings"], rows)
@@ -114,11 +152,16 @@ def part(given: Mapping[str, Any], variant: Variant, start: int, stop: int, cach
 
 
 def along(name: str, value: Any, variant: Variant, span: slice) -> Any:
-    """Return the positions of an input that a family adds: ids, temperatures, picks, what is added to the value."""
+    """Return the positions of an input that a family adds: ids, temperatures, picks, what is added
+    to the value."""
     temperature = variant.temperature
     if not isinstance(value, Tensor):
         return value
-    return value[:, :, span] if temperature is not None and name == temperature.given else value[:, span]
+    return (
+        value[:, :, span]
+        if temperature is not None and name == temperature.given
+        else value[:, span]
+    )
 
 
 def rows_of(tables: Any, rows: slice) -> Any:
@@ -129,7 +172,8 @@ def rows_of(tables: Any, rows: slice) -> Any:
 
 
 def columns(mask: Tensor, variant: Variant, stop: int, cache: Any, layer: int) -> Tensor:
-    """Return the mask (batch, 1, query, key) of the keys up to stop that the cache gives back, and of another sequence's."""
+    """Return the mask (batch, 1, query, key) of the keys up to stop that the cache gives back, and
+    of another sequence's."""
     source, beyond = variant.source, mask[..., :0]
     if not variant.calling.extends_cache:
         return F.pad(mask, (EARLIER, 0), value=0.0)
@@ -145,11 +189,16 @@ def columns(mask: Tensor, variant: Variant, stop: int, cache: Any, layer: int) -
 def held(cache: Any, layer: int) -> dict[str, Tensor]:
     """Return what a cache holds of a layer's own positions: name -> (batch, head, key, width)."""
     own = getattr(cache, "self_attention_cache", cache).layers[layer]
-    return {name: value for name, value in vars(own).items() if isinstance(value, Tensor) and value.ndim == 4}
+    return {
+        name: value
+        for name, value in vars(own).items()
+        if isinstance(value, Tensor) and value.ndim == 4
+    }
 
 
 def left(inputs: Mapping[str, Any], module: Any, variant: Variant) -> dict[str, Tensor]:
-    """Return the keys and values (batch, kv_head, key, width) that a call left for later layers (KV-1); nothing where it leaves none."""
+    """Return the keys and values (batch, kv_head, key, width) that a call left for later layers
+    (KV-1); nothing where it leaves none."""
     name = variant.calling.kv_left
     if name is None:
         return {}

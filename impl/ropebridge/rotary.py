@@ -1,4 +1,5 @@
-"""Rotation of query and key by position (clause ROT-1), in as few passes as elementwise operations allow."""
+"""Rotation of query and key by position (clause ROT-1), in as few passes as elementwise operations
+allow."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ from ropebridge_spec import Rotary
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate (batch, pos, head, d_head) by tables (batch or 1, pos, rotary_dim); the result has x's dtype.
+    """Rotate (batch, pos, head, d_head) by tables (batch or 1, pos, rotary_dim); the result has x's
+    dtype.
 
-    The arithmetic is that of `apply_rotary_pos_emb` in transformers' modeling_llama.py (pairs of halves) and
-    modeling_cohere.py (adjacent pairs): x cos + quarter_turn(x) sin.
+    The arithmetic is that of `apply_rotary_pos_emb` in transformers' modeling_llama.py (pairs of
+    halves) and modeling_cohere.py (adjacent pairs): x cos + quarter_turn(x) sin.
     """
     floor = torch.float32 if rotary.precision == "float32" else x.dtype
     work = torch.promote_types(floor, torch.promote_types(x.dtype, cos.dtype))
@@ -38,13 +40,21 @@ def quarter_turn(x: Tensor, rotary: Rotary) -> Tensor:
     """Each pair (a, b) turned by 90 degrees: (-b, a); backward (b, -a)."""
     a, b = x.chunk(2, dim=-1) if rotary.pairing == "half" else (x[..., 0::2], x[..., 1::2])
     turned = (-b, a) if rotary.direction == "forward" else (b, -a)
-    return torch.cat(turned, dim=-1) if rotary.pairing == "half" else torch.stack(turned, dim=-1).flatten(-2)
+    return (
+        torch.cat(turned, dim=-1)
+        if rotary.pairing == "half"
+        else torch.stack(turned, dim=-1).flatten(-2)
+    )
 
 
 def lay(table: Tensor, rotary: Rotary) -> Tensor:
     """A table with one entry a rotated dimension, in the order in which the pairing reads them."""
     if rotary.table in ("half", "complex"):
-        return torch.cat([table, table], dim=-1) if rotary.pairing == "half" else table.repeat_interleave(2, dim=-1)
+        return (
+            torch.cat([table, table], dim=-1)
+            if rotary.pairing == "half"
+            else table.repeat_interleave(2, dim=-1)
+        )
     if (rotary.table == "full") == (rotary.pairing == "half"):
         return table
     shape = (2, -1) if rotary.table == "full" else (-1, 2)
@@ -53,7 +63,8 @@ def lay(table: Tensor, rotary: Rotary) -> Tensor:
 
 
 def fitting(tables: tuple[Tensor, Tensor], pos: int) -> tuple[Tensor, Tensor]:
-    """The last rows of (cos, sin), for so many positions; where there are fewer, rows that turn nothing after them (KV-2)."""
+    """The last rows of (cos, sin), for so many positions; where there are fewer, rows that turn
+    nothing after them (KV-2)."""
     cos, sin = tables
     if cos.shape[1] == pos:
         return tables

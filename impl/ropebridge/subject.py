@@ -1,4 +1,5 @@
-"""The bridge as the judge sees it: `--subject ropebridge.subject:Factory`. Nothing of the judge is imported here."""
+"""The bridge as the judge sees it: `--subject ropebridge.subject:Factory`. Nothing of the judge is
+imported here."""
 
 from __future__ import annotations
 
@@ -20,23 +21,38 @@ Hooks = Sequence[tuple[str, HookFunction]]
 class BridgedLayer:
     """One attention module with a bridge around it."""
 
-    def __init__(self, module: nn.Module, rotary: nn.Module, opted_in: Sequence[OptIn], families: Mapping[str, Family | Variant]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        rotary: nn.Module,
+        opted_in: Sequence[OptIn],
+        families: Mapping[str, Family | Variant],
+    ) -> None:
         options: dict[str, Any] = {f"use_{choice}": True for choice in opted_in}
-        self.bridge = PositionEmbeddingsAttentionBridge("blocks.0.attn", getattr(module, "config", None), families=families, **options)
+        self.bridge = PositionEmbeddingsAttentionBridge(
+            "blocks.0.attn", getattr(module, "config", None), families=families, **options
+        )
         self.bridge.set_original_component(module)
         self.bridge.set_rotary_emb(rotary)
         self._backward: list[HookHandle] = []
         self.get_random_inputs = self.bridge.get_random_inputs
 
-    def run(self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()) -> tuple[Tensor, Tensor | None]:
-        """One forward call with hooks, which are gone after it; those of the backward pass stay until the next call."""
+    def run(
+        self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """One forward call with hooks, which are gone after it; those of the backward pass stay
+        until the next call."""
         while self._backward:
             self._backward.pop().remove()
         with ExitStack() as stack:
             for name, fn in hooks:
                 stack.enter_context(self.bridge.hook_points[name].add_hook(fn))
-            self._backward += [self.bridge.hook_points[name].add_hook(fn, dir="bwd") for name, fn in backward_hooks]
-            returned = dict(zip(self.bridge.variant.calling.returns, self.bridge(**inputs), strict=True))
+            self._backward += [
+                self.bridge.hook_points[name].add_hook(fn, dir="bwd") for name, fn in backward_hooks
+            ]
+            returned = dict(
+                zip(self.bridge.variant.calling.returns, self.bridge(**inputs), strict=True)
+            )
             return returned["out"], whole_pattern(returned)
 
 
@@ -60,6 +76,8 @@ class Factory:
         """The bridge has everything, in every family it serves."""
         return {}
 
-    def layer(self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()) -> BridgedLayer:
+    def layer(
+        self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()
+    ) -> BridgedLayer:
         """A bridge around an attention module."""
         return BridgedLayer(module, rotary, opted_in, self.families)

@@ -1,7 +1,8 @@
 """Proof, before a bridge goes into force, that it computes what the module it wraps computes.
 
-Both run in float64, on a copy, where a missing softcap or a wrong pairing stands out by orders of magnitude. Hugging
-Face's norms and softmax round to float32 whatever they are given, so the two are held to bounds of float32.
+Both run in float64, on a copy, where a missing softcap or a wrong pairing stands out by orders of
+magnitude. Hugging Face's norms and softmax round to float32 whatever they are given, so the two are
+held to bounds of float32.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ from ropebridge import kernels
 from ropebridge.mixing import side_by_side, strengths, subtract
 from ropebridge.norms import affine
 from ropebridge.proof import POS, ProofCall, held, left, proof_calls
-from ropebridge_spec import AttachError, RopebridgeError, Variant, VerificationError, attended, bounds
+from ropebridge_spec import (
+    AttachError,
+    RopebridgeError,
+    Variant,
+    VerificationError,
+    attended,
+    bounds,
+)
 
 if TYPE_CHECKING:
     from ropebridge.bridge import PositionEmbeddingsAttentionBridge
@@ -32,11 +40,13 @@ NORM_ROUNDINGS = 64
 
 
 def verify_layers(bridges: Sequence[PositionEmbeddingsAttentionBridge]) -> None:
-    """Verify one bridge of each kind: of one class, one variant, and one set of switches on the module.
+    """Verify one bridge of each kind: of one class, one variant, and one set of switches on the
+    module.
 
     Raises:
         AttachError: a layer has no numbers to compute with: it is on the meta device.
-        VerificationError: a bridge is further from its module than float32 rounding explains, or cannot be compared.
+        VerificationError: a bridge is further from its module than float32 rounding explains, or
+            cannot be compared.
     """
     distinct = {kind_of(bridge): bridge for bridge in reversed(bridges)}
     for bridge in distinct.values():
@@ -46,83 +56,141 @@ def verify_layers(bridges: Sequence[PositionEmbeddingsAttentionBridge]) -> None:
 
 def refuse_meta(bridge: PositionEmbeddingsAttentionBridge) -> None:
     """Refuse to prove what holds no numbers."""
-    parts = [module for module in (bridge.original_component, bridge.rotary_emb) if module is not None]
-    empty = [name for part in parts for name, tensor in chain(part.named_parameters(), part.named_buffers()) if tensor.is_meta]
+    parts = [
+        module for module in (bridge.original_component, bridge.rotary_emb) if module is not None
+    ]
+    empty = [
+        name
+        for part in parts
+        for name, tensor in chain(part.named_parameters(), part.named_buffers())
+        if tensor.is_meta
+    ]
     if empty:
         raise AttachError(
-            f"{bridge.name!r} is on the meta device (its {empty[0]} holds no numbers), and cannot be verified there\n"
-            f"  load the model's weights first, or pass verify=False to go on unproved"
+            f"{bridge.name!r} is on the meta device (its {empty[0]} holds no numbers), and cannot"
+            " be verified there\n  load the model's weights first, or pass verify=False to go on"
+            " unproved"
         )
 
 
 def kind_of(bridge: PositionEmbeddingsAttentionBridge) -> tuple[object, ...]:
     """What tells a layer from one whose proof would do for it.
 
-    The module's own plain attributes are part of it: a switch that the variant does not know may be the very fault.
+    The module's own plain attributes are part of it: a switch that the variant does not know may be
+    the very fault.
     """
     module = bridge.original_component
-    switches = tuple((name, value) for name, value in sorted(vars(module).items()) if isinstance(value, PLAIN) and name != "layer_idx")
+    switches = tuple(
+        (name, value)
+        for name, value in sorted(vars(module).items())
+        if isinstance(value, PLAIN) and name != "layer_idx"
+    )
     return (type(module), bridge.variant, switches)
 
 
 @torch.no_grad()
 def verify_layer(bridge: PositionEmbeddingsAttentionBridge) -> None:
-    """Compare a bridge with its module's own eager forward, on rows that see a key: pattern, output, and what the cache then holds.
+    """Compare a bridge with its module's own eager forward, on rows that see a key: pattern,
+    output, and what the cache then holds.
 
-    Both are called as the model would call the class: all positions at once, and a prefill, one step and three steps with a cache (CACHE-1).
+    Both are called as the model would call the class: all positions at once, and a prefill, one
+    step and three steps with a cache (CACHE-1).
     """
     twin, module = float64_twin(bridge)
     for call in proof_calls(twin):
         try:
-            returned = dict(zip(twin.variant.calling.returns, type(module).forward(module, **call.module_inputs), strict=True))
+            returned = dict(
+                zip(
+                    twin.variant.calling.returns,
+                    type(module).forward(module, **call.module_inputs),
+                    strict=True,
+                )
+            )
         except RopebridgeError:
             raise
         except Exception as error:
             raise VerificationError(
-                f"{bridge.name!r}: {type(module).__name__} failed on random inputs: {error}\n  pass verify=False to go on unproved"
+                f"{bridge.name!r}: {type(module).__name__} failed on random inputs: {error}\n  pass"
+                " verify=False to go on unproved"
             ) from error
         compare_outputs(bridge, twin, returned, call)
         compare_caches(bridge, twin, call)
 
 
-def compare_outputs(bridge: PositionEmbeddingsAttentionBridge, twin: PositionEmbeddingsAttentionBridge, returned: Mapping[str, Any], call: ProofCall) -> None:
+def compare_outputs(
+    bridge: PositionEmbeddingsAttentionBridge,
+    twin: PositionEmbeddingsAttentionBridge,
+    returned: Mapping[str, Any],
+    call: ProofCall,
+) -> None:
     """Refuse a bridge whose pattern or output, in one call of a proof, is not the module's."""
     kept, out = record(twin, call.bridge_inputs)
-    wanted_pattern = returned["pattern"] if "pattern" in returned else torch.cat([returned["pattern_own"], returned["pattern_source"]], dim=-1)
+    wanted_pattern = (
+        returned["pattern"]
+        if "pattern" in returned
+        else torch.cat([returned["pattern_own"], returned["pattern_source"]], dim=-1)
+    )
     pattern_bound, out_bound = float32_bounds(twin, kept)
     live = kept["hook_attn_scores"].amax(-1) > -torch.inf
     got_pattern = kept["hook_pattern"]
-    if twin.variant.sinks is not None:  # some modules return the pattern before the sink took its share; z shows that share
-        got_pattern, wanted_pattern, pattern_bound = whole(got_pattern), whole(wanted_pattern), 2 * pattern_bound / row_sum(got_pattern)
+    # some modules return the pattern before the sink took its share; z shows that share
+    if twin.variant.sinks is not None:
+        got_pattern, wanted_pattern, pattern_bound = (
+            whole(got_pattern),
+            whole(wanted_pattern),
+            2 * pattern_bound / row_sum(got_pattern),
+        )
     where = "" if call.caches is None else " with a cache"
-    refuse_mismatch(bridge, f"pattern{where}", (got_pattern - wanted_pattern)[live], pattern_bound[live])
+    refuse_mismatch(
+        bridge, f"pattern{where}", (got_pattern - wanted_pattern)[live], pattern_bound[live]
+    )
     rows = live.all(1)
     refuse_mismatch(bridge, f"output{where}", (out - returned["out"])[rows], out_bound[rows])
 
 
-def compare_caches(bridge: PositionEmbeddingsAttentionBridge, twin: PositionEmbeddingsAttentionBridge, call: ProofCall) -> None:
-    """Refuse a bridge that leaves other keys and values than the module, in the cache (CACHE-1) or for later layers (KV-1).
+def compare_caches(
+    bridge: PositionEmbeddingsAttentionBridge,
+    twin: PositionEmbeddingsAttentionBridge,
+    call: ProofCall,
+) -> None:
+    """Refuse a bridge that leaves other keys and values than the module, in the cache (CACHE-1) or
+    for later layers (KV-1).
 
-    Where heads share a latent the module caches the latent, and the bridge each head's key and value (EDIT-4): there the lengths are compared.
+    Where heads share a latent the module caches the latent, and the bridge each head's key and
+    value (EDIT-4): there the lengths are compared.
     """
-    left_by_module, left_by_bridge = (left(inputs, twin.wrapped, twin.variant) for inputs in (call.module_inputs, call.bridge_inputs))
+    left_by_module, left_by_bridge = (
+        left(inputs, twin.wrapped, twin.variant)
+        for inputs in (call.module_inputs, call.bridge_inputs)
+    )
     compare_keys(bridge, "handed on", left_by_module, left_by_bridge)
     if call.caches is not None:
         theirs, ours, layer = call.caches
         compare_keys(bridge, "cached", held(theirs, layer), held(ours, layer))
 
 
-def compare_keys(bridge: PositionEmbeddingsAttentionBridge, what: str, by_module: Mapping[str, Tensor], by_bridge: Mapping[str, Tensor]) -> None:
+def compare_keys(
+    bridge: PositionEmbeddingsAttentionBridge,
+    what: str,
+    by_module: Mapping[str, Tensor],
+    by_bridge: Mapping[str, Tensor],
+) -> None:
     """Refuse keys and values (batch, head, key, width) that differ from the module's."""
     kind = type(bridge.original_component).__name__
     for name, example in {**by_bridge, **by_module}.items():
         nothing = example[:, :, :0]  # what a cache holds that was never updated
         wanted, got = by_module.get(name, nothing), by_bridge.get(name, nothing)
         if wanted.shape[2] != got.shape[2]:
-            raise VerificationError(f"{bridge.name!r}: of the {what} {name} it leaves {got.shape[2]} positions, and the {kind} it wraps {wanted.shape[2]}")
+            raise VerificationError(
+                f"{bridge.name!r}: of the {what} {name} it leaves {got.shape[2]} positions, and the"
+                f" {kind} it wraps {wanted.shape[2]}"
+            )
         if bridge.variant.latent is None:
-            got = got.repeat_interleave(wanted.shape[1] // got.shape[1], dim=1)  # Falcon caches a key head for every query head
-            bound = bounds.growth(NORM_ROUNDINGS, "float32") * wanted.abs().amax(-1, keepdim=True).expand_as(wanted)
+            # Falcon caches a key head for every query head
+            got = got.repeat_interleave(wanted.shape[1] // got.shape[1], dim=1)
+            bound = bounds.growth(NORM_ROUNDINGS, "float32") * wanted.abs().amax(
+                -1, keepdim=True
+            ).expand_as(wanted)
             refuse_mismatch(bridge, f"{what} {name}", got - wanted, bound)
 
 
@@ -136,8 +204,11 @@ def whole(pattern: Tensor) -> Tensor:
     return pattern / row_sum(pattern)
 
 
-def float64_twin(bridge: PositionEmbeddingsAttentionBridge) -> tuple[PositionEmbeddingsAttentionBridge, nn.Module]:
-    """A bridge over a float64 copy of the module, which runs eager, in eval mode and without anyone's hooks; the original is not touched."""
+def float64_twin(
+    bridge: PositionEmbeddingsAttentionBridge,
+) -> tuple[PositionEmbeddingsAttentionBridge, nn.Module]:
+    """A bridge over a float64 copy of the module, which runs eager, in eval mode and without
+    anyone's hooks; the original is not touched."""
     assert bridge.original_component is not None
     module: Any = copy_without_hooks(bridge.original_component).double().eval()
     if hasattr(module, "config"):
@@ -150,13 +221,21 @@ def float64_twin(bridge: PositionEmbeddingsAttentionBridge) -> tuple[PositionEmb
 
 
 def copy_without_hooks(module: nn.Module) -> nn.Module:
-    """A deep copy in which no torch hook fires: what users hooked is not to see the inputs of a proof."""
-    tables = (table for part in module.modules() for table in (part._forward_hooks, part._forward_pre_hooks))
+    """A deep copy in which no torch hook fires: what users hooked is not to see the inputs of a
+    proof."""
+    tables = (
+        table
+        for part in module.modules()
+        for table in (part._forward_hooks, part._forward_pre_hooks)
+    )
     return copy.deepcopy(module, {id(table): OrderedDict() for table in tables})
 
 
-def record(twin: PositionEmbeddingsAttentionBridge, inputs: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
-    """Run a bridge once and return what every hook point held, with the keys and values that were attended to as `keys` and `values`; and the output."""
+def record(
+    twin: PositionEmbeddingsAttentionBridge, inputs: dict[str, Any]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Run a bridge once and return what every hook point held, with the keys and values that were
+    attended to as `keys` and `values`; and the output."""
     kept: dict[str, Tensor] = {}
     remember = type(twin)._remember
 
@@ -165,26 +244,38 @@ def record(twin: PositionEmbeddingsAttentionBridge, inputs: dict[str, Any]) -> t
         return kept["keys"], kept["values"]
 
     object.__setattr__(twin, "_remember", remember_and_keep)
-    handles = [point.add_hook(lambda tensor, hook, name=name: kept.__setitem__(name, tensor)) for name, point in twin.hook_points.items()]
+    handles = [
+        point.add_hook(lambda tensor, hook, name=name: kept.__setitem__(name, tensor))
+        for name, point in twin.hook_points.items()
+    ]
     returned = twin(**inputs)
     for handle in handles:
         handle.remove()
     return kept, returned[twin.variant.calling.returns.index("out")]
 
 
-def float32_bounds(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def float32_bounds(
+    twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
     """How far pattern and output may be off where scores, softmax and values round to float32."""
     variant, dtype = twin.variant, "float32"
     q = by_head(kept, attended(variant)[0]).transpose(1, 2)
     k, v = kept["keys"], kept["values"]
     scores, pattern = kept["hook_attn_scores"], kept["hook_pattern"]
-    magnitude = kernels.grouped_product(q.abs() * abs(variant.scale) * hottest(variant), k.abs().transpose(2, 3))
+    magnitude = kernels.grouped_product(
+        q.abs() * abs(variant.scale) * hottest(variant), k.abs().transpose(2, 3)
+    )
     delta = (magnitude * bounds.growth(NORM_ROUNDINGS, dtype)).amax(-1, keepdim=True)
     below = (scores.amax(-1, keepdim=True) - scores).nan_to_num(nan=0.0, posinf=0.0)
-    pattern_bound = bounds.softmax(pattern, below, keys=k.shape[2] + 1, dtype=dtype) + pattern * (2 * delta).expm1()
+    pattern_bound = (
+        bounds.softmax(pattern, below, keys=k.shape[2] + 1, dtype=dtype)
+        + pattern * (2 * delta).expm1()
+    )
     v = v if variant.differential is None else side_by_side(v)
     z = kernels.mix(pattern, v)
-    z_bound = bounds.fused(z, kernels.mix(pattern, v.abs()), delta, keys=k.shape[2] + 1, dtype=dtype)
+    z_bound = bounds.fused(
+        z, kernels.mix(pattern, v.abs()), delta, keys=k.shape[2] + 1, dtype=dtype
+    )
     z_bound = finished(twin, z.transpose(1, 2), z_bound.transpose(1, 2), kept)
     out_bound = z_bound.flatten(-2) @ outward(twin, kept).abs()
     return pattern_bound, out_bound + bounds.UNIT[dtype] * kept["hook_out"].abs()
@@ -193,12 +284,18 @@ def float32_bounds(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tens
 def outward(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor]) -> Tensor:
     """(in, out): what z is multiplied by; the identity where the layer around projects."""
     z = kept["hook_z"].flatten(-2)
-    return linear_map(twin.submodule("o"), like=z) if twin.variant.projections.o else torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    return (
+        linear_map(twin.submodule("o"), like=z)
+        if twin.variant.projections.o
+        else torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    )
 
 
 def by_head(kept: dict[str, Tensor], name: str) -> Tensor:
     """What a hook point held, head by head: a flat norm shows all heads as one axis."""
-    return kept[name].reshape(kept["hook_v" if "_v" in name else "hook_rot_q" if "_q" in name else "hook_rot_k"].shape)
+    return kept[name].reshape(
+        kept["hook_v" if "_v" in name else "hook_rot_q" if "_q" in name else "hook_rot_k"].shape
+    )
 
 
 def hottest(variant: Variant) -> float:
@@ -206,10 +303,16 @@ def hottest(variant: Variant) -> float:
     temperature = variant.temperature
     if temperature is not None and temperature.given is not None:
         return 1.0 + 0.1 * POS
-    return 1.0 if temperature is None else 1 + abs(temperature.beta) * math.log1p((POS + temperature.shift) / temperature.length)
+    return (
+        1.0
+        if temperature is None
+        else 1 + abs(temperature.beta) * math.log1p((POS + temperature.shift) / temperature.length)
+    )
 
 
-def finished(twin: PositionEmbeddingsAttentionBridge, z: Tensor, error: Tensor, kept: dict[str, Tensor]) -> Tensor:
+def finished(
+    twin: PositionEmbeddingsAttentionBridge, z: Tensor, error: Tensor, kept: dict[str, Tensor]
+) -> Tensor:
     """The error of z after its norm, which divides by its size, and after the gate."""
     norm, gate, kind = twin.variant.z_norm, kept.get("hook_gate"), twin.variant.differential
     if kind is not None:
@@ -228,7 +331,8 @@ def finished(twin: PositionEmbeddingsAttentionBridge, z: Tensor, error: Tensor, 
 
 
 def linear_map(projection: nn.Module, *, like: Tensor) -> Tensor:
-    """(in, out): what a projection multiplies by; read off its answers where something is wrapped around it (LoRA, quantisation)."""
+    """(in, out): what a projection multiplies by; read off its answers where something is wrapped
+    around it (LoRA, quantisation)."""
     if type(projection) is nn.Linear:
         return projection.weight.T
     width = like.shape[-1]
@@ -237,13 +341,17 @@ def linear_map(projection: nn.Module, *, like: Tensor) -> Tensor:
     return answers - bias
 
 
-def refuse_mismatch(bridge: PositionEmbeddingsAttentionBridge, what: str, difference: Tensor, bound: Tensor) -> None:
+def refuse_mismatch(
+    bridge: PositionEmbeddingsAttentionBridge, what: str, difference: Tensor, bound: Tensor
+) -> None:
     """Raise if any difference exceeds its bound; a NaN does."""
-    worst = float((difference.abs() / bound).where(difference != 0, 0.0).max())  # no difference is none, where the bound is 0 too
+    # no difference is none, where the bound is 0 too
+    worst = float((difference.abs() / bound).where(difference != 0, 0.0).max())
     if not worst <= 1.0:
         kind = type(bridge.original_component).__name__
         raise VerificationError(
-            f"{bridge.name!r} does not reproduce the {kind} it wraps: its {what} is off by {worst:.3g} times the bound\n"
-            f"  it was described as {bridge.variant}\n"
-            f"  the model was left as it was; describe {kind} by its own entry: attach(model, families={{**FAMILIES, {kind!r}: ...}})"
+            f"{bridge.name!r} does not reproduce the {kind} it wraps: its {what} is off by"
+            f" {worst:.3g} times the bound\n  it was described as {bridge.variant}\n  the model was"
+            f" left as it was; describe {kind} by its own entry: attach(model,"
+            f" families={{**FAMILIES, {kind!r}: ...}})"
         )

@@ -1,4 +1,5 @@
-"""The executable spec: rotary attention as named-axis einsums, one short function a clause. Written to be read.
+"""The executable spec: rotary attention as named-axis einsums, one short function a clause. Written
+to be read.
 
 Start with `attention.py`: its text is the order of the hooks.
 """

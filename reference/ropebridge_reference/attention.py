@@ -1,4 +1,5 @@
-"""Rotary attention, from the residual stream and back. A hook point is the assignment itself: this text is their order."""
+"""Rotary attention, from the residual stream and back. A hook point is the assignment itself: this
+text is their order."""
 
 from __future__ import annotations
 
@@ -18,7 +19,15 @@ from ropebridge_reference.masks import Bias, bias_of_mask, causal_bias, padding_
 from ropebridge_reference.mix import exclude, mix, output, result, sum_of_results
 from ropebridge_reference.norm import normalise
 from ropebridge_reference.pattern import pattern
-from ropebridge_reference.project import adapt, add, clip, latent, multiply, project, with_rotary_part
+from ropebridge_reference.project import (
+    adapt,
+    add,
+    clip,
+    latent,
+    multiply,
+    project,
+    with_rotary_part,
+)
 from ropebridge_reference.rotary import rotate, turns
 from ropebridge_reference.scores import scores, temper
 from ropebridge_reference.split import split_inputs
@@ -27,15 +36,25 @@ from ropebridge_spec import ContractError, OptIn, Variant
 
 T = TypeVar("T")
 At = Callable[[str, Tensor], Tensor]
-"""`at(name, value)` records the value of a hook point and gives back what the layer is to go on with."""
+"""`at(name, value)` records the value of a hook point and gives back what the layer is to go on
+with."""
 
 
-Tables = tuple[Float[Tensor, "table_batch table_pos rotary_dim"], Float[Tensor, "table_batch table_pos rotary_dim"]]
-"""cos and sin, of the positions of this call; where another sequence comes before them, of its positions too (KV-2)."""
-QueryTables = tuple[Float[Tensor, "table_batch pos rotary_dim"], Float[Tensor, "table_batch pos rotary_dim"]]
-KeyTables = tuple[Float[Tensor, "table_batch kv_pos rotary_dim"], Float[Tensor, "table_batch kv_pos rotary_dim"]]
+Tables = tuple[
+    Float[Tensor, "table_batch table_pos rotary_dim"],
+    Float[Tensor, "table_batch table_pos rotary_dim"],
+]
+"""cos and sin, of the positions of this call; where another sequence comes before them, of its
+positions too (KV-2)."""
+QueryTables = tuple[
+    Float[Tensor, "table_batch pos rotary_dim"], Float[Tensor, "table_batch pos rotary_dim"]
+]
+KeyTables = tuple[
+    Float[Tensor, "table_batch kv_pos rotary_dim"], Float[Tensor, "table_batch kv_pos rotary_dim"]
+]
 Select = Callable[[Tensor, Tensor | None, Tables | None], Bool[Tensor, "batch #head query key"]]
-"""A layer's own selector: of hook_in, hook_q_latent and the tables it makes which keys each query may see (SEL-1)."""
+"""A layer's own selector: of hook_in, hook_q_latent and the tables it makes which keys each query
+may see (SEL-1)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +65,9 @@ class Past:
     value: Float[Tensor, "batch past kv_head d_head_v"]
 
 
-def recall(past: Float[Tensor, "batch past kv_head d"], new: Float[Tensor, "batch pos kv_head d"]) -> Float[Tensor, "batch key kv_head d"]:
+def recall(
+    past: Float[Tensor, "batch past kv_head d"], new: Float[Tensor, "batch pos kv_head d"]
+) -> Float[Tensor, "batch key kv_head d"]:
     """CACHE-1: along the key axis, what was there before comes first."""
     return torch.cat([past, new], dim=1)
 
@@ -62,7 +83,8 @@ class Output:
 
 @dataclass(frozen=True)
 class Stages:
-    """The functions the layer is composed of, and those that read its mask; a mutant replaces one of them."""
+    """The functions the layer is composed of, and those that read its mask; a mutant replaces one
+    of them."""
 
     causal_bias: Callable[..., Tensor] = causal_bias
     padding_bias: Callable[..., Tensor] = padding_bias
@@ -121,75 +143,123 @@ def attention(
 
     Args:
         x: hidden states.
-        tables: rotary cos and sin, lying as `variant.rotary.table` says; None where the layer does not rotate.
-        bias: 0 or a number where a query may see a key, -inf where not (`causal_bias`, `padding_bias`, `bias_of_mask`).
+        tables: rotary cos and sin, lying as `variant.rotary.table` says; None where the layer does
+            not rotate.
+        bias: 0 or a number where a query may see a key, -inf where not (`causal_bias`,
+            `padding_bias`, `bias_of_mask`).
         weights: the layer's learned tensors, in x's dtype.
-        positions: of the queries, for a family whose query has a temperature; the temperatures, where they are given.
-        past: rotated keys, and values, of earlier positions; in a layer whose keys and values are given, those of all positions.
-        select, value_added, source: the layer's selector, what is added to the value, states of another sequence, where a family has them.
-        opted_in: the hook points that are made on request only. at: sees every hook point, in order.
+        positions: of the queries, for a family whose query has a temperature; the temperatures,
+            where they are given.
+        past: rotated keys, and values, of earlier positions; in a layer whose keys and values are
+            given, those of all positions.
+        select, value_added, source: the layer's selector, what is added to the value, states of
+            another sequence, where a family has them.
+        opted_in: the hook points that are made on request only. at: sees every hook point, in
+            order.
     """
-    weights, variant = a_key_for_every_head(weights, variant) if "attn_in" in opted_in else (weights, variant)
+    weights, variant = (
+        a_key_for_every_head(weights, variant) if "attn_in" in opted_in else (weights, variant)
+    )
 
     x = at("hook_in", x)
-    x_kv = joined(x, at("hook_kv_in", source), variant) if variant.source is not None and source is not None else x
+    x_kv = (
+        joined(x, at("hook_kv_in", source), variant)
+        if variant.source is not None and source is not None
+        else x
+    )
     c = latents(x, weights, variant, at, stages)
     made = heads(x, x_kv, c, weights, variant, value_added, opted_in, at, stages)
     tables = shown(tables, variant, at)
     q, *made_kv = rotated(made, tables, weights, variant, at, stages)
     past = kept(past, made_kv, stages)
 
-    bias = biased(bias, past, None if select is None else select(x, c.q, tables), weights, variant, stages)
-    s = shown_in(x.dtype, "hook_attn_scores", stages.scores(stages.temper(q, positions, variant.temperature), past.key, bias, variant), at)
+    bias = biased(
+        bias, past, None if select is None else select(x, c.q, tables), weights, variant, stages
+    )
+    s = shown_in(
+        x.dtype,
+        "hook_attn_scores",
+        stages.scores(stages.temper(q, positions, variant.temperature), past.key, bias, variant),
+        at,
+    )
     p = at("hook_pattern", stages.pattern(s, weights.sinks).to(x.dtype))
     g = gates(c.q if variant.gate_rises and c.q is not None else x, weights, variant, at, stages)
-    z = stages.gated(mixed(p, past.value, weights, variant, stages), g, weights.z_norm, variant.z_norm)
+    z = stages.gated(
+        mixed(p, past.value, weights, variant, stages), g, weights.z_norm, variant.z_norm
+    )
     z = at("hook_z", stages.multiply(z, variant.z_multiplier))
     return Output(put_out(z, weights, opted_in, at, stages), p, past)
 
 
-def put_out(z: Tensor, weights: Weights, opted_in: Collection[OptIn], at: At, stages: Stages) -> Tensor:
+def put_out(
+    z: Tensor, weights: Weights, opted_in: Collection[OptIn], at: At, stages: Stages
+) -> Tensor:
     """The output (OUT-1), from results head by head where those are opted in to (RES-1)."""
     if "attn_result" in opted_in:
-        return at("hook_out", stages.sum_of_results(at("hook_result", stages.result(z, weights.W_O)), weights.b_O))
+        return at(
+            "hook_out",
+            stages.sum_of_results(at("hook_result", stages.result(z, weights.W_O)), weights.b_O),
+        )
     return at("hook_out", stages.output(z, weights.W_O, weights.b_O))
 
 
-def biased(bias: Bias, past: Past, picked: Tensor | None, weights: Weights, variant: Variant, stages: Stages) -> Bias:
-    """What is added to the scores: the mask's bias, of the keys that were picked (SEL-1), and the keys' own (SCORE-5)."""
+def biased(
+    bias: Bias,
+    past: Past,
+    picked: Tensor | None,
+    weights: Weights,
+    variant: Variant,
+    stages: Stages,
+) -> Bias:
+    """What is added to the scores: the mask's bias, of the keys that were picked (SEL-1), and the
+    keys' own (SCORE-5)."""
     bias = bias if picked is None else bias + stages.selection_bias(picked)
     if variant.key_bias is None:
         return bias
-    return of_the_largest(stages.key_bias(past.value, weights, variant), bias, variant.key_bias.keep)
+    return of_the_largest(
+        stages.key_bias(past.value, weights, variant), bias, variant.key_bias.keep
+    )
 
 
 def mixed(p: Tensor, v: Tensor, weights: Weights, variant: Variant, stages: Stages) -> Tensor:
-    """Each head's mix of values (MIX-1), less its own value's part (MIX-3), in differential attention of each pair of heads the difference (DIFF-1)."""
+    """Each head's mix of values (MIX-1), less its own value's part (MIX-3), in differential
+    attention of each pair of heads the difference (DIFF-1)."""
     if variant.exclusive is not None:
         return stages.exclude(stages.mix(p, v), v[:, -p.shape[2] :], weights.alpha)
     if variant.differential is None:
         return stages.mix(p, v)
-    return stages.subtract(stages.mix(p, side_by_side(v)), given(weights.lambdas, "lambdas", "DIFF-1"), variant.differential)
+    return stages.subtract(
+        stages.mix(p, side_by_side(v)),
+        given(weights.lambdas, "lambdas", "DIFF-1"),
+        variant.differential,
+    )
 
 
 def shown_in(dtype: torch.dtype, name: str, value: Tensor, at: At) -> Tensor:
-    """A value that hooks are shown rounded to `dtype`; where nobody touches it, the layer goes on with it as it was."""
+    """A value that hooks are shown rounded to `dtype`; where nobody touches it, the layer goes on
+    with it as it was."""
     rounded = value.to(dtype)
     left = at(name, rounded)
     return value if left is rounded else left
 
 
 def kept(past: Past | None, made: list[Tensor], stages: Stages) -> Past:
-    """Keys and values of all positions; a layer that makes none goes by those it is given (KV-1)."""
+    """Keys and values of all positions; a layer that makes none goes by those it is given
+    (KV-1)."""
     if not made:
         return given(past, "keys and values", "KV-1")
     k, v = made
-    return Past(k, v) if past is None else Past(stages.recall(past.key, k), stages.recall(past.value, v))
+    return (
+        Past(k, v)
+        if past is None
+        else Past(stages.recall(past.key, k), stages.recall(past.value, v))
+    )
 
 
 @dataclass(frozen=True)
 class Latents:
-    """What query, and key and value, come up from; None where they are projected straight from hook_in."""
+    """What query, and key and value, come up from; None where they are projected straight from
+    hook_in."""
 
     q: Float[Tensor, "batch pos q_rank"] | None = None
     kv: Float[Tensor, "batch pos kv_rank"] | None = None
@@ -201,21 +271,50 @@ def latents(x: Tensor, weights: Weights, variant: Variant, at: At, stages: Stage
         return Latents()
     kind, c_q = variant.latent, None
     if kind.q_rank is not None:
-        c_q = at("hook_q_latent", stages.latent(x, weights.W_DQ, weights.b_DQ, weights.q_latent_norm, kind.norm, kind.q_scale, kind.q_beside))
-    c_kv = at("hook_kv_latent", stages.latent(x, weights.W_DKV, weights.b_DKV, weights.kv_latent_norm, kind.norm, kind.kv_scale, False))
+        c_q = at(
+            "hook_q_latent",
+            stages.latent(
+                x,
+                weights.W_DQ,
+                weights.b_DQ,
+                weights.q_latent_norm,
+                kind.norm,
+                kind.q_scale,
+                kind.q_beside,
+            ),
+        )
+    c_kv = at(
+        "hook_kv_latent",
+        stages.latent(
+            x, weights.W_DKV, weights.b_DKV, weights.kv_latent_norm, kind.norm, kind.kv_scale, False
+        ),
+    )
     return Latents(c_q, c_kv)
 
 
-def joined(x: Float[Tensor, "batch pos d_model"], source: Float[Tensor, "batch source d_model"], variant: Variant) -> Float[Tensor, "batch kv_pos d_model"]:
+def joined(
+    x: Float[Tensor, "batch pos d_model"],
+    source: Float[Tensor, "batch source d_model"],
+    variant: Variant,
+) -> Float[Tensor, "batch kv_pos d_model"]:
     """KV-2: what key and value are projected from, in the order of the keys."""
     before = variant.source is not None and variant.source.place == "before"
     return torch.cat([source, x] if before else [x, source], dim=1)
 
 
 def heads(
-    x: Tensor, x_kv: Tensor, c: Latents, weights: Weights, variant: Variant, value_added: Tensor | None, opted_in: Collection[OptIn], at: At, stages: Stages
+    x: Tensor,
+    x_kv: Tensor,
+    c: Latents,
+    weights: Weights,
+    variant: Variant,
+    value_added: Tensor | None,
+    opted_in: Collection[OptIn],
+    at: At,
+    stages: Stages,
 ) -> list[Tensor]:
-    """Query, key and value heads of this call's positions, normed unless that comes after rotation; the query alone where key and value are given."""
+    """Query, key and value heads of this call's positions, normed unless that comes after rotation;
+    the query alone where key and value are given."""
     x_q, x_k, x_v = stages.split_inputs(x, variant, opted_in, at)
     if variant.source is not None:
         x_k, x_v, _ = stages.split_inputs(x_kv, replace(variant, heads=variant.kv_heads), (), at)
@@ -224,12 +323,32 @@ def heads(
     bound = None if early else variant.clip
 
     adapters = weights.adapters
-    made = [at("hook_q", stages.clip(stages.adapt(stages.project(c_q, weights.W_Q, weights.b_Q), c_q, adapters.get("Q")), bound))]
+    made = [
+        at(
+            "hook_q",
+            stages.clip(
+                stages.adapt(stages.project(c_q, weights.W_Q, weights.b_Q), c_q, adapters.get("Q")),
+                bound,
+            ),
+        )
+    ]
     if not variant.kv_given:
-        k = stages.adapt(stages.project(c_k, given(weights.W_K, "W_K", "PROJ-1"), weights.b_K), c_k, adapters.get("K"))
+        k = stages.adapt(
+            stages.project(c_k, given(weights.W_K, "W_K", "PROJ-1"), weights.b_K),
+            c_k,
+            adapters.get("K"),
+        )
         k = stages.with_rotary_part(k, x_k, weights, variant.rotary_part_norm)
         k = at("hook_k", stages.clip(stages.multiply(k, variant.k_multiplier), bound))
-        v = k if variant.value_is_key else stages.adapt(stages.project(c_v, given(weights.W_V, "W_V", "PROJ-1"), weights.b_V), c_v, adapters.get("V"))
+        v = (
+            k
+            if variant.value_is_key
+            else stages.adapt(
+                stages.project(c_v, given(weights.W_V, "W_V", "PROJ-1"), weights.b_V),
+                c_v,
+                adapters.get("V"),
+            )
+        )
         v = stages.multiply(v, 1.0 if variant.value_is_key else variant.v_multiplier)
         v = stages.clip(v, variant.clip)
         made += [k, at("hook_v", v if value_added is None else add(v, value_added))]
@@ -240,16 +359,28 @@ def heads(
     return made
 
 
-def risen(c: Float[Tensor, "batch pos rank"] | None, x: Float[Tensor, "batch pos head d_model"], variant: Variant) -> Float[Tensor, "batch pos head _"]:
-    """What each head is projected from: the latent that all share, or where there is none its input."""
-    return x if c is None else repeat(c, "batch pos rank -> batch pos head rank", head=variant.heads)
+def risen(
+    c: Float[Tensor, "batch pos rank"] | None,
+    x: Float[Tensor, "batch pos head d_model"],
+    variant: Variant,
+) -> Float[Tensor, "batch pos head _"]:
+    """What each head is projected from: the latent that all share, or where there is none its
+    input."""
+    return (
+        x if c is None else repeat(c, "batch pos rank -> batch pos head rank", head=variant.heads)
+    )
 
 
-def normed(made: list[Tensor], weights: Weights, variant: Variant, at: At, stages: Stages) -> list[Tensor]:
-    """Query and key after the family's norm (NORM-1), clipped where the family clips (CLIP-1); the value as it is."""
+def normed(
+    made: list[Tensor], weights: Weights, variant: Variant, at: At, stages: Stages
+) -> list[Tensor]:
+    """Query and key after the family's norm (NORM-1), clipped where the family clips (CLIP-1); the
+    value as it is."""
     assert variant.norm is not None
     bound = None if variant.norm.after_rotation else variant.clip
-    for place, (role, affine) in enumerate((("q", weights.q_norm), ("k", weights.k_norm))[: len(made)]):
+    for place, (role, affine) in enumerate(
+        (("q", weights.q_norm), ("k", weights.k_norm))[: len(made)]
+    ):
         normal = stages.clip(stages.normalise(made[place], affine, variant.norm), bound)
         made[place] = at(f"hook_{role}_normed", normal).view_as(made[place])
     return made
@@ -263,30 +394,51 @@ def shown(tables: Tables | None, variant: Variant, at: At) -> Tables | None:
     return at("hook_cos", cos), at("hook_sin", sin)
 
 
-def rotated(made: list[Tensor], tables: Tables | None, weights: Weights, variant: Variant, at: At, stages: Stages) -> list[Tensor]:
-    """Query and key rotated (ROT-1), and normed where that comes after (NORM-3); the value as it is."""
+def rotated(
+    made: list[Tensor],
+    tables: Tables | None,
+    weights: Weights,
+    variant: Variant,
+    at: At,
+    stages: Stages,
+) -> list[Tensor]:
+    """Query and key rotated (ROT-1), and normed where that comes after (NORM-3); the value as it
+    is."""
     if variant.rotary is not None and tables is not None:
-        of_query, of_key = (stages.turns(*pair, variant.rotary) for pair in tables_apart(tables, made))
+        of_query, of_key = (
+            stages.turns(*pair, variant.rotary) for pair in tables_apart(tables, made)
+        )
         q, *turning = made[: 3 if variant.rotary.values else 2]
-        turned = [stages.rotate(q, of_query, variant.rotary), *(stages.rotate(heads, of_key, variant.rotary) for heads in turning)]
+        turned = [
+            stages.rotate(q, of_query, variant.rotary),
+            *(stages.rotate(heads, of_key, variant.rotary) for heads in turning),
+        ]
         made = [*turned, *made[len(turned) :]]
     roles = "qkv" if variant.rotary is not None and variant.rotary.values else "qk"
-    made = [*(at(f"hook_rot_{role}", heads) for role, heads in zip(roles, made, strict=False)), *made[len(roles) :]]
+    made = [
+        *(at(f"hook_rot_{role}", heads) for role, heads in zip(roles, made, strict=False)),
+        *made[len(roles) :],
+    ]
     late = variant.norm is not None and variant.norm.after_rotation
     return normed(made, weights, variant, at, stages) if late else made
 
 
 def tables_apart(tables: Tables, made: list[Tensor]) -> tuple[QueryTables, KeyTables]:
-    """The tables of the query's positions, the last there are, and those of the key's: a sequence that comes after is not rotated (KV-2)."""
+    """The tables of the query's positions, the last there are, and those of the key's: a sequence
+    that comes after is not rotated (KV-2)."""
     pos, kv_pos = made[0].shape[1], made[-1].shape[1]
     cos, sin = tables
     beyond = kv_pos - cos.shape[1]
-    ones, zeros = (filled(cos.shape[0], max(beyond, 0), cos.shape[2]) for filled in (cos.new_ones, cos.new_zeros))
+    ones, zeros = (
+        filled(cos.shape[0], max(beyond, 0), cos.shape[2])
+        for filled in (cos.new_ones, cos.new_zeros)
+    )
     return (cos[:, -pos:], sin[:, -pos:]), (torch.cat([cos, ones], 1), torch.cat([sin, zeros], 1))
 
 
 def gates(x: Tensor, weights: Weights, variant: Variant, at: At, stages: Stages) -> Tensor | None:
-    """The gate (GATE-1) of hook_in, whatever inputs are split, or of the query's latent; None where the family has none."""
+    """The gate (GATE-1) of hook_in, whatever inputs are split, or of the query's latent; None where
+    the family has none."""
     if variant.gate is None:
         return None
     every_head = repeat(x, "batch pos d_model -> batch pos head d_model", head=variant.heads)
@@ -303,7 +455,8 @@ def given(value: T | None, what: str, clause: str) -> T:
 
 
 def a_key_for_every_head(weights: Weights, variant: Variant) -> tuple[Weights, Variant]:
-    """Clause SPLIT-3: the weights of a kv head, once for each query head that shares it; kv_head is then head."""
+    """Clause SPLIT-3: the weights of a kv head, once for each query head that shares it; kv_head is
+    then head."""
 
     def spread(w: Tensor) -> Tensor:
         return repeat(w, "kv_head ... -> (kv_head group) ...", group=variant.group)
@@ -328,6 +481,8 @@ def key_norm_for_every_head(affine: Affine, variant: Variant) -> Affine:
         if rows is None:
             return None
         by_head = rows.reshape(variant.kv_heads, -1)
-        return repeat(by_head, "kv_head d_head -> (kv_head group) d_head", group=variant.group).reshape(-1, *rows.shape[1:])
+        return repeat(
+            by_head, "kv_head d_head -> (kv_head group) d_head", group=variant.group
+        ).reshape(-1, *rows.shape[1:])
 
     return Affine(spread(affine.weight), spread(affine.bias))

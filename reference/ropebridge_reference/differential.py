@@ -1,4 +1,5 @@
-"""Clause DIFF-1: heads in pairs, the second's mix of values taken from the first's (arXiv:2410.05258)."""
+"""Clause DIFF-1: heads in pairs, the second's mix of values taken from the first's
+(arXiv:2410.05258)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ Lambdas = Float[Tensor, "4 d_head"]
 
 
 def side_by_side(v: Value) -> Float[Tensor, "batch key kv_head d_pair"]:
-    """What both heads of a pair mix: the values of kv heads j and j + kv_heads / 2, for kv head j and again for j + kv_heads / 2."""
+    """What both heads of a pair mix: the values of kv heads j and j + kv_heads / 2, for kv head j
+    and again for j + kv_heads / 2."""
     once = rearrange(v, "batch key (half j) d -> batch key j (half d)", half=2)
     return torch.cat([once, once], dim=2)
 
@@ -26,7 +28,9 @@ def strength(lambdas: Lambdas, kind: Differential) -> Float[Tensor, ""]:
     return much
 
 
-def subtract(z: Float[Tensor, "batch query head d_pair"], lambdas: Lambdas, kind: Differential) -> Float[Tensor, "batch query pair d_pair"]:
+def subtract(
+    z: Float[Tensor, "batch query head d_pair"], lambdas: Lambdas, kind: Differential
+) -> Float[Tensor, "batch query pair d_pair"]:
     """Of each pair of heads the first's mix less the second's, as strong as `strength` says."""
     first, second = rearrange(z, "batch query (half pair) d -> half batch query pair d", half=2)
     difference: Tensor = first - strength(lambdas, kind) * second

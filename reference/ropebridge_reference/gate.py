@@ -1,4 +1,5 @@
-"""Clauses GATE-1 and MIX-1: what each head's mix of values goes through before the output projection."""
+"""Clauses GATE-1 and MIX-1: what each head's mix of values goes through before the output
+projection."""
 
 from __future__ import annotations
 
@@ -17,18 +18,28 @@ from ropebridge_spec import Gate, Norm
 Heads = Float[Tensor, "batch pos head width"]
 Z = Float[Tensor, "batch pos head d_head_v"]
 
-ACTIVATION: Mapping[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "softplus": softplus}
+ACTIVATION: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "softplus": softplus,
+}
 
 
 def gate(logits: Heads, kind: Gate) -> Heads:
     """The activation, in at least float32, rounded once."""
-    return ACTIVATION[kind.activation](logits.to(torch.promote_types(logits.dtype, torch.float32))).to(logits.dtype)
+    return ACTIVATION[kind.activation](
+        logits.to(torch.promote_types(logits.dtype, torch.float32))
+    ).to(logits.dtype)
 
 
-def gated(mixed: Z, g: Float[Tensor, "batch pos head *d_head_v"] | None, affine: Affine, norm: Norm | None) -> Z:
-    """The mix of values, normed, then multiplied by the gate; either only where the family does so."""
+def gated(
+    mixed: Z, g: Float[Tensor, "batch pos head *d_head_v"] | None, affine: Affine, norm: Norm | None
+) -> Z:
+    """The mix of values, normed, then multiplied by the gate; either only where the family does
+    so."""
     if norm is not None:
         mixed = normalise(mixed, affine, norm).reshape(mixed.shape)
     if g is None:
         return mixed
-    return mixed * (g if g.ndim == mixed.ndim else rearrange(g, "batch pos head -> batch pos head 1"))
+    return mixed * (
+        g if g.ndim == mixed.ndim else rearrange(g, "batch pos head -> batch pos head 1")
+    )

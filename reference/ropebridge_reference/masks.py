@@ -1,4 +1,5 @@
-"""Clauses MASK-1 to MASK-5 and SEL-1: what each query may see, as a bias that is added to the scores: 0, a number, or -inf."""
+"""Clauses MASK-1 to MASK-5 and SEL-1: what each query may see, as a bias that is added to the
+scores: 0, a number, or -inf."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from ropebridge_spec import Variant
 Bias = Float[Tensor, "#batch #head query key"]
 
 
-def causal_bias(query: Int[Tensor, " query"], key: Int[Tensor, " key"], reach: Variant) -> Float[Tensor, "1 1 query key"]:
+def causal_bias(
+    query: Int[Tensor, " query"], key: Int[Tensor, " key"], reach: Variant
+) -> Float[Tensor, "1 1 query key"]:
     """MASK-2: position i sees j <= i, unless the layer is not causal, within window and chunk."""
     distance = query[:, None] - key[None, :]
     visible = (distance >= 0) | (not reach.causal)
@@ -29,14 +32,19 @@ def padding_bias(padding: Bool[Tensor, "batch key"]) -> Float[Tensor, "batch 1 1
     return forbid(~padding)[:, None, None, :]
 
 
-def bias_of_mask(mask: Bool[Tensor, "#batch #head #query key"] | Bias) -> Float[Tensor, "#batch #head #query key"]:
-    """MASK-1 and MASK-5: True sees; an additive entry at most half the dtype's lowest number forbids."""
+def bias_of_mask(
+    mask: Bool[Tensor, "#batch #head #query key"] | Bias,
+) -> Float[Tensor, "#batch #head #query key"]:
+    """MASK-1 and MASK-5: True sees; an additive entry at most half the dtype's lowest number
+    forbids."""
     if mask.dtype == torch.bool:
         return forbid(~mask)
     return mask.double().masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -math.inf)
 
 
-def selection_bias(picked: Bool[Tensor, "batch #head query key"]) -> Float[Tensor, "batch #head query key"]:
+def selection_bias(
+    picked: Bool[Tensor, "batch #head query key"],
+) -> Float[Tensor, "batch #head query key"]:
     """SEL-1: no query sees a key that is not picked for it."""
     return forbid(~picked)
 

@@ -15,11 +15,16 @@ Normed = Float[Tensor, "batch pos *axes"]
 
 
 def normalise(x: Heads, affine: Affine, norm: Norm) -> Normed:
-    """Normalise the last axis in at least float32, multiply by the weight, add the bias, return to x's dtype.
+    """Normalise the last axis in at least float32, multiply by the weight, add the bias, return to
+    x's dtype.
 
     A flat norm takes all heads of a position as one axis, and shows it flat.
     """
-    x = rearrange(x, "batch pos head d_head -> batch pos (head d_head)") if norm.over == "flat" else x
+    x = (
+        rearrange(x, "batch pos head d_head -> batch pos (head d_head)")
+        if norm.over == "flat"
+        else x
+    )
     work = torch.promote_types(x.dtype, torch.float32)
     unit = centred(x.to(work), norm) * inverse_size(x.to(work), norm)
     unit = unit.to(x.dtype) if norm.rounds_before_weight else unit

@@ -1,4 +1,5 @@
-"""Clause PAT-1: softmax over keys, with a sink where the family has one, and 0 in a row that sees no key (MASK-6)."""
+"""Clause PAT-1: softmax over keys, with a sink where the family has one, and 0 in a row that sees
+no key (MASK-6)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ Column = Float[Tensor, "batch head query 1"]
 
 
 def pattern(scores: Scores, sinks: Float[Tensor, " head"] | None) -> Scores:
-    """exp(s - m) over its sum, in at least float32; a sink adds its share to the sum and to nothing else."""
+    """exp(s - m) over its sum, in at least float32; a sink adds its share to the sum and to nothing
+    else."""
     s = scores.to(torch.promote_types(scores.dtype, torch.float32))
     sink = sink_column(s, sinks)
     top = largest(s, sink)
@@ -32,4 +34,6 @@ def sink_column(s: Scores, sinks: Float[Tensor, " head"] | None) -> Column:
 def largest(s: Scores, sink: Column) -> Column:
     """The largest logit of each row, 0 where the row sees nothing; a constant for the gradient."""
     top = torch.cat([s, sink], dim=-1).amax(-1).detach()
-    return rearrange(top.masked_fill(top == -math.inf, 0.0), "batch head query -> batch head query 1")
+    return rearrange(
+        top.masked_fill(top == -math.inf, 0.0), "batch head query -> batch head query 1"
+    )

@@ -17,9 +17,14 @@ def project(
     W: Float[Tensor, "head d_model d_head"],
     b: Float[Tensor, "head d_head"] | None,
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """x W + b, each head with its own input and its own weights; summed in at least float32, rounded once."""
+    """x W + b, each head with its own input and its own weights; summed in at least float32,
+    rounded once."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    y = einsum(x.to(wide), W.to(wide), "batch pos head d_model, head d_model d_head -> batch pos head d_head")
+    y = einsum(
+        x.to(wide),
+        W.to(wide),
+        "batch pos head d_model, head d_model d_head -> batch pos head d_head",
+    )
     return (y if b is None else y + b).to(x.dtype)
 
 
@@ -32,17 +37,27 @@ def adapt(
     if adapter is None:
         return y
     down, up = adapter
-    return y + project(project(x, repeat(down, "d_model adapter -> head d_model adapter", head=x.shape[2]), None), up, None)
+    return y + project(
+        project(x, repeat(down, "d_model adapter -> head d_model adapter", head=x.shape[2]), None),
+        up,
+        None,
+    )
 
 
 def with_rotary_part(
-    k: Float[Tensor, "batch pos head d_head_k"], x: Float[Tensor, "batch pos head d_model"], weights: Weights, norm: Norm | None = None
+    k: Float[Tensor, "batch pos head d_head_k"],
+    x: Float[Tensor, "batch pos head d_model"],
+    weights: Weights,
+    norm: Norm | None = None,
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """The key heads; with latents, what came up from the latent is followed by the rotary part that all heads share, normed where the family does so."""
+    """The key heads; with latents, what came up from the latent is followed by the rotary part that
+    all heads share, normed where the family does so."""
     if weights.W_KR is None:
         return k
     rotary = project(x, weights.W_KR, weights.b_KR)
-    return torch.cat([k, rotary if norm is None else normalise(rotary, weights.k_rotary_norm, norm)], dim=-1)
+    return torch.cat(
+        [k, rotary if norm is None else normalise(rotary, weights.k_rotary_norm, norm)], dim=-1
+    )
 
 
 def latent(
@@ -58,7 +73,11 @@ def latent(
     wide = torch.promote_types(x.dtype, torch.float32)
     y = einsum(x.to(wide), W.to(wide), "batch pos d_model, d_model rank -> batch pos rank")
     c = rearrange((y if b is None else y + b).to(x.dtype), "batch pos rank -> batch pos 1 rank")
-    c = torch.cat([scale * normalise(c, affine, norm), c], dim=-1) if beside else scale * normalise(c, affine, norm)
+    c = (
+        torch.cat([scale * normalise(c, affine, norm), c], dim=-1)
+        if beside
+        else scale * normalise(c, affine, norm)
+    )
     return rearrange(c, "batch pos 1 width -> batch pos width")
 
 
@@ -67,9 +86,16 @@ def multiply(x: Float[Tensor, "*axes"], factor: float) -> Float[Tensor, "*axes"]
     return x if factor == 1 else factor * x
 
 
-def add(v: Float[Tensor, "batch pos head d"], value_added: Float[Tensor, "batch pos kv_head d"]) -> Float[Tensor, "batch pos head d"]:
-    """The value and what the model hands down to be added to it, the same for all heads that share it."""
-    return v + repeat(value_added, "batch pos kv_head d -> batch pos (kv_head group) d", group=v.shape[2] // value_added.shape[2])
+def add(
+    v: Float[Tensor, "batch pos head d"], value_added: Float[Tensor, "batch pos kv_head d"]
+) -> Float[Tensor, "batch pos head d"]:
+    """The value and what the model hands down to be added to it, the same for all heads that share
+    it."""
+    return v + repeat(
+        value_added,
+        "batch pos kv_head d -> batch pos (kv_head group) d",
+        group=v.shape[2] // value_added.shape[2],
+    )
 
 
 def clip(x: Float[Tensor, "*axes"], bound: float | None) -> Float[Tensor, "*axes"]:

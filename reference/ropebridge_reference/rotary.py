@@ -30,14 +30,18 @@ def turns(cos: Table, sin: Table, rotary: Rotary) -> Turns:
     Where a table holds each frequency twice, each row of the matrix reads its own copy.
     """
     sin = sin if rotary.direction == "forward" else -sin
-    cos, sin = (repeat(table, f"batch pos {TABLE[rotary.table]} -> batch pos pair two", two=2) for table in (cos, sin))
+    cos, sin = (
+        repeat(table, f"batch pos {TABLE[rotary.table]} -> batch pos pair two", two=2)
+        for table in (cos, sin)
+    )
     first = torch.stack([cos[..., 0], -sin[..., 0]], dim=-1)
     second = torch.stack([sin[..., 1], cos[..., 1]], dim=-1)
     return torch.stack([first, second], dim=-2)
 
 
 def rotate(x: Heads, turn: Turns, rotary: Rotary) -> Heads:
-    """Turn the pairs of the leading, or trailing, `rotary.width` dimensions; the rest pass through."""
+    """Turn the pairs of the leading, or trailing, `rotary.width` dimensions; the rest pass
+    through."""
     if rotary.end == "trailing":
         passing, x = x.split([x.shape[-1] - rotary.width, rotary.width], dim=-1)
         return torch.cat([passing, rotate_all(x, turn, rotary)], dim=-1)
@@ -45,15 +49,23 @@ def rotate(x: Heads, turn: Turns, rotary: Rotary) -> Heads:
     return torch.cat([rotate_all(x, turn, rotary), passing], dim=-1)
 
 
-def rotate_all(x: Float[Tensor, "batch pos head width"], turn: Turns, rotary: Rotary) -> Float[Tensor, "batch pos head width"]:
+def rotate_all(
+    x: Float[Tensor, "batch pos head width"], turn: Turns, rotary: Rotary
+) -> Float[Tensor, "batch pos head width"]:
     """Turn every pair."""
     work = torch.promote_types(x.dtype, torch.float32) if rotary.precision == "float32" else x.dtype
-    plane = rearrange(x, f"batch pos head {PAIRING[rotary.pairing]} -> batch pos head pair two", two=2)
+    plane = rearrange(
+        x, f"batch pos head {PAIRING[rotary.pairing]} -> batch pos head pair two", two=2
+    )
     turned = turn_planes(turn.to(work), plane.to(work)).to(x.dtype)
     return rearrange(turned, f"batch pos head pair two -> batch pos head {PAIRING[rotary.pairing]}")
 
 
-def turn_planes(turn: Turns, plane: Float[Tensor, "batch pos head pair 2"]) -> Float[Tensor, "batch pos head pair 2"]:
+def turn_planes(
+    turn: Turns, plane: Float[Tensor, "batch pos head pair 2"]
+) -> Float[Tensor, "batch pos head pair 2"]:
     """One matrix a pair, shared by all heads; a table of batch 1 serves the whole batch."""
     turn = turn.expand(plane.shape[0], *turn.shape[1:])
-    return einsum(turn, plane, "batch pos pair out two, batch pos head pair two -> batch pos head pair out")
+    return einsum(
+        turn, plane, "batch pos pair out two, batch pos head pair two -> batch pos head pair out"
+    )

@@ -16,11 +16,22 @@ Scores = Float[Tensor, "batch head query key"]
 
 
 def scores(q: Query, k: Key, bias: Bias, variant: Variant) -> Scores:
-    """Scaled, softcapped, masked. Query heads come in groups, one group a kv head: head = (kv_head group)."""
-    wide = torch.promote_types(q.dtype, torch.float32) if variant.score_precision == "float32" else q.dtype
+    """Scaled, softcapped, masked. Query heads come in groups, one group a kv head: head = (kv_head
+    group)."""
+    wide = (
+        torch.promote_types(q.dtype, torch.float32)
+        if variant.score_precision == "float32"
+        else q.dtype
+    )
     q, k = q.to(wide), k.to(wide)
-    q = rearrange(q * variant.scale, "batch query (kv_head group) d -> batch query kv_head group d", group=variant.group)
-    s = einsum(q, k, "batch query kv_head group d, batch key kv_head d -> batch kv_head group query key")
+    q = rearrange(
+        q * variant.scale,
+        "batch query (kv_head group) d -> batch query kv_head group d",
+        group=variant.group,
+    )
+    s = einsum(
+        q, k, "batch query kv_head group d, batch key kv_head d -> batch kv_head group query key"
+    )
     s = rearrange(s, "batch kv_head group query key -> batch (kv_head group) query key")
     work = torch.promote_types(s.dtype, torch.float32)
     return (softcap(s.to(work), variant.softcap) + bias.to(work)).to(s.dtype)
@@ -31,14 +42,21 @@ def softcap(s: Scores, cap: float | None) -> Scores:
     return s if cap is None else cap * torch.tanh(s / cap)
 
 
-def temper(q: Query, positions: Real[Tensor, "#batch query"] | None, temperature: Temperature | None) -> Query:
-    """The query times its temperature; of a temperature that is given, `positions` is the factor itself."""
+def temper(
+    q: Query, positions: Real[Tensor, "#batch query"] | None, temperature: Temperature | None
+) -> Query:
+    """The query times its temperature; of a temperature that is given, `positions` is the factor
+    itself."""
     if temperature is None or positions is None:
         return q
     factor = positions.double() if temperature.given else heat(positions, temperature)
     return (q * rearrange(factor, "batch query -> batch query 1 1")).to(q.dtype)
 
 
-def heat(positions: Real[Tensor, "#batch query"], temperature: Temperature) -> Float[Tensor, "#batch query"]:
+def heat(
+    positions: Real[Tensor, "#batch query"], temperature: Temperature
+) -> Float[Tensor, "#batch query"]:
     """1 + beta log(1 + floor((i + shift) / length)) (Llama 4; arXiv:2501.19399)."""
-    return 1 + temperature.beta * torch.log1p(torch.floor((positions.double() + temperature.shift) / temperature.length))
+    return 1 + temperature.beta * torch.log1p(
+        torch.floor((positions.double() + temperature.shift) / temperature.length)
+    )

@@ -13,7 +13,8 @@ from torch import Tensor
 class Affine:
     """What a norm multiplies by and adds; None where it does not.
 
-    One row of the normed width, a row a head, or one row of (head width) where all heads are normed flat.
+    One row of the normed width, a row a head, or one row of (head width) where all heads are normed
+    flat.
     """
 
     weight: Float[Tensor, "..."] | None = None
@@ -27,12 +28,13 @@ PLAIN = Affine()
 class Weights:
     """W_Q, W_K, W_V, W_O and what else a layer has learned; None where it has not.
 
-    With latents, W_Q, W_K and W_V are the up-projections (d_model is then the latent's rank), W_DQ and W_DKV go down to
-    the latents, and W_KR gives the rotary part of the key, the same for every head. W_G gives the gate, a number or
-    d_head_v of them for each head, of hook_in, or where it lies in the query projection of what the query is projected
-    from. `adapters` are, by role (Q, K, V), the maps down and up
-    beside a projection. `alpha` is that of exclusive self-attention, `lambdas` are q1, k1, q2 and k2 of differential attention. W_dt,
-    b_dt and A make a key's bias of its values.
+    With latents, W_Q, W_K and W_V are the up-projections (d_model is then the latent's rank), W_DQ
+    and W_DKV go down to the latents, and W_KR gives the rotary part of the key, the same for every
+    head. W_G gives the gate, a number or d_head_v of them for each head, of hook_in, or where it
+    lies in the query projection of what the query is projected from. `adapters` are, by role (Q, K,
+    V), the maps down and up beside a projection. `alpha` is that of exclusive self-attention,
+    `lambdas` are q1, k1, q2 and k2 of differential attention. W_dt, b_dt and A make a key's bias of
+    its values.
     """
 
     W_Q: Float[Tensor, "head d_model d_head"]
@@ -59,7 +61,9 @@ class Weights:
     v_norm: Affine = PLAIN
     z_norm: Affine = PLAIN
     sinks: Float[Tensor, " head"] | None = None
-    adapters: Mapping[str, tuple[Float[Tensor, "d_model adapter"], Float[Tensor, "heads adapter width"]]] = field(default_factory=dict)
+    adapters: Mapping[
+        str, tuple[Float[Tensor, "d_model adapter"], Float[Tensor, "heads adapter width"]]
+    ] = field(default_factory=dict)
     alpha: Float[Tensor, " head"] | None = None
     lambdas: Float[Tensor, "4 d_head"] | None = None
     W_dt: Float[Tensor, "kv_head from_kv_head d_head_v"] | None = None

@@ -1,4 +1,5 @@
-"""Time of one attention layer, bridged and not: interleaved runs in one process, medians, printed as ratios.
+"""Time of one attention layer, bridged and not: interleaved runs in one process, medians, printed
+as ratios.
 
 Run by `make bench`. Machines are shared and noisy: the ratios say more than the times.
 """
@@ -21,7 +22,9 @@ ROUNDS, WARM_UP = 25, 3
 
 def layer(implementation):
     """A Llama attention layer: d_model 1024, 16 heads, 4 kv heads, d_head 64, float32."""
-    config = LlamaConfig(hidden_size=1024, num_attention_heads=16, num_key_value_heads=4, head_dim=64)
+    config = LlamaConfig(
+        hidden_size=1024, num_attention_heads=16, num_key_value_heads=4, head_dim=64
+    )
     config._attn_implementation = implementation
     torch.manual_seed(0)
     return LlamaAttention(config, 0).eval().requires_grad_(False), LlamaRotaryEmbedding(config)
@@ -52,7 +55,8 @@ def contestants(pos):
 
 @torch.no_grad()
 def race(pos):
-    """Median seconds of each contestant, all of them once a round, in an order drawn anew, after a few rounds to warm up."""
+    """Median seconds of each contestant, all of them once a round, in an order drawn anew, after a
+    few rounds to warm up."""
     calls, order = contestants(pos), Random(0)
     times = {name: [] for name in calls}
     for turn in range(WARM_UP + ROUNDS):
@@ -65,12 +69,26 @@ def race(pos):
 
 
 def main():
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
-    print("one Llama layer, d_model 1024, 16 heads, 4 kv heads, d_head 64, float32, batch 1; ratio to Hugging Face sdpa (milliseconds)\n")
+    print(
+        f"torch {torch.__version__}, transformers {transformers.__version__},"
+        f" {torch.get_num_threads()} threads, {platform.machine()}"
+    )
+    print(
+        "one Llama layer, d_model 1024, 16 heads, 4 kv heads, d_head 64, float32, batch 1; ratio to"
+        " Hugging Face sdpa (milliseconds)\n"
+    )
     rows = {pos: race(pos) for pos in LENGTHS}
-    print("| | " + " | ".join(f"S = {pos}" for pos in LENGTHS) + " |\n| --- |" + " ---: |" * len(LENGTHS))
+    print(
+        "| | "
+        + " | ".join(f"S = {pos}" for pos in LENGTHS)
+        + " |\n| --- |"
+        + " ---: |" * len(LENGTHS)
+    )
     for name in next(iter(rows.values())):
-        cells = (f"{rows[pos][name] / rows[pos]['Hugging Face sdpa']:.2f} ({1e3 * rows[pos][name]:.1f})" for pos in LENGTHS)
+        cells = (
+            f"{rows[pos][name] / rows[pos]['Hugging Face sdpa']:.2f} ({1e3 * rows[pos][name]:.1f})"
+            for pos in LENGTHS
+        )
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 

@@ -6,7 +6,8 @@ import torch
 from ropebridge.methods import MethodError, ablated, answer_logit, head_ablation
 
 INTACT, UNIFORM = 10.0, 10 / 7
-"""The answer's logit where the induction head copies, and where it looks at all seven tokens alike."""
+"""The answer's logit where the induction head copies, and where it looks at all seven tokens
+alike."""
 
 
 def table(**changed):
@@ -22,8 +23,12 @@ def close(got, expected):
 
 
 def test_zero_ablation_finds_the_two_heads_of_the_circuit_and_no_other(circuit, prompts, answers):
-    """Without the previous token at hand the induction head looks at all alike; without the induction head there is nothing."""
-    close(head_ablation(circuit, prompts, answer_logit(answers), quiet=True), table(L0H1=UNIFORM, L1H2=0.0))
+    """Without the previous token at hand the induction head looks at all alike; without the
+    induction head there is nothing."""
+    close(
+        head_ablation(circuit, prompts, answer_logit(answers), quiet=True),
+        table(L0H1=UNIFORM, L1H2=0.0),
+    )
 
 
 def test_mean_ablation_leaves_what_the_head_says_on_average(circuit, prompts, answers):
@@ -37,23 +42,49 @@ def test_mean_ablation_leaves_what_the_head_says_on_average(circuit, prompts, an
 
 
 def test_the_mean_can_be_that_of_other_inputs_and_leaves_padding_out(circuit, prompts, answers):
-    """Over prompts of one token, repeated, the induction head says that token alone; padding would say nothing, or another."""
-    others = {"input_ids": torch.tensor([[7] * 7, [3] * 2 + [7] * 5]), "attention_mask": torch.tensor([[1] * 7, [0] * 2 + [1] * 5])}
-    got = head_ablation(circuit, prompts, lambda logits: logits[0, -1, 7], by="mean", others=others, quiet=True)
+    """Over prompts of one token, repeated, the induction head says that token alone; padding would
+    say nothing, or another."""
+    others = {
+        "input_ids": torch.tensor([[7] * 7, [3] * 2 + [7] * 5]),
+        "attention_mask": torch.tensor([[1] * 7, [0] * 2 + [1] * 5]),
+    }
+    got = head_ablation(
+        circuit, prompts, lambda logits: logits[0, -1, 7], by="mean", others=others, quiet=True
+    )
     close(got[1, 2], torch.tensor(10.0))
-    got = head_ablation(circuit, prompts, lambda logits: logits[0, -1, 7], by="mean", others={"input_ids": others["input_ids"]}, quiet=True)
+    got = head_ablation(
+        circuit,
+        prompts,
+        lambda logits: logits[0, -1, 7],
+        by="mean",
+        others={"input_ids": others["input_ids"]},
+        quiet=True,
+    )
     assert got[1, 2] < 9.9
 
 
 def test_resampling_says_what_the_neighbour_said(circuit, prompts, answers):
     """Each row is then given the other's answer."""
     wrong = answers.flip(0)
-    assert head_ablation(circuit, prompts, answer_logit(answers), by="resample", quiet=True)[1, 2].abs() < 1e-3
-    close(head_ablation(circuit, prompts, answer_logit(wrong), by="resample", quiet=True)[1], torch.tensor([0.0, 0.0, INTACT, 0.0]))
+    assert (
+        head_ablation(circuit, prompts, answer_logit(answers), by="resample", quiet=True)[
+            1, 2
+        ].abs()
+        < 1e-3
+    )
+    close(
+        head_ablation(circuit, prompts, answer_logit(wrong), by="resample", quiet=True)[1],
+        torch.tensor([0.0, 0.0, INTACT, 0.0]),
+    )
 
 
 def test_resampling_from_other_inputs(circuit, prompts, corrupted, answers):
-    close(head_ablation(circuit, prompts, answer_logit(answers), by="resample", others=corrupted, quiet=True)[1], torch.tensor([10.0, 10.0, UNIFORM, 10.0]))
+    close(
+        head_ablation(
+            circuit, prompts, answer_logit(answers), by="resample", others=corrupted, quiet=True
+        )[1],
+        torch.tensor([10.0, 10.0, UNIFORM, 10.0]),
+    )
 
 
 def test_heads_can_be_ablated_together(circuit, prompts):
@@ -61,7 +92,12 @@ def test_heads_can_be_ablated_together(circuit, prompts):
     logits = ablated(circuit, prompts, [(layer, head) for layer in range(2) for head in range(4)])
     assert logits.shape == (2, 7, 12)
     assert logits.abs().max() < 1e-6
-    torch.testing.assert_close(ablated(circuit, prompts, [(0, 0), (0, 2)])[:, -1].max(-1).values, torch.full((2,), 10.0).double(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        ablated(circuit, prompts, [(0, 0), (0, 2)])[:, -1].max(-1).values,
+        torch.full((2,), 10.0).double(),
+        rtol=0,
+        atol=1e-3,
+    )
 
 
 def test_the_model_is_as_it_was_afterwards(circuit, prompts, answers):
@@ -80,12 +116,22 @@ def test_a_progress_bar_is_shown_and_can_be_silenced(circuit, prompts, answers, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"by": "median"}, "by='median' is no way to ablate; it must be 'zero', 'mean' or 'resample'", id="way"),
-        pytest.param({"by": "resample"}, "a batch of one has no other row to resample from; pass others=, inputs of the same shape", id="one row"),
+        pytest.param(
+            {"by": "median"},
+            "by='median' is no way to ablate; it must be 'zero', 'mean' or 'resample'",
+            id="way",
+        ),
+        pytest.param(
+            {"by": "resample"},
+            "a batch of one has no other row to resample from; pass others=, inputs of the same"
+            " shape",
+            id="one row",
+        ),
         pytest.param(
             {"by": "resample", "others": torch.ones(1, 5, dtype=torch.long)},
-            "others gave values of shape (1, 5, 4, 32), and inputs have (1, 7, 4, 32); both runs must have the same batch and length\n"
-            "  choose prompts of one length, or pad both alike",
+            "others gave values of shape (1, 5, 4, 32), and inputs have (1, 7, 4, 32); both runs"
+            " must have the same batch and length\n  choose prompts of one length, or pad both"
+            " alike",
             id="shapes",
         ),
     ],
@@ -97,19 +143,36 @@ def test_what_cannot_be_done_is_refused(circuit, prompts, options, message):
 
 
 def test_a_head_that_is_not_there_is_refused(circuit, prompts):
-    with pytest.raises(MethodError, match=r"there is no head 4 in layer 1; the model has 2 layers, of \[4, 4\] heads, both counted from 0"):
+    with pytest.raises(
+        MethodError,
+        match=(
+            r"there is no head 4 in layer 1; the model has 2 layers, of \[4, 4\] heads, both"
+            r" counted from 0"
+        ),
+    ):
         ablated(circuit, prompts, [(1, 4)])
 
 
 def test_a_metric_that_is_not_one_number_is_refused(circuit, prompts):
-    with pytest.raises(MethodError, match=r"the metric returned a tensor of shape \(2, 7\); it must be|must return one number"):
+    with pytest.raises(
+        MethodError,
+        match=r"the metric returned a tensor of shape \(2, 7\); it must be|must return one number",
+    ):
         head_ablation(circuit, prompts, lambda logits: logits[..., 0], quiet=True)
-    with pytest.raises(MethodError, match="the metric returned float; it must return one number, a tensor of no axes"):
+    with pytest.raises(
+        MethodError,
+        match="the metric returned float; it must return one number, a tensor of no axes",
+    ):
         head_ablation(circuit, prompts, lambda logits: 1.0, quiet=True)
 
 
 def test_a_model_without_logits_is_refused(circuit_model, prompts):
     from ropebridge import attach
 
-    with attach(circuit_model.model) as bridged, pytest.raises(MethodError, match="LlamaModel returned BaseModelOutputWithPast without logits"):
+    with (
+        attach(circuit_model.model) as bridged,
+        pytest.raises(
+            MethodError, match="LlamaModel returned BaseModelOutputWithPast without logits"
+        ),
+    ):
         head_ablation(bridged, prompts, lambda logits: logits.mean(), quiet=True)

@@ -17,7 +17,12 @@ PERIOD = 6
 @pytest.fixture(scope="session")
 def distinct():
     """(3, 13): a token of its own, then six different tokens, and again."""
-    drawn = torch.stack([torch.randperm(12, generator=torch.Generator().manual_seed(seed))[: PERIOD + 1] for seed in range(3)])
+    drawn = torch.stack(
+        [
+            torch.randperm(12, generator=torch.Generator().manual_seed(seed))[: PERIOD + 1]
+            for seed in range(3)
+        ]
+    )
     return torch.cat([drawn, drawn[:, 1:]], 1)
 
 
@@ -29,12 +34,16 @@ def test_of_the_known_circuit_the_induction_head_is_found_and_no_other(circuit, 
 
 
 def test_tokens_need_no_beginning_of_their_own(circuit, distinct):
-    """The first place has none before it and tells that its own token came before: one query in six looks at two places."""
-    assert induction_scores(circuit, distinct[:, 1:], PERIOD)[1, 2] == pytest.approx(5.5 / 6, abs=1e-6)
+    """The first place has none before it and tells that its own token came before: one query in six
+    looks at two places."""
+    assert induction_scores(circuit, distinct[:, 1:], PERIOD)[1, 2] == pytest.approx(
+        5.5 / 6, abs=1e-6
+    )
 
 
 def test_of_the_known_circuit_ablation_and_knockout_confirm_it(circuit, distinct):
-    """A logit of 10 over eleven of 0 is a loss of 0.0005; nothing known is log 12. Blind, it looks at all others alike."""
+    """A logit of 10 over eleven of 0 is a loss of 0.0005; nothing known is log 12. Blind, it looks
+    at all others alike."""
     found = find_induction(circuit, distinct, PERIOD, quiet=True)
     assert found.heads == [(1, 2)]
     assert found.loss == pytest.approx(0.0005, abs=1e-4)
@@ -56,7 +65,9 @@ def test_a_trained_model_has_induction_heads_and_they_are_what_it_continues_by(t
     tokens = repeated_tokens(16, 19, VOCABULARY, seed=1)
     with attach(trained) as bridged:
         found = find_induction(bridged, tokens, 19, quiet=True)
-    assert {layer for layer, _ in found.heads} == {1}, "the first layer has nobody to read the token before from"
+    assert {layer for layer, _ in found.heads} == {1}, (
+        "the first layer has nobody to read the token before from"
+    )
     assert found.scores[found.heads[0]] > 0.4
     assert found.scores[0].max() < 0.2
     assert found.loss < 0.8
@@ -68,13 +79,21 @@ def test_a_trained_model_has_induction_heads_and_they_are_what_it_continues_by(t
 def test_an_untrained_model_has_none(build):
     with (
         attach(build("llama", vocab_size=VOCABULARY)) as bridged,
-        pytest.raises(MethodError, match=r"no head has an induction score of 0.4; the highest is 0\.\d\d, of"),
+        pytest.raises(
+            MethodError, match=r"no head has an induction score of 0.4; the highest is 0\.\d\d, of"
+        ),
     ):
         find_induction(bridged, repeated_tokens(4, 10, VOCABULARY), 10, quiet=True)
 
 
 def test_training_that_did_not_learn_is_an_error_and_not_a_model():
-    with pytest.raises(MethodError, match=r"after 3 steps the loss is 2\.\d\d and not 0\.3; give it more steps, or another seed than 5"):
+    with pytest.raises(
+        MethodError,
+        match=(
+            r"after 3 steps the loss is 2\.\d\d and not 0\.3; give it more steps, or another seed"
+            r" than 5"
+        ),
+    ):
         train_on_repeats(seed=5, steps=3, quiet=True)
 
 
@@ -105,12 +124,20 @@ def test_the_loss_is_that_of_what_can_be_known():
     logits[:, 4:7].scatter_(2, tokens[:, 5:, None], 50.0)
     assert repeats_loss(tokens, 4)(logits) < 1e-6
     logits[:, 4] = 0
-    assert repeats_loss(tokens, 4)(logits) == pytest.approx(torch.tensor(9.0).log().item() / 3, abs=1e-5)
+    assert repeats_loss(tokens, 4)(logits) == pytest.approx(
+        torch.tensor(9.0).log().item() / 3, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("period", [1, 5, 7])
 def test_tokens_that_do_not_repeat_are_refused(circuit, distinct, period):
-    with pytest.raises(MethodError, match=rf"tokens of shape \(3, 13\) do not repeat after period={period}; make them with repeated_tokens"):
+    with pytest.raises(
+        MethodError,
+        match=(
+            rf"tokens of shape \(3, 13\) do not repeat after period={period}; make them with"
+            r" repeated_tokens"
+        ),
+    ):
         induction_scores(circuit, distinct, period)
 
 
@@ -125,7 +152,13 @@ def test_the_command_shows_the_table(monkeypatch, capsys, trained):
 
 
 def test_the_command_is_where_it_is_said_to_be():
-    code = "import runpy, sys; import ropebridge.methods.tiny as t; t.STEPS = 1; t.train_on_repeats.__kwdefaults__['steps'] = 1; "
-    code += "sys.modules.pop('ropebridge.methods.induction'); runpy.run_module('ropebridge.methods.induction', run_name='__main__')"
+    code = (
+        "import runpy, sys; import ropebridge.methods.tiny as t; t.STEPS = 1;"
+        " t.train_on_repeats.__kwdefaults__['steps'] = 1; "
+    )
+    code += (
+        "sys.modules.pop('ropebridge.methods.induction');"
+        " runpy.run_module('ropebridge.methods.induction', run_name='__main__')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "MethodError: after 1 steps the loss is" in done.stderr

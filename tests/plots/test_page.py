@@ -6,12 +6,19 @@ import torch
 from ropebridge.plots import Panel
 from ropebridge.plots.page import write_page
 
-EVIL = ["</script><script>document.title='taken'</script>", "<img src=x onerror=\"document.title='taken'\">", "&amp;", "'\"\\", "\u2028 end"]
+EVIL = [
+    "</script><script>document.title='taken'</script>",
+    "<img src=x onerror=\"document.title='taken'\">",
+    "&amp;",
+    "'\"\\",
+    "\u2028 end",
+]
 
 
 @pytest.fixture
 def open_page(browser, tmp_path):
-    """`open_page(panels, tokens, title)`: the page in the browser, with what went wrong in `page.errors`."""
+    """`open_page(panels, tokens, title)`: the page in the browser, with what went wrong in
+    `page.errors`."""
     pages = []
 
     def open_(panels, tokens, title="a model"):
@@ -19,7 +26,10 @@ def open_page(browser, tmp_path):
         page = browser.new_page(viewport={"width": 1300, "height": 900})
         page.errors, page.asked = [], []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda message: page.errors.append(message.text) if message.type == "error" else None,
+        )
         page.on("request", lambda request: page.asked.append(request.url))
         page.goto((tmp_path / "patterns.html").as_uri())
         pages.append(page)
@@ -43,7 +53,9 @@ def shown(page):
 
 def hover(page, query, key):
     box = page.locator("#view").bounding_box()
-    page.mouse.move(box["x"] + (key + 0.5) * box["width"] / 5, box["y"] + (query + 0.5) * box["height"] / 5)
+    page.mouse.move(
+        box["x"] + (key + 0.5) * box["width"] / 5, box["y"] + (query + 0.5) * box["height"] / 5
+    )
     return shown(page)
 
 
@@ -58,7 +70,12 @@ def test_pointing_says_query_key_and_weight(page):
     assert hover(page, 2, 2) == ["layer 0, head 0", "sat  (2)", "sat  (2)", "1.0000"]
     assert hover(page, 2, 1) == ["layer 0, head 0", "sat  (2)", " cat  (1)", "0.0000"]
     page.click("#grid button >> nth=2")
-    assert hover(page, 3, 0) == ["layer 1, head 0", "on  (3)", "the  (0)", "0.2520"], "1/4, to a byte's closeness"
+    assert hover(page, 3, 0) == [
+        "layer 1, head 0",
+        "on  (3)",
+        "the  (0)",
+        "0.2520",
+    ], "1/4, to a byte's closeness"
 
 
 def test_the_query_row_lists_its_strongest_keys(page):
@@ -71,26 +88,35 @@ def test_the_query_row_lists_its_strongest_keys(page):
 
 def test_what_is_painted_is_the_pattern(page):
     """Dark on the diagonal, white elsewhere; another head is painted when it is chosen."""
-    pixel = "([x, y]) => Array.from(document.getElementById('view').getContext('2d').getImageData(x, y, 1, 1).data)"
+    pixel = (
+        "([x, y]) => Array.from(document.getElementById('view').getContext('2d').getImageData(x, y,"
+        " 1, 1).data)"
+    )
     assert page.evaluate(pixel, [3, 3]) == [8, 48, 107, 255]
     assert page.evaluate(pixel, [2, 3]) == [255, 255, 255, 255]
     page.click("#grid button >> nth=1")
     assert page.evaluate(pixel, [3, 3]) == [255, 255, 255, 255]
     assert page.evaluate(pixel, [2, 3]) == [8, 48, 107, 255]
-    corner = "document.querySelectorAll('#grid canvas')[2].getContext('2d').getImageData(4, 0, 1, 1).data.join()"
+    corner = (
+        "document.querySelectorAll('#grid canvas')[2].getContext('2d').getImageData(4, 0, 1,"
+        " 1).data.join()"
+    )
     assert page.evaluate(corner) == "255,255,255,255"
 
 
 def test_the_marks_lie_over_the_cell(page):
     hover(page, 1, 3)
-    box, across, down = (page.locator(f"#{name}").bounding_box() for name in ("view", "across", "down"))
+    box, across, down = (
+        page.locator(f"#{name}").bounding_box() for name in ("view", "across", "down")
+    )
     assert across["y"] == pytest.approx(box["y"] + box["height"] / 5, abs=1)
     assert down["x"] == pytest.approx(box["x"] + 3 * box["width"] / 5, abs=1)
     assert down["width"] == pytest.approx(box["width"] / 5, abs=1)
 
 
 def test_all_of_it_can_be_done_by_keyboard(page):
-    """Tab to the heads, arrows among them, Enter chooses; Tab on to the pattern, arrows move in it."""
+    """Tab to the heads, arrows among them, Enter chooses; Tab on to the pattern, arrows move in
+    it."""
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
@@ -114,7 +140,8 @@ def test_all_of_it_can_be_done_by_keyboard(page):
 
 
 def test_it_can_be_heard(page):
-    """Roles and names for who does not see it: what is chosen, what is pressed, and a status that is read out."""
+    """Roles and names for who does not see it: what is chosen, what is pressed, and a status that
+    is read out."""
     assert page.get_by_role("button", name="layer 0, head 1").count() == 1
     assert page.get_by_role("button", pressed=True).count() == 1
     assert page.get_by_role("img", name="Attention pattern of layer 0, head 0").count() == 1
@@ -122,10 +149,15 @@ def test_it_can_be_heard(page):
 
 
 def test_tokens_and_titles_are_text_and_nothing_else(open_page, panels):
-    page = open_page(panels, EVIL, title="<b>bold</b></title><script>document.title='taken'</script>")
+    page = open_page(
+        panels, EVIL, title="<b>bold</b></title><script>document.title='taken'</script>"
+    )
     for place, token in enumerate(EVIL):
         assert hover(page, 4, place)[2] == f"{token}  ({place})"
-    assert page.text_content("h1") == "<b>bold</b></title><script>document.title='taken'</script>: attention patterns"
+    assert (
+        page.text_content("h1")
+        == "<b>bold</b></title><script>document.title='taken'</script>: attention patterns"
+    )
     assert page.locator("img, b").count() == 0
     assert "taken" not in page.title().partition("<script>")[0]
     assert page.errors == []
@@ -140,22 +172,37 @@ def test_queries_of_a_longer_past_are_named_by_their_own_tokens(open_page):
 
 
 def test_sixteen_heads_of_512_tokens_stay_fluid(open_page):
-    """From opening to all heads painted within 3 s; a move of the pointer, and a change of head, within a few frames."""
+    """From opening to all heads painted within 3 s; a move of the pointer, and a change of head,
+    within a few frames."""
     draw = torch.Generator().manual_seed(0)
-    patterns = (torch.randn(16, 512, 512, generator=draw) * 3).masked_fill(torch.ones(512, 512).triu(1).bool(), -torch.inf).softmax(-1)
-    page = open_page([Panel(0, head, pattern) for head, pattern in enumerate(patterns)], [f"t{i}" for i in range(512)])
+    patterns = (
+        (torch.randn(16, 512, 512, generator=draw) * 3)
+        .masked_fill(torch.ones(512, 512).triu(1).bool(), -torch.inf)
+        .softmax(-1)
+    )
+    page = open_page(
+        [Panel(0, head, pattern) for head, pattern in enumerate(patterns)],
+        [f"t{i}" for i in range(512)],
+    )
     loaded = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
     move = """() => {
         const box = view.getBoundingClientRect(), begin = performance.now();
         for (let i = 0; i < 100; i++) {
-            view.dispatchEvent(new PointerEvent('pointermove', {clientX: box.left + i * 4, clientY: box.top + 300 + i}));
+            const at = {clientX: box.left + i * 4, clientY: box.top + 300 + i};
+            view.dispatchEvent(new PointerEvent('pointermove', at));
             show();
         }
         return (performance.now() - begin) / 100;
     }"""
-    switch = "() => { const begin = performance.now(); for (let i = 0; i < 16; i++) choose(i); return (performance.now() - begin) / 16; }"
+    switch = (
+        "() => { const begin = performance.now(); for (let i = 0; i < 16; i++) choose(i); return"
+        " (performance.now() - begin) / 16; }"
+    )
     moved, switched = page.evaluate(move), page.evaluate(switch)
-    print(f"opened in {loaded:.0f} ms; a move takes {moved:.2f} ms, a change of head {switched:.2f} ms")
+    print(
+        f"opened in {loaded:.0f} ms; a move takes {moved:.2f} ms, a change of head"
+        f" {switched:.2f} ms"
+    )
     assert loaded < 3000
     assert moved < 16
     assert switched < 100

@@ -24,16 +24,23 @@ def read_page(path):
     """The data of a page, and its weights (head, query, key)."""
     text = path.read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
-    weights = torch.frombuffer(bytearray(b64decode(re.search(r'id="weights">(.*?)</script>', text, re.DOTALL)[1])), dtype=torch.uint8)
+    weights = torch.frombuffer(
+        bytearray(b64decode(re.search(r'id="weights">(.*?)</script>', text, re.DOTALL)[1])),
+        dtype=torch.uint8,
+    )
     return data, (weights.float() / 255).square().view(-1, data["queries"], data["keys"])
 
 
 def test_a_page_holds_every_heads_pattern(bridged, tokens, tmp_path):
     path = bridged.plot(tmp_path / "new" / "patterns.html", tokens, row=1)
     data, weights = read_page(path)
-    _, cache = bridged.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_pattern"))
+    _, cache = bridged.run_with_cache(
+        tokens, names_filter=lambda name: name.endswith("hook_pattern")
+    )
     true = torch.cat([pattern[1] for pattern in cache.values()])
-    assert data["heads"] == [[layer, head] for layer in range(2) for head in range(bridged.layers[0].variant.heads)]
+    assert data["heads"] == [
+        [layer, head] for layer in range(2) for head in range(bridged.layers[0].variant.heads)
+    ]
     assert data["tokens"] == [str(int(token)) for token in tokens[1]]
     assert (weights - true).abs().max() <= 0.004
     assert ((weights > 0) <= (true > 0)).all()
@@ -43,7 +50,9 @@ def test_chosen_heads_come_in_the_order_asked_for(bridged, tokens, tmp_path):
     data, weights = read_page(bridged.plot(tmp_path / "a.html", tokens, heads=[(1, 2), (0, 1)]))
     assert data["heads"] == [[1, 2], [0, 1]]
     assert weights.shape == (2, 12, 12)
-    assert read_page(bridged.plot(tmp_path / "b.html", tokens, layers=[1], heads=[0, 3]))[0]["heads"] == [[1, 0], [1, 3]]
+    assert read_page(bridged.plot(tmp_path / "b.html", tokens, layers=[1], heads=[0, 3]))[0][
+        "heads"
+    ] == [[1, 0], [1, 3]]
 
 
 def test_a_byte_keeps_a_weight_as_closely_as_is_said():
@@ -56,7 +65,9 @@ def test_a_byte_keeps_a_weight_as_closely_as_is_said():
 
 @pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])
 def test_a_picture_is_written(bridged, tokens, tmp_path, ending):
-    path = bridged.plot(tmp_path / f"patterns{ending}", tokens, layers=[0], tokens=["$a$", *"bcdefghijkl"])
+    path = bridged.plot(
+        tmp_path / f"patterns{ending}", tokens, layers=[0], tokens=["$a$", *"bcdefghijkl"]
+    )
     assert path.read_bytes()[:4] == {".png": b"\x89PNG", ".svg": b"<?xm", ".pdf": b"%PDF"}[ending]
 
 
@@ -76,13 +87,35 @@ def test_a_picture_shows_the_weights_of_its_heads(panels):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("p.gif", {}, "'p.gif' ends in '.gif'; the ending says what is written: .html, .png, .svg, .pdf"),
+        (
+            "p.gif",
+            {},
+            "'p.gif' ends in '.gif'; the ending says what is written: .html, .png, .svg, .pdf",
+        ),
         ("p", {}, "'p' ends in 'nothing'"),
         ("p.html", {"row": 2}, "row=2 is not in the batch; it has 2 rows, counted from 0"),
-        ("p.html", {"layers": [2]}, "there is no head 0 in layer 2; the model has 2 layers, of [6, 6] heads, both counted from 0"),
+        (
+            "p.html",
+            {"layers": [2]},
+            (
+                "there is no head 0 in layer 2; the model has 2 layers, of [6, 6] heads, both"
+                " counted from 0"
+            ),
+        ),
         ("p.html", {"heads": [(0, 6)]}, "there is no head 6 in layer 0"),
-        ("p.html", {"heads": []}, "no head is chosen; pass layers= and heads= of a model with 2 layers, of [6, 6] heads"),
-        ("p.html", {"tokens": ["a"]}, "1 tokens were given for 12 keys; pass those of row 0: tokens=tokenizer.convert_ids_to_tokens(ids[0])"),
+        (
+            "p.html",
+            {"heads": []},
+            "no head is chosen; pass layers= and heads= of a model with 2 layers, of [6, 6] heads",
+        ),
+        (
+            "p.html",
+            {"tokens": ["a"]},
+            (
+                "1 tokens were given for 12 keys; pass those of row 0:"
+                " tokens=tokenizer.convert_ids_to_tokens(ids[0])"
+            ),
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(bridged, tokens, tmp_path, name, options, message):
@@ -103,16 +136,28 @@ import sys, torch
 sys.modules[{package!r}] = None
 from transformers import LlamaConfig, LlamaForCausalLM
 from ropebridge import attach
-config = LlamaConfig(vocab_size=9, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
-attach(LlamaForCausalLM(config), verify=False).plot({str(tmp_path / name)!r}, torch.ones(1, 3, dtype=torch.long))
+sizes = dict(vocab_size=9, hidden_size=16, intermediate_size=8, num_hidden_layers=1)
+config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
+bridged = attach(LlamaForCausalLM(config), verify=False)
+bridged.plot({str(tmp_path / name)!r}, torch.ones(1, 3, dtype=torch.long))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert f"needs {package}, which the extra brings: pip install 'ropebridge[plot]'" in done.stderr.splitlines()[-1]
+    assert (
+        f"needs {package}, which the extra brings: pip install 'ropebridge[plot]'"
+        in done.stderr.splitlines()[-1]
+    )
 
 
 def test_importing_the_bridge_brings_no_plotting_along():
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, ropebridge; print(sorted({'matplotlib', 'ropebridge.plots'} & set(sys.modules)))"],
+        [
+            sys.executable,
+            "-c",
+            (
+                "import sys, ropebridge; print(sorted({'matplotlib', 'ropebridge.plots'} &"
+                " set(sys.modules)))"
+            ),
+        ],
         capture_output=True,
         text=True,
         check=False,

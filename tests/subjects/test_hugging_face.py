@@ -1,4 +1,5 @@
-"""Hugging Face's eager attention as a subject: what fails is what is said to fail, and what is wrong behind it is found."""
+"""Hugging Face's eager attention as a subject: what fails is what is said to fail, and what is
+wrong behind it is found."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,20 +17,29 @@ from ropebridge_conformance.verdicts import BAD, Outcome
 from ropebridge_conformance.zoo import specimen
 from ropebridge_spec import UnsupportedAttention
 
-KNOWN = read_known_failures(Path(ropebridge_conformance.subjects.__file__).with_name("hugging_face.toml"))
+KNOWN = read_known_failures(
+    Path(ropebridge_conformance.subjects.__file__).with_name("hugging_face.toml")
+)
 VALUES = "a_stage_gives_the_value_of_its_clause"
 
 
 def test_it_is_loaded_by_its_path():
-    assert load_subject("ropebridge_conformance.subjects.hugging_face:Factory").name == "hugging_face"
+    assert (
+        load_subject("ropebridge_conformance.subjects.hugging_face:Factory").name == "hugging_face"
+    )
 
 
-@pytest.mark.parametrize(("case", "dtype"), [("llama", "float32"), ("gemma3_local", "float32"), ("gpt_oss_global", "bfloat16")])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [("llama", "float32"), ("gemma3_local", "float32"), ("gpt_oss_global", "bfloat16")],
+)
 def test_nothing_fails_that_is_not_known_to(case, dtype):
     bench = Bench(Factory())
     verdicts = [judge(bench, question, KNOWN) for question in plan([case], (dtype,))]
     assert [v for v in verdicts if v.verdict in BAD] == []
-    assert {Outcome.PASS, Outcome.KNOWN_FAILURE, Outcome.UNSUPPORTED} == {v.verdict for v in verdicts}
+    assert {Outcome.PASS, Outcome.KNOWN_FAILURE, Outcome.UNSUPPORTED} == {
+        v.verdict for v in verdicts
+    }
 
 
 def double(name):
@@ -59,7 +69,11 @@ def scale_wrongly(module):
 )
 def test_what_is_wrong_behind_the_adapter_is_named_at_its_stage(spoil, stage):
     bench = Bench(Spoiled(spoil))
-    asked = [question for question in plan(["qwen3"], ("float32",)) if question.check == VALUES and question.scenario == "prefill"]
+    asked = [
+        question
+        for question in plan(["qwen3"], ("float32",))
+        if question.check == VALUES and question.scenario == "prefill"
+    ]
     verdicts = [judge(bench, question) for question in asked]
     assert [v.hook for v in verdicts if v.verdict in BAD] == [stage]
 
@@ -82,14 +96,20 @@ def test_the_module_that_is_judged_is_left_as_it_was():
     layer = specimen("qwen3", torch.float32, "cpu")
     SeenLayer(layer.module)
     assert layer.module.config._attn_implementation == "eager"
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in layer.module.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in layer.module.modules()
+    )
 
 
 def test_hooks_are_gone_after_a_call():
     layer = specimen("qwen3", torch.float32, "cpu")
     seen = SeenLayer(layer.module)
     x = torch.randn(1, 3, 60)
-    given = {"hidden_states": x, "position_embeddings": layer.rotary(x, torch.arange(3)[None]), "attention_mask": None}
+    given = {
+        "hidden_states": x,
+        "position_embeddings": layer.rotary(x, torch.arange(3)[None]),
+        "attention_mask": None,
+    }
     fired = []
     seen.run(given, [("hook_z", lambda value, hook: fired.append(hook.name))])
     seen.run(given)
@@ -97,9 +117,17 @@ def test_hooks_are_gone_after_a_call():
     assert not any(module._forward_hooks for module in seen.module.modules())
 
 
-@pytest.mark.parametrize("case", ["phi3_0", "nanochat_0", "deepseek_v2_0"], ids=["fused", "normed_late", "latent"])
+@pytest.mark.parametrize(
+    "case", ["phi3_0", "nanochat_0", "deepseek_v2_0"], ids=["fused", "normed_late", "latent"]
+)
 def test_a_class_whose_modules_do_not_show_the_stages_is_refused(case):
-    with pytest.raises(UnsupportedAttention, match="does more than project, norm and rotate; this subject serves classes whose modules show each stage"):
+    with pytest.raises(
+        UnsupportedAttention,
+        match=(
+            "does more than project, norm and rotate; this subject serves classes whose modules"
+            " show each stage"
+        ),
+    ):
         Factory().layer(specimen(case, torch.float32, "cpu").module, rotary=nn.Identity())
 
 
@@ -111,7 +139,11 @@ def test_the_pattern_is_what_softmax_gave_in_training_too():
     x = torch.randn(1, 9, 60)
     seen = SimpleNamespace()
     _, weights = layer.run(
-        {"hidden_states": x, "position_embeddings": (torch.ones(1, 9, 20), torch.zeros(1, 9, 20)), "attention_mask": None},
+        {
+            "hidden_states": x,
+            "position_embeddings": (torch.ones(1, 9, 20), torch.zeros(1, 9, 20)),
+            "attention_mask": None,
+        },
         [("hook_pattern", lambda value, hook: setattr(seen, "pattern", value.clone()))],
     )
     assert torch.allclose(seen.pattern.sum(-1), torch.ones(1, 6, 9))

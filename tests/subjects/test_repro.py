@@ -1,4 +1,5 @@
-"""Each reproduction script stands alone, is short, and shows its fault with the versions that are installed."""
+"""Each reproduction script stands alone, is short, and shows its fault with the versions that are
+installed."""
 
 import ast
 import subprocess
@@ -12,14 +13,26 @@ from ropebridge_conformance.known_failures import read_known_failures
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "docs/subjects/repro").glob("*.py"))
-KNOWN = {path.stem: read_known_failures(path) for path in Path(subjects.__file__).parent.glob("*.toml")}
+KNOWN = {
+    path.stem: read_known_failures(path) for path in Path(subjects.__file__).parent.glob("*.toml")
+}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_a_script_shows_its_fault(script):
     """Exit code 1 alone could be any error: what came and what was expected are printed."""
-    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=110, cwd=script.parent, check=False)
-    assert ran.returncode == 1, f"{script.stem} no longer shows; take its entry off the known failures\n{ran.stdout}{ran.stderr}"
+    ran = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        cwd=script.parent,
+        check=False,
+    )
+    assert ran.returncode == 1, (
+        f"{script.stem} no longer shows; take its entry off the known"
+        f" failures\n{ran.stdout}{ran.stderr}"
+    )
     assert "expected" in ran.stdout
     assert "Traceback" not in ran.stderr
 
@@ -27,8 +40,15 @@ def test_a_script_shows_its_fault(script):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_a_script_is_short_and_needs_nothing_of_ropebridge(script):
     source = script.read_text(encoding="utf-8")
-    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = {(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).partition(".")[0] for node in nodes}
+    nodes = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    names = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).partition(".")[0]
+        for node in nodes
+    }
     assert len(source.splitlines()) < 30
     assert names <= {"sys", "torch", "transformers"}
 
@@ -39,4 +59,8 @@ def test_each_script_belongs_to_a_known_failure_and_each_known_failure_has_one()
 
 
 def test_a_script_is_named_after_the_subject_it_is_about():
-    assert all(Path(entry.link).stem.startswith(name) for name, entries in KNOWN.items() for entry in entries)
+    assert all(
+        Path(entry.link).stem.startswith(name)
+        for name, entries in KNOWN.items()
+        for entry in entries
+    )

@@ -1,4 +1,5 @@
-"""The page about a subject: what it counts, what it groups, what it refuses to publish, and the pages that are published."""
+"""The page about a subject: what it counts, what it groups, what it refuses to publish, and the
+pages that are published."""
 
 import json
 from datetime import date
@@ -23,14 +24,33 @@ PROVENANCE = {
     "devices": ["cpu"],
 }
 KNOWN = [
-    KnownFailure(("ROT-1",), "It turns the wrong pairs.", link="docs/subjects/repro/pairs.py", kind="bug"),
-    KnownFailure(("EDIT-1",), "It turns the wrong pairs.", link="docs/subjects/repro/pairs.py", kind="bug"),
-    KnownFailure(("PAT-1",), "It forgets the sink.", link="docs/subjects/repro/sink.py", kind="never"),
+    KnownFailure(
+        ("ROT-1",), "It turns the wrong pairs.", link="docs/subjects/repro/pairs.py", kind="bug"
+    ),
+    KnownFailure(
+        ("EDIT-1",), "It turns the wrong pairs.", link="docs/subjects/repro/pairs.py", kind="bug"
+    ),
+    KnownFailure(
+        ("PAT-1",), "It forgets the sink.", link="docs/subjects/repro/sink.py", kind="never"
+    ),
 ]
 
 
 def verdict(clause, outcome=Outcome.FAIL, error=None, bound=None, dtype="float32"):
-    return Verdict("hugging_face", clause, "check", "hook_rot_q", "llama", "llama-prefill", dtype, "cpu", outcome, error, bound, "hook_rot_q")
+    return Verdict(
+        "hugging_face",
+        clause,
+        "check",
+        "hook_rot_q",
+        "llama",
+        "llama-prefill",
+        dtype,
+        "cpu",
+        outcome,
+        error,
+        bound,
+        "hook_rot_q",
+    )
 
 
 VERDICTS = [
@@ -54,7 +74,10 @@ def test_entries_of_one_link_are_one_cause():
 
 def test_a_cause_shows_its_worst_error_and_its_script():
     text = page()
-    assert "### 1. It turns the wrong pairs.\n\nKind: bug; 3 verdicts: 2 in float32, 1 in bfloat16. Reproduction: [`repro/pairs.py`](repro/pairs.py)" in text
+    assert (
+        "### 1. It turns the wrong pairs.\n\nKind: bug; 3 verdicts: 2 in float32, 1 in bfloat16."
+        " Reproduction: [`repro/pairs.py`](repro/pairs.py)" in text
+    )
     assert "| ROT-1 | 2 | hook_rot_q, llama-prefill, bfloat16 | 6 | 1.5 | hook_rot_q |" in text
     assert "It forgets the sink." not in text
 
@@ -80,7 +103,13 @@ def test_the_page_lists_what_the_subject_declares():
 
 
 def test_a_failure_that_nobody_looked_into_is_not_published():
-    with pytest.raises(ValueError, match="1 failures that no entry covers, the first: MIX-1 check hook_rot_q llama-prefill float32"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "1 failures that no entry covers, the first: MIX-1 check hook_rot_q llama-prefill"
+            " float32"
+        ),
+    ):
         page([*VERDICTS, verdict("MIX-1")])
 
 
@@ -97,8 +126,14 @@ def test_an_empty_cell_is_no_pass():
 
 def test_the_command_writes_the_page_or_says_why_not(tmp_path):
     results, known, out = tmp_path / "r.jsonl", tmp_path / "known.toml", tmp_path / "page.md"
-    results.write_text("\n".join([json.dumps({"provenance": PROVENANCE}), verdict("ROT-1").line()]) + "\n", encoding="utf-8")
-    known.write_text('[[failure]]\nclause = "ROT-1"\nreason = "Pairs."\nlink = "docs/subjects/repro/pairs.py"\n', encoding="utf-8")
+    results.write_text(
+        "\n".join([json.dumps({"provenance": PROVENANCE}), verdict("ROT-1").line()]) + "\n",
+        encoding="utf-8",
+    )
+    known.write_text(
+        '[[failure]]\nclause = "ROT-1"\nreason = "Pairs."\nlink = "docs/subjects/repro/pairs.py"\n',
+        encoding="utf-8",
+    )
     arguments = [str(results), "--known-failures", str(known), "--page", str(out)]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert "### 1. Pairs." in out.read_text(encoding="utf-8")

@@ -23,6 +23,22 @@ from ropebridge_conformance.checks import (
 )
 from ropebridge_conformance.questions import Check
 
-TOPICS = (firing, values, edits, looking, parity, masking, selecting, caching, heads, gradients, refusals, numerics, training, costs, isolation)
+TOPICS = (
+    firing,
+    values,
+    edits,
+    looking,
+    parity,
+    masking,
+    selecting,
+    caching,
+    heads,
+    gradients,
+    refusals,
+    numerics,
+    training,
+    costs,
+    isolation,
+)
 CHECKS: tuple[Check, ...] = tuple(check for topic in TOPICS for check in topic.CHECKS)
 CHECK: Mapping[str, Check] = {check.name: check for check in CHECKS}

@@ -13,9 +13,11 @@ from ropebridge_spec import Variant
 
 
 def steps_from_a_cache_add_up_to_the_whole(bench: Bench, q: Question) -> Finding:
-    """CACHE-1: pattern, over the keys there were, and output of every step are those of one call, within what rounding may carry through.
+    """CACHE-1: pattern, over the keys there were, and output of every step are those of one call,
+    within what rounding may carry through.
 
-    Every hook of every step is judged beside this: by its value's clause, from the values one stage up and the keys and values of earlier steps.
+    Every hook of every step is judged beside this: by its value's clause, from the values one stage
+    up and the keys and values of earlier steps.
     """
     traces = bench.traces(q.specimen, q.situation, "all")
     exact = carried_bounds(q.specimen, whole_call(bench, q), q.dtype)
@@ -24,37 +26,64 @@ def steps_from_a_cache_add_up_to_the_whole(bench: Bench, q: Question) -> Finding
         rows = slice(start, start + trace.call.given["hidden_states"].shape[1])
         start, keys = rows.stop, trace.call.keys
         if "hook_pattern" not in trace.values or trace.values["hook_pattern"].shape[-1] != keys:
-            return failed(f"a step's pattern does not have the {keys} keys there were", divergent="hook_pattern")
-        pattern = Expectation(exact.pattern.value[:, :, rows, :keys], exact.pattern.bound[:, :, rows, :keys])
+            return failed(
+                f"a step's pattern does not have the {keys} keys there were",
+                divergent="hook_pattern",
+            )
+        pattern = Expectation(
+            exact.pattern.value[:, :, rows, :keys], exact.pattern.bound[:, :, rows, :keys]
+        )
         difference = compare(trace.values["hook_pattern"], pattern)
         if not difference.fits:
-            return failed(f"the pattern of step {rows.start} is {difference.ratio:.3g} bounds away from that of the whole", difference, "hook_pattern")
+            return failed(
+                f"the pattern of step {rows.start} is {difference.ratio:.3g} bounds away from that"
+                " of the whole",
+                difference,
+                "hook_pattern",
+            )
     difference = compare(joined(traces), exact.out)
     if not difference.fits:
-        return failed(f"the steps' outputs are {difference.ratio:.3g} bounds away from that of the whole", difference, divergent="hook_out")
+        return failed(
+            f"the steps' outputs are {difference.ratio:.3g} bounds away from that of the whole",
+            difference,
+            divergent="hook_out",
+        )
     return passed(difference)
 
 
 def a_step_leaves_its_positions_in_the_cache(bench: Bench, q: Question) -> Finding:
-    """CACHE-1: after each call the cache holds, in the layer that is this one's, as many positions as have been."""
+    """CACHE-1: after each call the cache holds, in the layer that is this one's, as many positions
+    as have been."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
     seen = 0
     for call in calls(q.situation, q.specimen, layer):
         layer.run(call.inputs)
         seen += call.given["hidden_states"].shape[1]
-        held = call.given["cache"].get_seq_length(cache_layer(call.given, q.specimen.module, q.specimen.variant))
+        held = call.given["cache"].get_seq_length(
+            cache_layer(call.given, q.specimen.module, q.specimen.variant)
+        )
         if held != seen:
-            return failed(f"the cache holds {held} positions of this layer after {seen}", divergent="hook_rot_k")
+            return failed(
+                f"the cache holds {held} positions of this layer after {seen}",
+                divergent="hook_rot_k",
+            )
     return passed()
 
 
 def leaves_keys(scenario: Scenario, variant: Variant) -> bool:
     """Layers that leave keys and values of their own in the cache."""
-    return possible(scenario, variant) and variant.kv_given is None and variant.calling.extends_cache
+    return (
+        possible(scenario, variant) and variant.kv_given is None and variant.calling.extends_cache
+    )
 
 
 CHECKS = (
-    Check("steps_from_a_cache_add_up_to_the_whole", clause("CACHE-1"), steps_from_a_cache_add_up_to_the_whole, ("decode",)),
+    Check(
+        "steps_from_a_cache_add_up_to_the_whole",
+        clause("CACHE-1"),
+        steps_from_a_cache_add_up_to_the_whole,
+        ("decode",),
+    ),
     Check(
         "a_step_leaves_its_positions_in_the_cache",
         clause("CACHE-1"),

@@ -1,4 +1,5 @@
-"""Costs: what a layer allocates where nobody watches, on which device, and that it reads no number off a tensor."""
+"""Costs: what a layer allocates where nobody watches, on which device, and that it reads no number
+off a tensor."""
 
 from __future__ import annotations
 
@@ -21,13 +22,15 @@ from ropebridge_conformance.zoo import specimen
 from ropebridge_spec import Variant, ungrouped
 
 READS = ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::masked_select")
-"""What makes a number, or a shape, of what a tensor holds: `item`, `if tensor`, `torch.equal`, indexing by booleans."""
+"""What makes a number, or a shape, of what a tensor holds: `item`, `if tensor`, `torch.equal`,
+indexing by booleans."""
 
 
 class Made(TorchDispatchMode):
     """Counts what operations make.
 
-    elements: of the largest storage that any operation gave back. by: that operation. devices: of all they gave back.
+    elements: of the largest storage that any operation gave back. by: that operation. devices: of
+        all they gave back.
     reads: the operations that read a number off a tensor.
     """
 
@@ -50,7 +53,8 @@ class Made(TorchDispatchMode):
 
 
 def nothing_of_size_query_by_key_is_made_where_nobody_watches(bench: Bench, q: Question) -> Finding:
-    """MEM-1: counted, operation by operation, with no hook, and with one at every point but scores and pattern."""
+    """MEM-1: counted, operation by operation, with no hook, and with one at every point but scores
+    and pattern."""
     worst = None
     watches: tuple[Watch, ...] = ("none", "fused")
     for watch in watches:
@@ -58,7 +62,12 @@ def nothing_of_size_query_by_key_is_made_where_nobody_watches(bench: Bench, q: Q
         limit = call.given["hidden_states"].shape[1] * call.keys
         worst = Difference(made.elements / (limit - 1), made.elements, limit - 1, ())
         if not worst.fits:
-            return failed(f"{made.by} made {made.elements} elements; query times key is {limit} (watching {watch})", worst, divergent="hook_attn_scores")
+            return failed(
+                f"{made.by} made {made.elements} elements; query times key is {limit} (watching"
+                f" {watch})",
+                worst,
+                divergent="hook_attn_scores",
+            )
     return passed(worst)
 
 
@@ -77,7 +86,8 @@ def nothing(tensor: Tensor, hook: Any) -> None:
 
 
 def no_number_is_read_on_the_way(bench: Bench, q: Question) -> Finding:
-    """TYPE-2: watched or not, a call asks no tensor for a number, which would make an accelerator wait."""
+    """TYPE-2: watched or not, a call asks no tensor for a number, which would make an accelerator
+    wait."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
     watches: tuple[Watch, ...] = ("none", "fused", "all")
     for watch in watches:
@@ -86,37 +96,59 @@ def no_number_is_read_on_the_way(bench: Bench, q: Question) -> Finding:
             with Made() as made:
                 layer.run(call.inputs, hooks)
             if made.reads:
-                return failed(f"{made.reads[0]} reads a number off a tensor (watching {watch})", divergent="hook_in")
+                return failed(
+                    f"{made.reads[0]} reads a number off a tensor (watching {watch})",
+                    divergent="hook_in",
+                )
     return passed()
 
 
 def a_layer_runs_on_meta(bench: Bench, q: Question) -> Finding:
-    """TYPE-2: on the meta device every hook fires, with the shape and dtype of its clauses, and nothing is made on another device."""
+    """TYPE-2: on the meta device every hook fires, with the shape and dtype of its clauses, and
+    nothing is made on another device."""
     meta = specimen(q.case, getattr(torch, q.dtype), "meta")
     layer = bench.layer(meta, q.situation.opted_in)
-    variant, wanted = ungrouped(meta.variant, q.situation.opted_in), list(watched(meta, q.situation, "all"))
+    variant, wanted = (
+        ungrouped(meta.variant, q.situation.opted_in),
+        list(watched(meta, q.situation, "all")),
+    )
     for watch in ("none", "all"):
         for call in map(on_meta, calls(q.situation, q.specimen, None)):
             with Made() as made:
                 (trace,) = record(layer, [call], wanted if watch == "all" else ())
             if made.devices - {"meta"}:
-                return failed(f"a tensor was made on {', '.join(sorted(made.devices - {'meta'}))} (watching {watch})", divergent="hook_in")
+                return failed(
+                    f"a tensor was made on {', '.join(sorted(made.devices - {'meta'}))} (watching"
+                    f" {watch})",
+                    divergent="hook_in",
+                )
             amiss = complaints(trace, wanted, variant) if watch == "all" else ""
             if amiss or trace.out is None or trace.out.device.type != "meta":
-                return failed(amiss or "the output is not on meta", divergent=first_amiss(trace.fired, wanted) if trace.fired != wanted else None)
+                return failed(
+                    amiss or "the output is not on meta",
+                    divergent=first_amiss(trace.fired, wanted) if trace.fired != wanted else None,
+                )
     return passed()
 
 
 def on_meta(call: CallInputs) -> CallInputs:
-    """A call whose tensors hold no numbers: made elsewhere, because some rotary modules read one to choose their frequencies."""
-    return replace(call, given=tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, dict(call.given)))
+    """A call whose tensors hold no numbers: made elsewhere, because some rotary modules read one to
+    choose their frequencies."""
+    return replace(
+        call,
+        given=tree_map(
+            lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, dict(call.given)
+        ),
+    )
 
 
 def complaints(trace: Any, wanted: Sequence[str], variant: Variant) -> str:
     """What is wrong with the order or the shapes of a call."""
     if trace.fired != list(wanted):
         return f"on meta fired {trace.fired}; clause FIRE-1 requires {list(wanted)}"
-    return next((words for words in (complaint_about(trace, name, variant) for name in wanted) if words), "")
+    return next(
+        (words for words in (complaint_about(trace, name, variant) for name in wanted) if words), ""
+    )
 
 
 def on_demand(scenario: Scenario, variant: Variant) -> bool:
@@ -125,7 +157,8 @@ def on_demand(scenario: Scenario, variant: Variant) -> bool:
 
 
 def unselected(scenario: Scenario, variant: Variant) -> bool:
-    """Layers whose numbers are all their own: a selector is a module of the family's, and does as it likes."""
+    """Layers whose numbers are all their own: a selector is a module of the family's, and does as
+    it likes."""
     return possible(scenario, variant) and variant.selector is None
 
 
@@ -139,7 +172,19 @@ CHECKS = (
         where=on_demand,
     ),
     Check(
-        "no_number_is_read_on_the_way", clause("TYPE-2"), no_number_is_read_on_the_way, ("prefill", "no_mask", "decode"), dtypes=("float32",), where=unselected
+        "no_number_is_read_on_the_way",
+        clause("TYPE-2"),
+        no_number_is_read_on_the_way,
+        ("prefill", "no_mask", "decode"),
+        dtypes=("float32",),
+        where=unselected,
     ),
-    Check("a_layer_runs_on_meta", clause("TYPE-2"), a_layer_runs_on_meta, ("prefill", "no_mask", "attn_in"), dtypes=("float32", "bfloat16"), where=unselected),
+    Check(
+        "a_layer_runs_on_meta",
+        clause("TYPE-2"),
+        a_layer_runs_on_meta,
+        ("prefill", "no_mask", "attn_in"),
+        dtypes=("float32", "bfloat16"),
+        where=unselected,
+    ),
 )

@@ -11,7 +11,16 @@ from torch.utils._pytree import tree_leaves
 from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.compare import compare, ratios
 from ropebridge_conformance.oracle import Context, Expectation, context_of, expect
-from ropebridge_conformance.questions import Check, Finding, Question, any_hook, clause, failed, passed, vacuous
+from ropebridge_conformance.questions import (
+    Check,
+    Finding,
+    Question,
+    any_hook,
+    clause,
+    failed,
+    passed,
+    vacuous,
+)
 from ropebridge_conformance.scenarios import OPTED, CallInputs, calls
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_spec import HOOK, HookSpec, axis_names
@@ -21,7 +30,8 @@ SCENARIOS = ("prefill", "decode", *OPTED)
 
 
 def nudged(value: Tensor) -> Tensor:
-    """An edit that no later stage can absorb: affine, another number for every element. -inf stays."""
+    """An edit that no later stage can absorb: affine, another number for every element. -inf
+    stays."""
     generator = torch.Generator().manual_seed(1)
     noise = torch.rand(value.shape, generator=generator).to(value.device, value.dtype)
     return value * 1.25 + 0.5 * noise
@@ -57,7 +67,8 @@ def nudge_one_position(axis: int) -> Callable[[Tensor], None]:
 
 
 def a_replacement_is_what_the_rest_of_the_layer_sees(bench: Bench, q: Question) -> Finding:
-    """EDIT-1: a returned tensor replaces the value; earlier stages are bit-identical, later ones as the reference says."""
+    """EDIT-1: a returned tensor replaces the value; earlier stages are bit-identical, later ones as
+    the reference says."""
     return judge_edit(bench, q, replace_all, "all")
 
 
@@ -73,15 +84,27 @@ def a_zeroed_head_is_zero_for_the_rest_of_the_layer(bench: Bench, q: Question) -
     return judge_edit(bench, q, zero_one_head(axis, length), "all")
 
 
-def an_edit_at_one_position_is_what_the_rest_of_the_layer_sees(bench: Bench, q: Question) -> Finding:
+def an_edit_at_one_position_is_what_the_rest_of_the_layer_sees(
+    bench: Bench, q: Question
+) -> Finding:
     """EDIT-2 on a part: one position edited, the others as they were."""
     assert q.hook is not None
     names = axis_names(resolve(HOOK[q.hook], q.specimen.variant).axes)
-    return judge_edit(bench, q, nudge_one_position(next(names.index(axis) for axis in ("pos", "kv_pos", "source", "query") if axis in names)), "all")
+    return judge_edit(
+        bench,
+        q,
+        nudge_one_position(
+            next(
+                names.index(axis) for axis in ("pos", "kv_pos", "source", "query") if axis in names
+            )
+        ),
+        "all",
+    )
 
 
 def an_edit_in_place_stays_in_the_layer(bench: Bench, q: Question) -> Finding:
-    """EDIT-2: hidden states, tables and mask that the caller holds are, to the bit, what they were, whatever hooks wrote into what they were shown."""
+    """EDIT-2: hidden states, tables and mask that the caller holds are, to the bit, what they were,
+    whatever hooks wrote into what they were shown."""
     assert q.hook is not None
     layer = bench.layer(q.specimen, q.situation.opted_in)
     call = calls(q.situation, q.specimen, layer)[0]
@@ -89,7 +112,11 @@ def an_edit_in_place_stays_in_the_layer(bench: Bench, q: Question) -> Finding:
     record(layer, [call], watched(q.specimen, q.situation, "all"), {q.hook: edit_in_place})
     if all(torch.equal(tensor, as_it_was) for tensor, as_it_was in before):
         return passed()
-    return failed(f"an edit in place at {q.hook} changed what the caller holds; clause EDIT-2 requires that it stays in the layer", divergent=q.hook)
+    return failed(
+        f"an edit in place at {q.hook} changed what the caller holds; clause EDIT-2 requires that"
+        " it stays in the layer",
+        divergent=q.hook,
+    )
 
 
 def held(call: CallInputs) -> list[Tensor]:
@@ -98,7 +125,8 @@ def held(call: CallInputs) -> list[Tensor]:
 
 
 def a_replacement_reaches_the_stages_nobody_watches(bench: Bench, q: Question) -> Finding:
-    """EDIT-1 where scores and pattern are not watched: a kernel that makes neither still sees the edit."""
+    """EDIT-1 where scores and pattern are not watched: a kernel that makes neither still sees the
+    edit."""
     return judge_edit(bench, q, replace_all, "fused")
 
 
@@ -110,8 +138,11 @@ def head_axis(hook: HookSpec, q: Question) -> tuple[int, int]:
     raise LookupError(f"{hook.name} has no axis of heads")
 
 
-def judge_edit(bench: Bench, q: Question, edit: Callable[[Tensor], Tensor | None], watch: Watch) -> Finding:
-    """Run the scenario with and without the edit, and hold the edited run to the contract, stage by stage."""
+def judge_edit(
+    bench: Bench, q: Question, edit: Callable[[Tensor], Tensor | None], watch: Watch
+) -> Finding:
+    """Run the scenario with and without the edit, and hold the edited run to the contract, stage by
+    stage."""
     assert q.hook is not None
     specimen, scenario = q.specimen, q.situation
     layer = bench.layer(specimen, scenario.opted_in)
@@ -123,14 +154,22 @@ def judge_edit(bench: Bench, q: Question, edit: Callable[[Tensor], Tensor | None
         shown.append((value if result is None else result).detach().clone())
         return result
 
-    edited = record(layer, calls(scenario, specimen, layer), watched(specimen, scenario, watch), {q.hook: edit_and_keep})
+    edited = record(
+        layer,
+        calls(scenario, specimen, layer),
+        watched(specimen, scenario, watch),
+        {q.hook: edit_and_keep},
+    )
     early = first_moved(q, clean, edited) or lost(q, edited, shown)
     return early or bench.once_for_the_same(edited, q, lambda: what_followed(q, clean, edited))
 
 
 def first_moved(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding | None:
-    """A stage before the edit that is not bit-identical in the first call; later calls read an edited cache."""
-    for name in clean[0].fired[: clean[0].fired.index(q.hook) if q.hook in clean[0].fired else None]:
+    """A stage before the edit that is not bit-identical in the first call; later calls read an
+    edited cache."""
+    for name in clean[0].fired[
+        : clean[0].fired.index(q.hook) if q.hook in clean[0].fired else None
+    ]:
         if not torch.equal(clean[0].values[name], edited[0].values[name]):
             return failed(f"{name} comes before {q.hook} and moved with its edit", divergent=name)
     return None
@@ -152,13 +191,21 @@ def lost(q: Question, edited: list[Trace], shown: list[Tensor]) -> Finding | Non
 def what_followed(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding:
     """What became of the stages after the edit."""
     contexts = [context_of(trace, q.specimen, q.situation) for trace in edited]
-    return first_divergent(q, clean, edited, contexts) or without_effect(q, clean, edited, contexts[0]) or passed()
+    return (
+        first_divergent(q, clean, edited, contexts)
+        or without_effect(q, clean, edited, contexts[0])
+        or passed()
+    )
 
 
-def first_divergent(q: Question, clean: list[Trace], edited: list[Trace], contexts: list[Context]) -> Finding | None:
-    """The first stage of the edited run that is not what the reference makes of the values before it.
+def first_divergent(
+    q: Question, clean: list[Trace], edited: list[Trace], contexts: list[Context]
+) -> Finding | None:
+    """The first stage of the edited run that is not what the reference makes of the values before
+    it.
 
-    Those before the edit in the first call are bit for bit what they were without it, and other checks judge those.
+    Those before the edit in the first call are bit for bit what they were without it, and other
+    checks judge those.
     """
     for before, trace, context in zip(clean, edited, contexts, strict=True):
         for name in later(trace, q) if trace is edited[0] else trace.fired:
@@ -167,7 +214,11 @@ def first_divergent(q: Question, clean: list[Trace], edited: list[Trace], contex
             difference = compare(trace.values[name], expect(name, context))
             if not difference.fits:
                 dropped = unedited(trace.values[name], before.values[name], expect(name, context))
-                how = f"the edit at {q.hook} did not reach {name}" if dropped else f"after the edit {name} is off by {difference.ratio:.3g} bounds"
+                how = (
+                    f"the edit at {q.hook} did not reach {name}"
+                    if dropped
+                    else f"after the edit {name} is off by {difference.ratio:.3g} bounds"
+                )
                 return failed(how, difference, divergent=q.hook if dropped else name)
     return None
 
@@ -183,11 +234,19 @@ def later(trace: Trace, q: Question) -> list[str]:
     return trace.fired[trace.fired.index(q.hook or "") + 1 :]
 
 
-def without_effect(q: Question, clean: list[Trace], edited: list[Trace], context: Context) -> Finding | None:
+def without_effect(
+    q: Question, clean: list[Trace], edited: list[Trace], context: Context
+) -> Finding | None:
     """Vacuous, if the unedited run's later stages would have passed as well."""
     if q.hook == "hook_out":
-        return vacuous("the edit changed nothing") if torch.equal(clean[0].out, edited[0].out) else None  # type: ignore[arg-type]
-    if all(compare(clean[0].values[name], expect(name, context)).fits for name in later(edited[0], q)):
+        return (
+            vacuous("the edit changed nothing")
+            if torch.equal(clean[0].out, edited[0].out)  # type: ignore[arg-type]
+            else None
+        )
+    if all(
+        compare(clean[0].values[name], expect(name, context)).fits for name in later(edited[0], q)
+    ):
         return vacuous(f"the stages after {q.hook} would have passed without the edit too")
     return None
 
@@ -233,7 +292,14 @@ CHECKS = (
         any_hook,
         dtypes=("float32", "bfloat16"),
     ),
-    Check("an_edit_in_place_stays_in_the_layer", clause("EDIT-2"), an_edit_in_place_stays_in_the_layer, ("prefill", "split"), any_hook, dtypes=("float32",)),
+    Check(
+        "an_edit_in_place_stays_in_the_layer",
+        clause("EDIT-2"),
+        an_edit_in_place_stays_in_the_layer,
+        ("prefill", "split"),
+        any_hook,
+        dtypes=("float32",),
+    ),
     Check(
         "a_replacement_reaches_the_stages_nobody_watches",
         clause("EDIT-1"),

@@ -1,11 +1,21 @@
-"""Firing: which hook points there are, in which order they fire, how often, and what their tensors look like."""
+"""Firing: which hook points there are, in which order they fire, how often, and what their tensors
+look like."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ropebridge_conformance.bench import Bench, hooks_of
-from ropebridge_conformance.questions import Check, Finding, Question, any_hook, axes_clause, clause, failed, passed
+from ropebridge_conformance.questions import (
+    Check,
+    Finding,
+    Question,
+    any_hook,
+    axes_clause,
+    clause,
+    failed,
+    passed,
+)
 from ropebridge_conformance.scenarios import CORE, OPTED, Scenario, calls
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.zoo import Specimen
@@ -14,7 +24,8 @@ from ropebridge_spec.hooks import resolve
 
 
 def hooks_fire_once_in_contract_order(bench: Bench, q: Question) -> Finding:
-    """FIRE-1: with every hook point watched, each fires once in a call, in the order of the contract."""
+    """FIRE-1: with every hook point watched, each fires once in a call, in the order of the
+    contract."""
     return judge_order(bench.traces(q.specimen, q.situation, "all"), q.specimen, q.situation)
 
 
@@ -23,32 +34,51 @@ def judge_order(traces: Sequence[Trace], specimen: Specimen, scenario: Scenario)
     wanted = [hook.name for hook in hooks_of(specimen, scenario)]
     for trace in traces:
         if trace.fired != wanted:
-            return failed(f"fired {trace.fired}; clause FIRE-1 requires {wanted}", divergent=first_amiss(trace.fired, wanted))
+            return failed(
+                f"fired {trace.fired}; clause FIRE-1 requires {wanted}",
+                divergent=first_amiss(trace.fired, wanted),
+            )
     return passed()
 
 
 def first_amiss(fired: list[str], wanted: list[str]) -> str:
-    """The first hook point that did not fire once; if all did, the first that fired out of order."""
+    """The first hook point that did not fire once; if all did, the first that fired out of
+    order."""
     not_once = [name for name in wanted if fired.count(name) != 1]
-    return next(iter([*not_once, *(a for a, b in zip(wanted, fired, strict=False) if a != b)]), "a hook point the layer does not have")
+    return next(
+        iter([*not_once, *(a for a, b in zip(wanted, fired, strict=False) if a != b)]),
+        "a hook point the layer does not have",
+    )
 
 
 def a_hook_watched_alone_fires_once(bench: Bench, q: Question) -> Finding:
-    """FIRE-2: one hook, watched by itself, fires once in each call, and is called by its full name."""
+    """FIRE-2: one hook, watched by itself, fires once in each call, and is called by its full
+    name."""
     assert q.hook is not None
     layer = bench.layer(q.specimen, q.situation.opted_in)
     for trace in record(layer, calls(q.situation, q.specimen, layer), [q.hook]):
         if trace.fired != [q.hook]:
-            return failed(f"fired {len(trace.fired)} times in one call; clause FIRE-2 requires once", divergent=q.hook)
+            return failed(
+                f"fired {len(trace.fired)} times in one call; clause FIRE-2 requires once",
+                divergent=q.hook,
+            )
         if trace.names[q.hook] != f"blocks.0.attn.{q.hook}":
-            return failed(f"hook.name is {trace.names[q.hook]!r}; clause FIRE-4 requires the full name 'blocks.0.attn.{q.hook}'", divergent=q.hook)
+            return failed(
+                f"hook.name is {trace.names[q.hook]!r}; clause FIRE-4 requires the full name"
+                f" 'blocks.0.attn.{q.hook}'",
+                divergent=q.hook,
+            )
     return passed()
 
 
 def a_hook_has_the_axes_of_the_contract(bench: Bench, q: Question) -> Finding:
     """The axes clause of the hook point, and TYPE-1: shape, dtype and device."""
     assert q.hook is not None
-    return judge_axes(q.hook, bench.traces(q.specimen, q.situation, "all"), ungrouped(q.specimen.variant, q.situation.opted_in))
+    return judge_axes(
+        q.hook,
+        bench.traces(q.specimen, q.situation, "all"),
+        ungrouped(q.specimen.variant, q.situation.opted_in),
+    )
 
 
 def judge_axes(hook: str, traces: Sequence[Trace], variant: Variant) -> Finding:
@@ -66,7 +96,12 @@ def complaint_about(trace: Trace, name: str, variant: Variant) -> str:
     batch, pos, _ = given["hidden_states"].shape
     tables = trace.call.tables(variant)
     sizes = axis_sizes(
-        variant, batch=batch, pos=pos, key=trace.call.keys, table_batch=tables[0].shape[0] if tables else 1, source=trace.call.source_length(variant)
+        variant,
+        batch=batch,
+        pos=pos,
+        key=trace.call.keys,
+        table_batch=tables[0].shape[0] if tables else 1,
+        source=trace.call.source_length(variant),
     )
     spec = resolve(HOOK[name], variant)
     like = tables[0] if tables and name in ("hook_cos", "hook_sin") else given["hidden_states"]
@@ -76,12 +111,22 @@ def complaint_about(trace: Trace, name: str, variant: Variant) -> str:
         ("device", value.device.type, like.device.type),
     ):
         if got != wanted:
-            return f"{name} has {what} {got}; {spec.axes_clause if what == 'shape' else 'clause TYPE-1'} requires {wanted} ({spec.axes})"
+            return (
+                f"{name} has {what} {got};"
+                f" {spec.axes_clause if what == 'shape' else 'clause TYPE-1'} requires {wanted}"
+                f" ({spec.axes})"
+            )
     return ""
 
 
 CHECKS = (
-    Check("hooks_fire_once_in_contract_order", clause("FIRE-1"), hooks_fire_once_in_contract_order, (*CORE, *OPTED), also=("FIRE-2", "NORM-3", "KV-1")),
+    Check(
+        "hooks_fire_once_in_contract_order",
+        clause("FIRE-1"),
+        hooks_fire_once_in_contract_order,
+        (*CORE, *OPTED),
+        also=("FIRE-2", "NORM-3", "KV-1"),
+    ),
     Check(
         "a_hook_watched_alone_fires_once",
         clause("FIRE-2"),

@@ -1,4 +1,5 @@
-"""Gradients: what autograd gives at every hook, on the tensor that the hook was given, and what backward hooks see and leave."""
+"""Gradients: what autograd gives at every hook, on the tensor that the hook was given, and what
+backward hooks see and leave."""
 
 from __future__ import annotations
 
@@ -8,7 +9,15 @@ from torch import Tensor
 from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.compare import compare
 from ropebridge_conformance.gradients import Backward, expected_gradients, run_backwards, served
-from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed, vacuous
+from ropebridge_conformance.questions import (
+    Check,
+    Finding,
+    Question,
+    clause,
+    failed,
+    passed,
+    vacuous,
+)
 from ropebridge_conformance.scenarios import Scenario, calls, possible
 from ropebridge_spec import HookSpec, Variant
 
@@ -16,27 +25,37 @@ TABLES = ("hook_cos", "hook_sin")
 
 
 def the_gradient_at_a_hook_is_the_derivative(bench: Bench, q: Question) -> Finding:
-    """GRAD-1: the gradient retained on what each hook was given is the float64 reference's, from the gradients one stage down."""
+    """GRAD-1: the gradient retained on what each hook was given is the float64 reference's, from
+    the gradients one stage down."""
     return judge_gradients(backwards(bench, q, "all"), q)
 
 
 def the_gradient_is_the_same_where_nothing_is_made(bench: Bench, q: Question) -> Finding:
-    """GRAD-1 where scores and pattern are not watched: the backward pass of a kernel that makes neither, over the stages it fuses."""
+    """GRAD-1 where scores and pattern are not watched: the backward pass of a kernel that makes
+    neither, over the stages it fuses."""
     return judge_gradients(backwards(bench, q, "fused"), q)
 
 
 def a_backward_hook_sees_the_gradient(bench: Bench, q: Question) -> Finding:
-    """GRAD-1: backward hooks are called once each, with the very gradient that is retained there."""
+    """GRAD-1: backward hooks are called once each, with the very gradient that is retained
+    there."""
     names = [name for name in watched(q.specimen, q.situation, "all") if name not in TABLES]
     made = backwards(bench, q, "all", names)
     seen = dict(made.seen)
     for name in reversed(names):
         calls_of = [gradient for hook, gradient in made.seen if hook == name]
         if len(calls_of) != 1:
-            return failed(f"the backward hook at {name} was called {len(calls_of)} times in one backward pass; clause GRAD-1 requires once", divergent=name)
+            return failed(
+                f"the backward hook at {name} was called {len(calls_of)} times in one backward"
+                " pass; clause GRAD-1 requires once",
+                divergent=name,
+            )
         retained = made.gradients.get(name)
         if retained is None or not torch.equal(seen[name], retained):
-            return failed(f"the backward hook at {name} did not see the gradient that is retained there", divergent=name)
+            return failed(
+                f"the backward hook at {name} did not see the gradient that is retained there",
+                divergent=name,
+            )
     return passed()
 
 
@@ -47,18 +66,24 @@ def a_backward_hook_may_replace_the_gradient(bench: Bench, q: Question) -> Findi
     left: list[Tensor] = []
 
     def double(gradient: Tensor) -> Tensor:
-        left.append(torch.where(gradient == 0, gradient, gradient * 2 + 0.5))  # a forbidden score stays a constant
+        # a forbidden score stays a constant
+        left.append(torch.where(gradient == 0, gradient, gradient * 2 + 0.5))
         return left[-1]
 
     made = backwards(bench, q, "all", [q.hook], double)
     if len(left) != 1:
-        return failed(f"the backward hook at {q.hook} was called {len(left)} times", divergent=q.hook)
+        return failed(
+            f"the backward hook at {q.hook} was called {len(left)} times", divergent=q.hook
+        )
     made.gradients[q.hook] = left[0]
     finding = judge_gradients(made, q, besides=q.hook)
     if finding.divergent is None and q.hook != "hook_in" and unmoved(clean, made):
         return vacuous("the gradient of the input did not move")
     if q.hook == "hook_in" and not torch.equal(made.at_input, left[0]):  # type: ignore[arg-type]
-        return failed("the gradient that a backward hook left at hook_in is not that of the input", divergent="hook_in")
+        return failed(
+            "the gradient that a backward hook left at hook_in is not that of the input",
+            divergent="hook_in",
+        )
     return finding
 
 
@@ -68,12 +93,20 @@ def unmoved(clean: Backward, made: Backward) -> bool:
     return one is not None and other is not None and torch.equal(one, other)
 
 
-def backwards(bench: Bench, q: Question, watch: Watch, backward: list[str] | None = None, edit: object = None) -> Backward:
+def backwards(
+    bench: Bench, q: Question, watch: Watch, backward: list[str] | None = None, edit: object = None
+) -> Backward:
     """The scenario's one call, and its backward pass."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
     call = calls(q.situation, q.specimen, layer)[0]
     edits = {q.hook: edit} if edit is not None else None
-    return run_backwards(layer, call, watched(q.specimen, q.situation, watch), backward or (), edits)  # type: ignore[arg-type]
+    return run_backwards(
+        layer,
+        call,
+        watched(q.specimen, q.situation, watch),
+        backward or (),
+        edits,  # type: ignore[arg-type]
+    )
 
 
 def judge_gradients(made: Backward, q: Question, besides: str | None = None) -> Finding:
@@ -89,7 +122,12 @@ def judge_gradients(made: Backward, q: Question, besides: str | None = None) -> 
     for name in (name for name in reversed(made.trace.fired) if name in wanted and name != besides):
         difference = compare(made.gradients[name], wanted[name])  # type: ignore[arg-type]
         if not difference.fits:
-            return failed(f"the gradient at {name} is off by {difference.ratio:.3g} times its bound at {difference.index}", difference, divergent=name)
+            return failed(
+                f"the gradient at {name} is off by {difference.ratio:.3g} times its bound at"
+                f" {difference.index}",
+                difference,
+                divergent=name,
+            )
         worst = difference if worst is None or difference.ratio > worst.ratio else worst
     if not any(expected.value.count_nonzero() for expected in wanted.values()):
         return vacuous("every gradient is 0")
@@ -112,7 +150,13 @@ def no_table(hook: HookSpec) -> bool:
 
 
 CHECKS = (
-    Check("the_gradient_at_a_hook_is_the_derivative", clause("GRAD-1"), the_gradient_at_a_hook_is_the_derivative, ("prefill", "left_padding"), where=bounded),
+    Check(
+        "the_gradient_at_a_hook_is_the_derivative",
+        clause("GRAD-1"),
+        the_gradient_at_a_hook_is_the_derivative,
+        ("prefill", "left_padding"),
+        where=bounded,
+    ),
     Check(
         "the_gradient_is_the_same_where_nothing_is_made",
         clause("GRAD-1"),
@@ -120,7 +164,13 @@ CHECKS = (
         ("left_padding", "no_mask"),
         where=bounded,
     ),
-    Check("a_backward_hook_sees_the_gradient", clause("GRAD-1"), a_backward_hook_sees_the_gradient, ("prefill",), dtypes=("float32", "bfloat16")),
+    Check(
+        "a_backward_hook_sees_the_gradient",
+        clause("GRAD-1"),
+        a_backward_hook_sees_the_gradient,
+        ("prefill",),
+        dtypes=("float32", "bfloat16"),
+    ),
     Check(
         "a_backward_hook_may_replace_the_gradient",
         clause("GRAD-1"),

@@ -13,19 +13,31 @@ from ropebridge_conformance.scenarios import calls
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_spec import HookSpec, Variant
 
-OWN: Mapping[str, tuple[str, ...]] = {"hook_attn_in": ("q", "k", "v"), "hook_q_input": ("q",), "hook_k_input": ("k",), "hook_v_input": ("v",)}
+OWN: Mapping[str, tuple[str, ...]] = {
+    "hook_attn_in": ("q", "k", "v"),
+    "hook_q_input": ("q",),
+    "hook_k_input": ("k",),
+    "hook_v_input": ("v",),
+}
 """What each split input is projected to."""
 
 
 def an_edit_of_one_heads_input_moves_that_head_alone(bench: Bench, q: Question) -> Finding:
-    """SPLIT-1, SPLIT-3: the last head of a split input is edited; its projections move, and those of all other heads stay bit for bit.
+    """SPLIT-1, SPLIT-3: the last head of a split input is edited; its projections move, and those
+    of all other heads stay bit for bit.
 
-    Under hook_attn_in the same holds of each head's scores, pattern and z, but for a norm that takes all heads together.
+    Under hook_attn_in the same holds of each head's scores, pattern and z, but for a norm that
+    takes all heads together.
     """
     assert q.hook is not None
     layer = bench.layer(q.specimen, q.situation.opted_in)
     clean = bench.traces(q.specimen, q.situation, "all")[0]
-    edited = record(layer, calls(q.situation, q.specimen, layer), watched(q.specimen, q.situation, "all"), {q.hook: edit_one_head})[0]
+    edited = record(
+        layer,
+        calls(q.situation, q.specimen, layer),
+        watched(q.specimen, q.situation, "all"),
+        {q.hook: edit_one_head},
+    )[0]
     for role in "qkv":
         name = f"hook_{role}"
         finding = alone(name, 2, clean, edited, moves=role in OWN[q.hook])
@@ -34,7 +46,14 @@ def an_edit_of_one_heads_input_moves_that_head_alone(bench: Bench, q: Question) 
     if q.hook != "hook_attn_in" or mingled(q.specimen.variant):
         return passed()
     stages = (("hook_attn_scores", 1), ("hook_pattern", 1), ("hook_z", 2))
-    return next((finding for finding in (alone(*stage, clean, edited, moves=True) for stage in stages) if finding), passed())
+    return next(
+        (
+            finding
+            for finding in (alone(*stage, clean, edited, moves=True) for stage in stages)
+            if finding
+        ),
+        passed(),
+    )
 
 
 def edit_one_head(x: Tensor) -> None:
@@ -54,10 +73,18 @@ def alone(name: str, axis: int, clean: Trace, edited: Trace, *, moves: bool) -> 
     moved = {head for head in range(one.shape[0]) if not torch.equal(one[head], other[head])}
     last = one.shape[0] - 1
     if moved - {last}:
-        return failed(f"heads {sorted(moved - {last})} of {name} moved with an edit of what head {last} reads", divergent=name)
+        return failed(
+            f"heads {sorted(moved - {last})} of {name} moved with an edit of what head {last}"
+            " reads",
+            divergent=name,
+        )
     if moves and last not in moved:
         return failed(f"head {last} of {name} did not move with what it reads", divergent=name)
-    return failed(f"{name} moved, and does not read this input", divergent=name) if moved and not moves else None
+    return (
+        failed(f"{name} moved, and does not read this input", divergent=name)
+        if moved and not moves
+        else None
+    )
 
 
 def split(hook: HookSpec) -> bool:

@@ -1,4 +1,5 @@
-"""Isolation: layers never see each other, a hook that raises leaves nothing behind, and the module stays what it is."""
+"""Isolation: layers never see each other, a hook that raises leaves nothing behind, and the module
+stays what it is."""
 
 from __future__ import annotations
 
@@ -12,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from ropebridge_conformance.bench import Bench, watched
-from ropebridge_conformance.questions import Check, Finding, Question, any_hook, clause, failed, passed, vacuous
+from ropebridge_conformance.questions import (
+    Check,
+    Finding,
+    Question,
+    any_hook,
+    clause,
+    failed,
+    passed,
+    vacuous,
+)
 from ropebridge_conformance.scenarios import CallInputs, calls
 from ropebridge_conformance.traces import record
 from ropebridge_conformance.witness import hugging_face
@@ -27,7 +37,8 @@ class Raised(Exception):
 
 
 def layers_do_not_see_each_other(bench: Bench, q: Question) -> Finding:
-    """ISO-1: two layers, one of them edited, called one inside the other and side by side in threads, give what each gives alone."""
+    """ISO-1: two layers, one of them edited, called one inside the other and side by side in
+    threads, give what each gives alone."""
     (edited, one), (plain, other) = (twin(bench, q, seed) for seed in (0, 1))
     within: list[Tensor] = []
     alone = edited.run(one.inputs, [(EDITED, double)])[0], plain.run(other.inputs)[0]
@@ -40,13 +51,26 @@ def layers_do_not_see_each_other(bench: Bench, q: Question) -> Finding:
 
     inside = edited.run(one.inputs, [(EDITED, call_the_other)])[0]
     if len(within) != 1 or not (torch.equal(inside, alone[0]) and torch.equal(within[0], alone[1])):
-        return failed("of two layers, one called within the other's hook, one gave something else than alone", divergent=EDITED)
+        return failed(
+            "of two layers, one called within the other's hook, one gave something else than alone",
+            divergent=EDITED,
+        )
     with ThreadPoolExecutor(2) as pool:
-        both = [pool.submit(repeat, run) for run in (lambda: edited.run(one.inputs, [(EDITED, double)])[0], lambda: plain.run(other.inputs)[0])]
+        both = [
+            pool.submit(repeat, run)
+            for run in (
+                lambda: edited.run(one.inputs, [(EDITED, double)])[0],
+                lambda: plain.run(other.inputs)[0],
+            )
+        ]
         outs = [future.result() for future in both]
-    if all(torch.equal(out, wanted) for made, wanted in zip(outs, alone, strict=True) for out in made):
+    if all(
+        torch.equal(out, wanted) for made, wanted in zip(outs, alone, strict=True) for out in made
+    ):
         return passed()
-    return failed("a layer gave something else while another ran in another thread", divergent=EDITED)
+    return failed(
+        "a layer gave something else while another ran in another thread", divergent=EDITED
+    )
 
 
 def repeat(run: Callable[[], Tensor]) -> list[Tensor]:
@@ -67,7 +91,8 @@ def twin(bench: Bench, q: Question, seed: int) -> tuple[Any, CallInputs]:
 
 
 def a_hook_that_raises_leaves_nothing_behind(bench: Bench, q: Question) -> Finding:
-    """ISO-1: the exception comes out of the call, and the next call, with a hook elsewhere, is what it was before: the raising hook is gone."""
+    """ISO-1: the exception comes out of the call, and the next call, with a hook elsewhere, is what
+    it was before: the raising hook is gone."""
     assert q.hook is not None
     layer, call = twin(bench, q, 0)
     names = watched(q.specimen, q.situation, "all")
@@ -83,21 +108,37 @@ def a_hook_that_raises_leaves_nothing_behind(bench: Bench, q: Question) -> Findi
     else:
         return failed(f"a hook at {q.hook} raised, and the call went on", divergent=q.hook)
     after = record(layer, [call], names)[0]
-    same = after.fired == before.fired and all(torch.equal(after.values[name], before.values[name]) for name in before.fired)
-    return passed() if same else failed(f"a hook at {q.hook} raised, and the next call was another", divergent=q.hook)
+    same = after.fired == before.fired and all(
+        torch.equal(after.values[name], before.values[name]) for name in before.fired
+    )
+    return (
+        passed()
+        if same
+        else failed(f"a hook at {q.hook} raised, and the next call was another", divergent=q.hook)
+    )
 
 
 def the_module_is_left_as_it_is(bench: Bench, q: Question) -> Finding:
-    """BACK-1: keys, tensors, submodules, attributes, hooks and mode of the module, and what its own forward gives to the bit, outlive a layer around it."""
+    """BACK-1: keys, tensors, submodules, attributes, hooks and mode of the module, and what its own
+    forward gives to the bit, outlive a layer around it."""
     own = replace(q.specimen, module=copy.deepcopy(q.specimen.module))
     before = portrait(own, q)
     layer = bench.subject.layer(own.module, rotary=own.rotary, opted_in=q.situation.opted_in)
-    record(layer, calls(q.situation, own, layer), watched(own, q.situation, "all"), {EDITED: lambda tensor: tensor * 2})
+    record(
+        layer,
+        calls(q.situation, own, layer),
+        watched(own, q.situation, "all"),
+        {EDITED: lambda tensor: tensor * 2},
+    )
     after = portrait(own, q)
     for what, was in before.items():
         same = torch.equal(was, after[what]) if isinstance(was, Tensor) else was == after[what]
         if not same:
-            return failed(f"a layer around the module changed its {what}; clause BACK-1 requires that it leaves it as it is", divergent="hook_in")
+            return failed(
+                f"a layer around the module changed its {what}; clause BACK-1 requires that it"
+                " leaves it as it is",
+                divergent="hook_in",
+            )
     return passed()
 
 
@@ -109,9 +150,13 @@ def portrait(own: Specimen, q: Question) -> dict[str, Any]:
     return {
         "output": out,
         "state_dict keys": list(state),
-        "tensors": [(id(tensor), tensor.dtype, tensor.requires_grad) for tensor in own.module.parameters()],
+        "tensors": [
+            (id(tensor), tensor.dtype, tensor.requires_grad) for tensor in own.module.parameters()
+        ],
         "weights": torch.cat([tensor.detach().double().flatten() for tensor in state.values()]),
-        "submodules": [(name, id(module), type(module)) for name, module in own.module.named_modules()],
+        "submodules": [
+            (name, id(module), type(module)) for name, module in own.module.named_modules()
+        ],
         "attributes": [sorted(vars(module)) for module in own.module.modules()],
         "hooks": [hooks_on(module) for module in own.module.modules()],
         "mode": [module.training for module in own.module.modules()],
@@ -120,12 +165,37 @@ def portrait(own: Specimen, q: Question) -> dict[str, Any]:
 
 def hooks_on(module: nn.Module) -> int:
     """How many raw hooks a module has."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+    kinds = (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "_state_dict_hooks",
+    )
     return sum(len(getattr(module, kind)) for kind in kinds)
 
 
 CHECKS = (
-    Check("layers_do_not_see_each_other", clause("ISO-1"), layers_do_not_see_each_other, ("prefill", "no_mask"), dtypes=("float32",)),
-    Check("a_hook_that_raises_leaves_nothing_behind", clause("ISO-1"), a_hook_that_raises_leaves_nothing_behind, ("prefill",), any_hook, dtypes=("float32",)),
-    Check("the_module_is_left_as_it_is", clause("BACK-1"), the_module_is_left_as_it_is, ("prefill", "decode"), dtypes=("float32", "bfloat16")),
+    Check(
+        "layers_do_not_see_each_other",
+        clause("ISO-1"),
+        layers_do_not_see_each_other,
+        ("prefill", "no_mask"),
+        dtypes=("float32",),
+    ),
+    Check(
+        "a_hook_that_raises_leaves_nothing_behind",
+        clause("ISO-1"),
+        a_hook_that_raises_leaves_nothing_behind,
+        ("prefill",),
+        any_hook,
+        dtypes=("float32",),
+    ),
+    Check(
+        "the_module_is_left_as_it_is",
+        clause("BACK-1"),
+        the_module_is_left_as_it_is,
+        ("prefill", "decode"),
+        dtypes=("float32", "bfloat16"),
+    ),
 )

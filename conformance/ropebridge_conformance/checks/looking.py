@@ -1,4 +1,5 @@
-"""Looking: hooks that return None leave the layer as it is, and asking for the pattern gives the pattern."""
+"""Looking: hooks that return None leave the layer as it is, and asking for the pattern gives the
+pattern."""
 
 from __future__ import annotations
 
@@ -15,29 +16,46 @@ from ropebridge_conformance.witness import carried_bounds, live_rows
 
 
 def looking_changes_nothing(bench: Bench, q: Question) -> Finding:
-    """LOOK-1: the output with every hook point watched is the output with none, within what rounding may carry through."""
-    without, with_all = (joined(bench.traces(q.specimen, q.situation, watch)) for watch in ("none", "all"))
+    """LOOK-1: the output with every hook point watched is the output with none, within what
+    rounding may carry through."""
+    without, with_all = (
+        joined(bench.traces(q.specimen, q.situation, watch)) for watch in ("none", "all")
+    )
     call = whole_call(bench, q)
     carried = carried_bounds(q.specimen, call, q.dtype).out
     live = live_rows(q.specimen, call)
-    difference = compare(with_all[live], Expectation(without.double()[live], 2 * carried.bound[live]))
+    difference = compare(
+        with_all[live], Expectation(without.double()[live], 2 * carried.bound[live])
+    )
     if not difference.fits:
-        return failed(f"watching moved the output by {difference.ratio:.3g} times the bound", difference, divergent="hook_out")
+        return failed(
+            f"watching moved the output by {difference.ratio:.3g} times the bound",
+            difference,
+            divergent="hook_out",
+        )
     return passed(difference)
 
 
 def looking_where_nothing_is_made_changes_no_bit(bench: Bench, q: Question) -> Finding:
-    """LOOK-1 where the same kernel runs: watching all but scores and pattern gives the very bits of watching nothing."""
-    without, with_some = (joined(bench.traces(q.specimen, q.situation, watch)) for watch in ("none", "fused"))
+    """LOOK-1 where the same kernel runs: watching all but scores and pattern gives the very bits of
+    watching nothing."""
+    without, with_some = (
+        joined(bench.traces(q.specimen, q.situation, watch)) for watch in ("none", "fused")
+    )
     if torch.equal(without, with_some):
         return passed()
-    return failed(f"watching moved the output by {float((without - with_some).abs().max()):.3g}", divergent="hook_out")
+    return failed(
+        f"watching moved the output by {float((without - with_some).abs().max()):.3g}",
+        divergent="hook_out",
+    )
 
 
 def returned_weights_are_the_pattern(bench: Bench, q: Question) -> Finding:
     """PAT-3: the attention weights that a call returns when asked are hook_pattern, bit for bit."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
-    for trace in record(layer, calls(q.situation, q.specimen, layer), ["hook_pattern"], output_attentions=True):
+    for trace in record(
+        layer, calls(q.situation, q.specimen, layer), ["hook_pattern"], output_attentions=True
+    ):
         if trace.weights is None or "hook_pattern" not in trace.values:
             return failed("output_attentions=True gave no weights", divergent="hook_pattern")
         if not torch.equal(trace.weights, trace.values["hook_pattern"]):
@@ -47,6 +65,16 @@ def returned_weights_are_the_pattern(bench: Bench, q: Question) -> Finding:
 
 CHECKS = (
     Check("looking_changes_nothing", clause("LOOK-1"), looking_changes_nothing, (*CORE, *OPTED)),
-    Check("looking_where_nothing_is_made_changes_no_bit", clause("LOOK-1"), looking_where_nothing_is_made_changes_no_bit, (*CORE, *OPTED)),
-    Check("returned_weights_are_the_pattern", clause("PAT-3"), returned_weights_are_the_pattern, ("prefill", "decode")),
+    Check(
+        "looking_where_nothing_is_made_changes_no_bit",
+        clause("LOOK-1"),
+        looking_where_nothing_is_made_changes_no_bit,
+        (*CORE, *OPTED),
+    ),
+    Check(
+        "returned_weights_are_the_pattern",
+        clause("PAT-3"),
+        returned_weights_are_the_pattern,
+        ("prefill", "decode"),
+    ),
 )

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.checks.values import judge_stage, judge_unwatched
-from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed, vacuous
+from ropebridge_conformance.questions import (
+    Check,
+    Finding,
+    Question,
+    clause,
+    failed,
+    passed,
+    vacuous,
+)
 from ropebridge_conformance.scenarios import CallInputs, Scenario, calls, own_keys, possible
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.verdicts import Outcome
@@ -29,14 +37,22 @@ def a_row_that_sees_no_key_is_zero(bench: Bench, q: Question) -> Finding:
         if not dead.any():
             return vacuous("every row sees a key")
         if trace.values["hook_z"][dead].count_nonzero():
-            return failed(f"hook_z is not 0 in a row that sees no key (watching {watch})", divergent="hook_z")
-        if "hook_pattern" in trace.values and trace.values["hook_pattern"].transpose(1, 2)[dead].count_nonzero():
-            return failed("hook_pattern is not 0 in a row that sees no key", divergent="hook_pattern")
+            return failed(
+                f"hook_z is not 0 in a row that sees no key (watching {watch})", divergent="hook_z"
+            )
+        if (
+            "hook_pattern" in trace.values
+            and trace.values["hook_pattern"].transpose(1, 2)[dead].count_nonzero()
+        ):
+            return failed(
+                "hook_pattern is not 0 in a row that sees no key", divergent="hook_pattern"
+            )
     return passed()
 
 
 def gradients_are_finite_where_a_row_sees_no_key(bench: Bench, q: Question) -> Finding:
-    """MASK-6: the gradient of the output by the input is finite, and not 0, with and without a watched pattern."""
+    """MASK-6: the gradient of the output by the input is finite, and not 0, with and without a
+    watched pattern."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
     for watch in ("all", "none"):
         call = calls(q.situation, q.specimen, layer)[0]
@@ -45,14 +61,17 @@ def gradients_are_finite_where_a_row_sees_no_key(bench: Bench, q: Question) -> F
         assert trace.out is not None
         (gradient,) = torch.autograd.grad(trace.out.float().square().sum(), x)
         if not gradient.isfinite().all():
-            return failed(f"the gradient is not finite (watching {watch})", divergent="hook_pattern")
+            return failed(
+                f"the gradient is not finite (watching {watch})", divergent="hook_pattern"
+            )
         if not gradient.count_nonzero():
             return vacuous("the gradient is 0 everywhere")
     return passed()
 
 
 def a_forbidden_key_changes_nothing(bench: Bench, q: Question) -> Finding:
-    """MASK-7: an input sixteen times as large, at positions that a row may not see, changes no bit of that row: pattern, z nor output."""
+    """MASK-7: an input sixteen times as large, at positions that a row may not see, changes no bit
+    of that row: pattern, z nor output."""
     for watch in ("all", "none"):
         finding = poisoned_run(bench, q, watch)
         if finding is not None:
@@ -67,9 +86,14 @@ def poisoned_run(bench: Bench, q: Question, watch: Watch) -> Finding | None:
     poisoned = poisoned_positions(call, q.specimen.variant)
     names = watched(q.specimen, q.situation, watch)
     clean = rows_of(record(layer, [fresh(call, {})], names)[0])
-    moved = rows_of(record(layer, [fresh(call, {"hidden_states": poison(call, poisoned)})], names)[0])
+    moved = rows_of(
+        record(layer, [fresh(call, {"hidden_states": poison(call, poisoned)})], names)[0]
+    )
     batch = poisoned.shape[0]
-    visible = own_keys((bias_of_call(q.specimen, call) > -torch.inf).any(1).expand(batch, -1, -1), q.specimen.variant)
+    visible = own_keys(
+        (bias_of_call(q.specimen, call) > -torch.inf).any(1).expand(batch, -1, -1),
+        q.specimen.variant,
+    )
     blind = ~(visible & poisoned[:, None, :]).any(-1) & ~poisoned
     changed = {name: (clean[name] != moved[name]).flatten(2).any(-1) for name in clean}
     if not blind.any() or not changed["hook_out"][~blind].any():
@@ -77,20 +101,32 @@ def poisoned_run(bench: Bench, q: Question, watch: Watch) -> Finding | None:
     first = next((name for name in clean if changed[name][blind].any()), None)
     if first is None:
         return None
-    return failed(f"a row moved at {first} that cannot see the poisoned positions (watching {watch})", divergent=first)
+    return failed(
+        f"a row moved at {first} that cannot see the poisoned positions (watching {watch})",
+        divergent=first,
+    )
 
 
 def rows_of(trace: Trace) -> dict[str, Tensor]:
     """(batch, pos, ...) of pattern and z, as far as they were watched, and of the output."""
     assert trace.out is not None
     seen = {"hook_pattern": 2, "hook_z": 1}
-    return {**{name: trace.values[name].transpose(1, axis) for name, axis in seen.items() if name in trace.values}, "hook_out": trace.out}
+    return {
+        **{
+            name: trace.values[name].transpose(1, axis)
+            for name, axis in seen.items()
+            if name in trace.values
+        },
+        "hook_out": trace.out,
+    }
 
 
 def poisoned_positions(call: CallInputs, variant: Variant) -> Tensor:
-    """(batch, pos): the last position of each row, and in the last row its first three, which padding forbids.
+    """(batch, pos): the last position of each row, and in the last row its first three, which
+    padding forbids.
 
-    Where later positions are seen, and padding is all that forbids, the last position of the last row is left out.
+    Where later positions are seen, and padding is all that forbids, the last position of the last
+    row is left out.
     """
     x = call.given["hidden_states"]
     poisoned = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
@@ -102,11 +138,14 @@ def poisoned_positions(call: CallInputs, variant: Variant) -> Tensor:
 
 def something_is_forbidden(scenario: Scenario, variant: Variant) -> bool:
     """Whether some row is blind to some key."""
-    return possible(scenario, variant) and bool(variant.causal or variant.window or scenario.left_padding)
+    return possible(scenario, variant) and bool(
+        variant.causal or variant.window or scenario.left_padding
+    )
 
 
 def poison(call: CallInputs, where: Tensor) -> Tensor:
-    """The hidden states, sixteen times as large at some positions, and others: a norm undoes what is only larger."""
+    """The hidden states, sixteen times as large at some positions, and others: a norm undoes what
+    is only larger."""
     x: Tensor = call.given["hidden_states"]
     return torch.where(where[..., None], x.roll(1, -1) * POISON, x)
 
@@ -117,7 +156,8 @@ def fresh(call: CallInputs, changes: Mapping[str, Any]) -> CallInputs:
 
 
 def the_mask_is_the_whole_truth(bench: Bench, q: Question) -> Finding:
-    """MASK-1, MASK-5: a mask that differs by head, allows later keys, and adds numbers; scores, pattern and z follow it, watched or not."""
+    """MASK-1, MASK-5: a mask that differs by head, allows later keys, and adds numbers; scores,
+    pattern and z follow it, watched or not."""
     return judge_visibility(bench, q)
 
 
@@ -127,13 +167,17 @@ def a_two_axis_mask_says_which_keys_are_padding(bench: Bench, q: Question) -> Fi
 
 
 def without_a_mask_the_layers_own_reach_holds(bench: Bench, q: Question) -> Finding:
-    """MASK-2: earlier positions, in window and chunk; in a layer that is not causal later ones too."""
+    """MASK-2: earlier positions, in window and chunk; in a layer that is not causal later ones
+    too."""
     return judge_visibility(bench, q)
 
 
 def judge_visibility(bench: Bench, q: Question) -> Finding:
     """Scores and pattern by their own clauses, and z over the stages that a kernel may fuse."""
-    traces, contexts = bench.traces(q.specimen, q.situation, "all"), bench.contexts(q.specimen, q.situation)
+    traces, contexts = (
+        bench.traces(q.specimen, q.situation, "all"),
+        bench.contexts(q.specimen, q.situation),
+    )
     for hook in ("hook_attn_scores", "hook_pattern"):
         finding = judge_stage(hook, traces, contexts, q.specimen, q.situation)
         if finding.outcome != Outcome.PASS:
@@ -147,10 +191,44 @@ def allows_any_key(scenario: Scenario, variant: Variant) -> bool:
 
 
 CHECKS = (
-    Check("the_mask_is_the_whole_truth", clause("MASK-1"), the_mask_is_the_whole_truth, ("free",), where=allows_any_key, also=("MASK-5",)),
-    Check("a_two_axis_mask_says_which_keys_are_padding", clause("MASK-3"), a_two_axis_mask_says_which_keys_are_padding, ("padding",), where=allows_any_key),
-    Check("without_a_mask_the_layers_own_reach_holds", clause("MASK-2"), without_a_mask_the_layers_own_reach_holds, ("no_mask",)),
-    Check("a_row_that_sees_no_key_is_zero", clause("MASK-6"), a_row_that_sees_no_key_is_zero, ("left_padding",)),
-    Check("gradients_are_finite_where_a_row_sees_no_key", clause("MASK-6"), gradients_are_finite_where_a_row_sees_no_key, ("left_padding",)),
-    Check("a_forbidden_key_changes_nothing", clause("MASK-7"), a_forbidden_key_changes_nothing, ("left_padding", "no_mask"), where=something_is_forbidden),
+    Check(
+        "the_mask_is_the_whole_truth",
+        clause("MASK-1"),
+        the_mask_is_the_whole_truth,
+        ("free",),
+        where=allows_any_key,
+        also=("MASK-5",),
+    ),
+    Check(
+        "a_two_axis_mask_says_which_keys_are_padding",
+        clause("MASK-3"),
+        a_two_axis_mask_says_which_keys_are_padding,
+        ("padding",),
+        where=allows_any_key,
+    ),
+    Check(
+        "without_a_mask_the_layers_own_reach_holds",
+        clause("MASK-2"),
+        without_a_mask_the_layers_own_reach_holds,
+        ("no_mask",),
+    ),
+    Check(
+        "a_row_that_sees_no_key_is_zero",
+        clause("MASK-6"),
+        a_row_that_sees_no_key_is_zero,
+        ("left_padding",),
+    ),
+    Check(
+        "gradients_are_finite_where_a_row_sees_no_key",
+        clause("MASK-6"),
+        gradients_are_finite_where_a_row_sees_no_key,
+        ("left_padding",),
+    ),
+    Check(
+        "a_forbidden_key_changes_nothing",
+        clause("MASK-7"),
+        a_forbidden_key_changes_nothing,
+        ("left_padding", "no_mask"),
+        where=something_is_forbidden,
+    ),
 )

@@ -12,48 +12,75 @@ from ropebridge_conformance.bench import Bench, watched
 from ropebridge_conformance.checks.values import judge_stage
 from ropebridge_conformance.compare import Difference, compare
 from ropebridge_conformance.oracle import Context, Expectation, context_of, expect, fitting
-from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed, vacuous, value_clause
+from ropebridge_conformance.questions import (
+    Check,
+    Finding,
+    Question,
+    clause,
+    failed,
+    passed,
+    vacuous,
+    value_clause,
+)
 from ropebridge_conformance.scenarios import Scenario, calls, possible, tables_go_on
 from ropebridge_conformance.traces import record
 from ropebridge_reference import rotate, turns
 from ropebridge_spec import HookSpec, Variant, attended
 
 LEAN = math.sqrt(2 * math.log(2e9))
-"""By Hoeffding's inequality independent errors, each within its bound and as likely up as down, pass it once in 1e9 stages."""
+"""By Hoeffding's inequality independent errors, each within its bound and as likely up as down,
+pass it once in 1e9 stages."""
 LARGE = 1e4
 CLIPPED = ("hook_q", "hook_k", "hook_v", "hook_q_normed", "hook_k_normed")
 COPIED = ("hook_in", "hook_cos", "hook_sin")
 
 
 def the_errors_of_a_stage_do_not_lean(bench: Bench, q: Question) -> Finding:
-    """The value clause of the hook point, for errors inside the bound: they must not make values larger, or smaller, by and large.
+    """The value clause of the hook point, for errors inside the bound: they must not make values
+    larger, or smaller, by and large.
 
-    The statistic is sum(e y) / sqrt(sum((b y)^2)) over all elements, e the error, b its bound and y the value. In half precision what rounds a
-    value last outweighs what neighbours have in common, so that errors are independent. The foil is a value larger by a quarter of its bound.
+    The statistic is sum(e y) / sqrt(sum((b y)^2)) over all elements, e the error, b its bound and y
+    the value. In half precision what rounds a value last outweighs what neighbours have in common,
+    so that errors are independent. The foil is a value larger by a quarter of its bound.
     """
     assert q.hook is not None
-    trace, context = bench.traces(q.specimen, q.situation, "all")[0], bench.contexts(q.specimen, q.situation)[0]
+    trace, context = (
+        bench.traces(q.specimen, q.situation, "all")[0],
+        bench.contexts(q.specimen, q.situation)[0],
+    )
     expected = expect(q.hook, context)
     counted = ~tied(q.hook, context, expected.value) & expected.value.isfinite()
     leaning = lean(expected.value + expected.value.sign() * expected.bound / 4, expected, counted)
     if not expected.bound.count_nonzero():
-        return passed() if torch.equal(trace.values[q.hook].double(), expected.value) else failed(f"{q.hook} is not what it copies", divergent=q.hook)
+        return (
+            passed()
+            if torch.equal(trace.values[q.hook].double(), expected.value)
+            else failed(f"{q.hook} is not what it copies", divergent=q.hook)
+        )
     if abs(leaning) <= LEAN:
         return vacuous(f"errors of a quarter of the bound, all one way, would pass: {leaning:.3g}")
     found = lean(trace.values[q.hook].double(), expected, counted)
     difference = Difference(abs(found) / LEAN, abs(found), LEAN, ())
     if difference.fits:
         return passed(difference)
-    return failed(f"the errors of {q.hook} lean {'up' if found > 0 else 'down'} by {abs(found):.3g}, which chance does not ({LEAN:.2f})", difference, q.hook)
+    return failed(
+        f"the errors of {q.hook} lean {'up' if found > 0 else 'down'} by {abs(found):.3g}, which"
+        f" chance does not ({LEAN:.2f})",
+        difference,
+        q.hook,
+    )
 
 
 def tied(hook: str, c: Context, value: Tensor) -> Tensor:
-    """Where values are one number by their making, and so have one error: those that are clipped (CLIP-1), and those rotated from two that are."""
+    """Where values are one number by their making, and so have one error: those that are clipped
+    (CLIP-1), and those rotated from two that are."""
     clip, rotary = c.variant.clip, c.variant.rotary
     if clip is not None and rotary is not None and hook in ("hook_rot_q", "hook_rot_k"):
         shown_as = float(torch.tensor(clip, dtype=getattr(torch, c.dtype)))
         clipped = (c.turned(hook[-1]).abs() == shown_as).double()
-        turn = turns(*fitting((c.values["hook_cos"], c.values["hook_sin"]), clipped.shape[1]), rotary)
+        turn = turns(
+            *fitting((c.values["hook_cos"], c.values["hook_sin"]), clipped.shape[1]), rotary
+        )
         return rotate(clipped, torch.ones_like(turn), rotary) == 2  # of the pair both
     bound = c.clips(hook) if hook in CLIPPED else None
     return value.abs() == (torch.inf if bound is None else bound)
@@ -61,18 +88,24 @@ def tied(hook: str, c: Context, value: Tensor) -> Tensor:
 
 def lean(value: Tensor, expected: Expectation, counted: Tensor) -> float:
     """The statistic, over the elements that count."""
-    e, y, b = (t[counted] for t in (value - expected.value, expected.value, expected.bound.expand_as(expected.value)))
+    e, y, b = (
+        t[counted]
+        for t in (value - expected.value, expected.value, expected.bound.expand_as(expected.value))
+    )
     return float((e * y).sum() / (b * y).square().sum().sqrt())
 
 
 def large_scores_stay_within_their_bounds(bench: Bench, q: Question) -> Finding:
-    """SCORE-1, PAT-1, MIX-1: a query so large that scores before the cap reach ten thousand, either way; no stage overflows or turns into NaN."""
+    """SCORE-1, PAT-1, MIX-1: a query so large that scores before the cap reach ten thousand, either
+    way; no stage overflows or turns into NaN."""
     layer, query = bench.layer(q.specimen, q.situation.opted_in), attended(q.specimen.variant)[0]
     before = bench.contexts(q.specimen, q.situation)[0]
     largest = float(uncapped(before).abs().max())
     factor = LARGE / largest
     names = watched(q.specimen, q.situation, "all")
-    trace = record(layer, calls(q.situation, q.specimen, layer), names, {query: lambda tensor: tensor * factor})[0]
+    trace = record(
+        layer, calls(q.situation, q.specimen, layer), names, {query: lambda tensor: tensor * factor}
+    )[0]
     context = context_of(trace, q.specimen, q.situation)
     if not LARGE / 2 < float(uncapped(context).abs().max()) < 2 * LARGE:
         return vacuous("no score is large")
@@ -80,23 +113,48 @@ def large_scores_stay_within_their_bounds(bench: Bench, q: Question) -> Finding:
     for name in names[names.index("hook_attn_scores") :]:
         difference = compare(trace.values[name], expect(name, context))
         if not difference.fits:
-            return failed(f"at scores up to ten thousand {name} is off by {difference.ratio:.3g} bounds at {difference.index}", difference, divergent=name)
+            return failed(
+                f"at scores up to ten thousand {name} is off by {difference.ratio:.3g} bounds at"
+                f" {difference.index}",
+                difference,
+                divergent=name,
+            )
         worst = difference if worst is None or difference.ratio > worst.ratio else worst
-    unwatched = record(layer, calls(q.situation, q.specimen, layer), [query], {query: lambda tensor: tensor * factor})[0].out
+    unwatched = record(
+        layer,
+        calls(q.situation, q.specimen, layer),
+        [query],
+        {query: lambda tensor: tensor * factor},
+    )[0].out
     if unwatched is None or not unwatched.isfinite().all():
-        return failed("at scores up to ten thousand the output is not finite where nobody watches", divergent="hook_attn_scores")
+        return failed(
+            "at scores up to ten thousand the output is not finite where nobody watches",
+            divergent="hook_attn_scores",
+        )
     return passed(worst)
 
 
 def uncapped(context: Context) -> Tensor:
     """The scaled scores of all pairs."""
-    return context.stages.scores(context.query, context.keys, torch.zeros_like(context.bias), replace(context.variant, softcap=None))
+    return context.stages.scores(
+        context.query,
+        context.keys,
+        torch.zeros_like(context.bias),
+        replace(context.variant, softcap=None),
+    )
 
 
 def rotation_is_exact_at_far_positions(bench: Bench, q: Question) -> Finding:
-    """POS-1, ROT-1: the tables of positions up to 131071 are shown as they are given, and turn as they say."""
+    """POS-1, ROT-1: the tables of positions up to 131071 are shown as they are given, and turn as
+    they say."""
     assert q.hook is not None
-    return judge_stage(q.hook, bench.traces(q.specimen, q.situation, "all"), bench.contexts(q.specimen, q.situation), q.specimen, q.situation)
+    return judge_stage(
+        q.hook,
+        bench.traces(q.specimen, q.situation, "all"),
+        bench.contexts(q.specimen, q.situation),
+        q.specimen,
+        q.situation,
+    )
 
 
 def computed(hook: HookSpec) -> bool:
@@ -111,7 +169,12 @@ def by_position(hook: HookSpec) -> bool:
 
 def far(scenario: Scenario, variant: Variant) -> bool:
     """Layers that can be given the tables of any position."""
-    return possible(scenario, variant) and variant.rotary is not None and tables_go_on(variant) and variant.calling.tables != "own"
+    return (
+        possible(scenario, variant)
+        and variant.rotary is not None
+        and tables_go_on(variant)
+        and variant.calling.tables != "own"
+    )
 
 
 def scored(scenario: Scenario, variant: Variant) -> bool:
@@ -120,7 +183,14 @@ def scored(scenario: Scenario, variant: Variant) -> bool:
 
 
 CHECKS = (
-    Check("the_errors_of_a_stage_do_not_lean", value_clause, the_errors_of_a_stage_do_not_lean, ("large",), computed, dtypes=("bfloat16", "float16")),
+    Check(
+        "the_errors_of_a_stage_do_not_lean",
+        value_clause,
+        the_errors_of_a_stage_do_not_lean,
+        ("large",),
+        computed,
+        dtypes=("bfloat16", "float16"),
+    ),
     Check(
         "large_scores_stay_within_their_bounds",
         clause("SCORE-1"),
@@ -129,5 +199,12 @@ CHECKS = (
         where=scored,
         also=("PAT-1", "MIX-1"),
     ),
-    Check("rotation_is_exact_at_far_positions", value_clause, rotation_is_exact_at_far_positions, ("far",), by_position, where=far),
+    Check(
+        "rotation_is_exact_at_far_positions",
+        value_clause,
+        rotation_is_exact_at_far_positions,
+        ("far",),
+        by_position,
+        where=far,
+    ),
 )

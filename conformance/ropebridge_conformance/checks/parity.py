@@ -1,4 +1,5 @@
-"""Parity: the subject, the float64 reference and Hugging Face's own eager forward, three witnesses of one output."""
+"""Parity: the subject, the float64 reference and Hugging Face's own eager forward, three witnesses
+of one output."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def joined(traces: Sequence[Trace]) -> Tensor:
 
 
 def whole_call(bench: Bench, q: Question) -> CallInputs:
-    """The scenario's positions in one call without a cache: what its steps must add up to (CACHE-1)."""
+    """The scenario's positions in one call without a cache: what its steps must add up to
+    (CACHE-1)."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
     return calls(replace(q.situation, steps=0), q.specimen, layer)[0]
 
@@ -35,26 +37,35 @@ def whole_call(bench: Bench, q: Question) -> CallInputs:
 def the_output_agrees_with_hugging_face(bench: Bench, q: Question) -> Finding:
     """PAR-1: within what rounding may carry through both layers, on every row that sees a key.
 
-    Hugging Face's norms and softmax round to float32 whatever they are given, and so does its share of the bound.
+    Hugging Face's norms and softmax round to float32 whatever they are given, and so does its share
+    of the bound.
     """
     got = joined(bench.traces(q.specimen, q.situation, "none"))
     layer = bench.layer(q.specimen, q.situation.opted_in)
     theirs, _ = hugging_face(q.specimen, calls(q.situation, q.specimen, layer))
     call = whole_call(bench, q)
     witness_dtype = "float32" if q.dtype == "float64" else q.dtype
-    bound = sum(carried_bounds(q.specimen, call, dtype).out.bound for dtype in (q.dtype, witness_dtype))
+    bound = sum(
+        carried_bounds(q.specimen, call, dtype).out.bound for dtype in (q.dtype, witness_dtype)
+    )
     assert isinstance(bound, Tensor)
     usable = live_rows(q.specimen, call) & theirs.isfinite().all(-1)
     difference = compare(got[usable], Expectation(theirs.double()[usable], bound[usable]))
     if not difference.fits:
-        return failed(f"the output is {difference.ratio:.3g} bounds away from Hugging Face's", difference, divergent="hook_out")
+        return failed(
+            f"the output is {difference.ratio:.3g} bounds away from Hugging Face's",
+            difference,
+            divergent="hook_out",
+        )
     return passed(difference)
 
 
 def half_precision_is_as_near_the_truth_as_hugging_face(bench: Bench, q: Question) -> Finding:
-    """PAR-2: no further from float64 than Hugging Face in the same dtype, in root mean square and at the worst element, over inputs from several seeds.
+    """PAR-2: no further from float64 than Hugging Face in the same dtype, in root mean square and
+    at the worst element, over inputs from several seeds.
 
-    Of one input of this size the ratio strays: honest variants were seen at 1.058 of Hugging Face's error.
+    Of one input of this size the ratio strays: honest variants were seen at 1.058 of Hugging Face's
+    error.
     """
     of_seeds = [errors_of(bench, q, seed) for seed in range(SEEDS)]
     ours, their_error = (torch.cat(errors) for errors in zip(*of_seeds, strict=True))
@@ -62,11 +73,17 @@ def half_precision_is_as_near_the_truth_as_hugging_face(bench: Bench, q: Questio
     finding = Difference(max(rms / RMS_RATIO, worst / MAX_RATIO), rms, RMS_RATIO, ())
     if rms <= RMS_RATIO and worst <= MAX_RATIO:
         return passed(finding)
-    return failed(f"error {rms:.3f} times Hugging Face's in root mean square (allowed {RMS_RATIO}), {worst:.2f} at worst ({MAX_RATIO})", finding, "hook_out")
+    return failed(
+        f"error {rms:.3f} times Hugging Face's in root mean square (allowed {RMS_RATIO}),"
+        f" {worst:.2f} at worst ({MAX_RATIO})",
+        finding,
+        "hook_out",
+    )
 
 
 def errors_of(bench: Bench, q: Question, seed: int) -> tuple[Tensor, Tensor]:
-    """How far the subject's output, and Hugging Face's, (row, d_model), is from float64 where Hugging Face's is finite, on the inputs of one seed."""
+    """How far the subject's output, and Hugging Face's, (row, d_model), is from float64 where
+    Hugging Face's is finite, on the inputs of one seed."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
     (call,) = calls(replace(q.situation, steps=0), q.specimen, layer, seed)
     got = joined(record(layer, calls(q.situation, q.specimen, layer, seed), ())).double()
@@ -86,7 +103,13 @@ def largest(error: Tensor) -> Tensor:
 
 
 CHECKS = (
-    Check("the_output_agrees_with_hugging_face", clause("PAR-1"), the_output_agrees_with_hugging_face, CORE, about="class"),
+    Check(
+        "the_output_agrees_with_hugging_face",
+        clause("PAR-1"),
+        the_output_agrees_with_hugging_face,
+        CORE,
+        about="class",
+    ),
     Check(
         "half_precision_is_as_near_the_truth_as_hugging_face",
         clause("PAR-2"),

@@ -1,4 +1,5 @@
-"""Refusals: what does not fit is refused, with words that name the clause, and never taken for something else."""
+"""Refusals: what does not fit is refused, with words that name the clause, and never taken for
+something else."""
 
 from __future__ import annotations
 
@@ -12,7 +13,16 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.bench import Bench, hooks_of
-from ropebridge_conformance.questions import Check, Finding, Question, any_hook, clause, failed, passed, vacuous
+from ropebridge_conformance.questions import (
+    Check,
+    Finding,
+    Question,
+    any_hook,
+    clause,
+    failed,
+    passed,
+    vacuous,
+)
 from ropebridge_conformance.scenarios import CallInputs, calls
 from ropebridge_spec import HookSpec, arguments_of
 
@@ -26,32 +36,54 @@ def a_hook_point_that_is_not_there_is_refused(bench: Bench, q: Question) -> Find
     there = {hook.name for hook in hooks_of(q.specimen, q.situation)}
     for name in sorted({"hook_nowhere", "hook_result", "hook_attn_in"} - there):
         if refusal(layer, call, name, lambda tensor: None) is None:
-            return failed(f"a hook at {name}, which the layer does not have, was neither called nor refused", divergent="hook_in")
+            return failed(
+                f"a hook at {name}, which the layer does not have, was neither called nor refused",
+                divergent="hook_in",
+            )
     return passed()
 
 
 def a_replacement_that_does_not_fit_is_refused(bench: Bench, q: Question) -> Finding:
-    """EDIT-3, FIRE-4: another shape, dtype or device, or no tensor at all, is refused in words that name a clause."""
+    """EDIT-3, FIRE-4: another shape, dtype or device, or no tensor at all, is refused in words that
+    name a clause."""
     assert q.hook is not None
     layer, call = prepared(bench, q)
     for what, unfit in UNFIT.items():
         words = refusal(layer, call, q.hook, unfit)
         if words is None:
-            return failed(f"a replacement of another {what} was taken at {q.hook}; clause EDIT-3 requires that it is refused", divergent=q.hook)
+            return failed(
+                f"a replacement of another {what} was taken at {q.hook}; clause EDIT-3 requires"
+                " that it is refused",
+                divergent=q.hook,
+            )
         if not CLAUSE_ID.search(words):
-            return failed(f"the refusal of another {what} at {q.hook} names no clause: {words}", divergent=q.hook)
+            return failed(
+                f"the refusal of another {what} at {q.hook} names no clause: {words}",
+                divergent=q.hook,
+            )
     return passed()
 
 
 def scores_that_are_no_numbers_are_refused(bench: Bench, q: Question) -> Finding:
-    """SCORE-3: NaN and +inf, given back or left in place, are refused; -inf forbids a key, and is not."""
+    """SCORE-3: NaN and +inf, given back or left in place, are refused; -inf forbids a key, and is
+    not."""
     layer, call = prepared(bench, q)
     for value in (torch.nan, torch.inf):
         for edit in (spoil(value), spoil_in_place(value)):
             if refusal(layer, call, "hook_attn_scores", edit) is None:
-                return failed(f"an edit that left {value} in the scores was taken; clause SCORE-3 requires that it is refused", divergent="hook_attn_scores")
+                return failed(
+                    f"an edit that left {value} in the scores was taken; clause SCORE-3 requires"
+                    " that it is refused",
+                    divergent="hook_attn_scores",
+                )
     words = refusal(layer, call, "hook_attn_scores", spoil(-torch.inf))
-    return passed() if words is None else failed(f"-inf, which forbids a key, was refused: {words}", divergent="hook_attn_scores")
+    return (
+        passed()
+        if words is None
+        else failed(
+            f"-inf, which forbids a key, was refused: {words}", divergent="hook_attn_scores"
+        )
+    )
 
 
 def a_mask_that_does_not_fit_is_refused(bench: Bench, q: Question) -> Finding:
@@ -61,24 +93,42 @@ def a_mask_that_does_not_fit_is_refused(bench: Bench, q: Question) -> Finding:
         return vacuous("the layer refuses a mask that fits")
     for what, mask in unfit_masks(call):
         if words_of(partial(layer.run, with_mask(call, mask))) is None:
-            return failed(f"a mask that is {what} was taken; clause MASK-4 requires that it is refused", divergent="hook_attn_scores")
+            return failed(
+                f"a mask that is {what} was taken; clause MASK-4 requires that it is refused",
+                divergent="hook_attn_scores",
+            )
     return passed()
 
 
 def an_argument_that_is_not_understood_is_refused(bench: Bench, q: Question) -> Finding:
-    """ARG-1: arguments that nobody knows, or that change what is computed in a way that is not served, are refused, and the next call is what it was."""
+    """ARG-1: arguments that nobody knows, or that change what is computed in a way that is not
+    served, are refused, and the next call is what it was."""
     layer, call = prepared(bench, q)
     before = layer.run(call.inputs)[0]
     bidirectional = {"is_causal": False} if q.specimen.variant.causal else {}
     for name, value in {**REFUSED, **bidirectional}.items():
         if words_of(partial(layer.run, {**call.inputs, name: value})) is None:
-            return failed(f"the argument {name} was taken and ignored; clause ARG-1 requires that it is refused", divergent="hook_in")
-    harmless = {name: True for name, argument in arguments_of(q.specimen.variant).items() if argument.use == "ignored"}
+            return failed(
+                f"the argument {name} was taken and ignored; clause ARG-1 requires that it is"
+                " refused",
+                divergent="hook_in",
+            )
+    harmless = {
+        name: True
+        for name, argument in arguments_of(q.specimen.variant).items()
+        if argument.use == "ignored"
+    }
     words = words_of(partial(layer.run, {**call.inputs, **harmless}))
     if words is not None:
-        return failed(f"arguments that are safe to ignore were refused: {words}", divergent="hook_in")
+        return failed(
+            f"arguments that are safe to ignore were refused: {words}", divergent="hook_in"
+        )
     same = torch.equal(layer.run(call.inputs)[0], before)
-    return passed() if same else failed("after a refusal the same call gave something else", divergent="hook_out")
+    return (
+        passed()
+        if same
+        else failed("after a refusal the same call gave something else", divergent="hook_out")
+    )
 
 
 REFUSED: dict[str, object] = {
@@ -87,7 +137,8 @@ REFUSED: dict[str, object] = {
     "seq_idx": torch.zeros(2, 13, dtype=torch.int32),
     "block_table": torch.zeros(2, 1, dtype=torch.int32),
 }
-"""An unknown argument, those of packed sequences, and one of a paged cache; a causal layer refuses is_causal=False beside them."""
+"""An unknown argument, those of packed sequences, and one of a paged cache; a causal layer refuses
+is_causal=False beside them."""
 
 
 def with_mask(call: CallInputs, mask: object) -> dict[str, Any]:
@@ -109,14 +160,17 @@ def unfit_masks(call: CallInputs) -> Iterator[tuple[str, object]]:
 UNFIT: dict[str, Unfit] = {
     "shape": lambda tensor: tensor[..., :-1],
     "number of axes": lambda tensor: tensor[None],
-    "dtype": lambda tensor: tensor.to(torch.float16 if tensor.dtype != torch.float16 else torch.float64),
+    "dtype": lambda tensor: tensor.to(
+        torch.float16 if tensor.dtype != torch.float16 else torch.float64
+    ),
     "device": lambda tensor: tensor.to("meta"),
     "kind": lambda tensor: 0.0,
 }
 
 
 def spoil(value: float) -> Unfit:
-    """Give back scores with another number in the last place of each last row, which may be seen."""
+    """Give back scores with another number in the last place of each last row, which may be
+    seen."""
 
     def edit(scores: Tensor) -> Tensor:
         spoiled = scores.clone()
@@ -162,7 +216,13 @@ def scores_alone(hook: HookSpec) -> bool:
 
 ONCE = ("float32",)
 CHECKS = (
-    Check("a_hook_point_that_is_not_there_is_refused", clause("FIRE-3"), a_hook_point_that_is_not_there_is_refused, ("prefill",), dtypes=ONCE),
+    Check(
+        "a_hook_point_that_is_not_there_is_refused",
+        clause("FIRE-3"),
+        a_hook_point_that_is_not_there_is_refused,
+        ("prefill",),
+        dtypes=ONCE,
+    ),
     Check(
         "a_replacement_that_does_not_fit_is_refused",
         clause("EDIT-3"),
@@ -172,7 +232,13 @@ CHECKS = (
         dtypes=ONCE,
         also=("FIRE-4",),
     ),
-    Check("scores_that_are_no_numbers_are_refused", clause("SCORE-3"), scores_that_are_no_numbers_are_refused, ("prefill",), scores_alone),
+    Check(
+        "scores_that_are_no_numbers_are_refused",
+        clause("SCORE-3"),
+        scores_that_are_no_numbers_are_refused,
+        ("prefill",),
+        scores_alone,
+    ),
     Check(
         "an_argument_that_is_not_understood_is_refused",
         clause("ARG-1"),
@@ -180,5 +246,11 @@ CHECKS = (
         ("prefill",),
         dtypes=ONCE,
     ),
-    Check("a_mask_that_does_not_fit_is_refused", clause("MASK-4"), a_mask_that_does_not_fit_is_refused, ("left_padding",), dtypes=ONCE),
+    Check(
+        "a_mask_that_does_not_fit_is_refused",
+        clause("MASK-4"),
+        a_mask_that_does_not_fit_is_refused,
+        ("left_padding",),
+        dtypes=ONCE,
+    ),
 )

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.bench import Bench, watched
-from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed, vacuous
+from ropebridge_conformance.questions import (
+    Check,
+    Finding,
+    Question,
+    clause,
+    failed,
+    passed,
+    vacuous,
+)
 from ropebridge_conformance.scenarios import Scenario, calls
 from ropebridge_conformance.traces import record
 from ropebridge_spec import Variant
@@ -31,11 +39,19 @@ def the_selector_is_given_what_the_hooks_left(bench: Bench, q: Question) -> Find
     for argument, hook in SOURCES.items():
         given = own.seen.get(argument)
         if given is not None and not torch.equal(given, trace.values[hook][..., : given.shape[-1]]):
-            return failed(f"{argument} of the selector is not what hook {hook} left", divergent="hook_attn_scores")
-    for table, hook in zip(own.seen["position_embeddings"] or (), ("hook_cos", "hook_sin"), strict=False):
+            return failed(
+                f"{argument} of the selector is not what hook {hook} left",
+                divergent="hook_attn_scores",
+            )
+    for table, hook in zip(
+        own.seen["position_embeddings"] or (), ("hook_cos", "hook_sin"), strict=False
+    ):
         left = trace.values[hook]
-        if not torch.equal(table[..., -left.shape[-2] :, :].expand_as(left), left):  # earlier positions' come first, where they are given too
-            return failed(f"the tables of the selector are not what {hook} left", divergent="hook_attn_scores")
+        # earlier positions' come first, where they are given too
+        if not torch.equal(table[..., -left.shape[-2] :, :].expand_as(left), left):
+            return failed(
+                f"the tables of the selector are not what {hook} left", divergent="hook_attn_scores"
+            )
     return passed() if edits else vacuous("nothing that the selector is given has a hook")
 
 
@@ -49,4 +65,12 @@ def selects(scenario: Scenario, variant: Variant) -> bool:
     return variant.selector is not None and variant.selector.given is None
 
 
-CHECKS = (Check("the_selector_is_given_what_the_hooks_left", clause("SEL-1"), the_selector_is_given_what_the_hooks_left, ("prefill", "decode"), where=selects),)
+CHECKS = (
+    Check(
+        "the_selector_is_given_what_the_hooks_left",
+        clause("SEL-1"),
+        the_selector_is_given_what_the_hooks_left,
+        ("prefill", "decode"),
+        where=selects,
+    ),
+)

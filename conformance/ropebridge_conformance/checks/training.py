@@ -1,4 +1,5 @@
-"""Training: dropout is drawn in training mode only, after hook_pattern, and where the family has one for its output after hook_out."""
+"""Training: dropout is drawn in training mode only, after hook_pattern, and where the family has
+one for its output after hook_out."""
 
 from __future__ import annotations
 
@@ -24,24 +25,45 @@ WATCHES: tuple[Watch, ...] = ("all", "fused")
 RATE = 0.5
 """A power of two: what is kept is then doubled, to the bit."""
 SURE = math.sqrt(2 * math.log(2e9))
-"""By Hoeffding's inequality a share of n fair draws is this many times 1 / (2 sqrt(n)) off once in 1e9 runs."""
+"""By Hoeffding's inequality a share of n fair draws is this many times 1 / (2 sqrt(n)) off once in
+1e9 runs."""
 
 
 def dropout_comes_after_the_pattern_and_in_training_alone(bench: Bench, q: Question) -> Finding:
-    """DROP-1, PAT-1: hook_pattern is what softmax gave; z mixes it with half its entries dropped and the rest doubled; in evaluation none is.
+    """DROP-1, PAT-1: hook_pattern is what softmax gave; z mixes it with half its entries dropped
+    and the rest doubled; in evaluation none is.
 
-    Values are edited so that key j holds a one at place j and noughts elsewhere: z then shows what each key's value was multiplied by.
+    Values are edited so that key j holds a one at place j and noughts elsewhere: z then shows what
+    each key's value was multiplied by.
     """
     for watch in WATCHES:
         evaluating, own = run(bench, q, watch, train=False)
-        values = {name: value for name, value in evaluating.values.items() if name not in ("hook_attn_scores", "hook_pattern")}
-        whole = expect("hook_z", context_of(replace(evaluating, values=Values(values)), own, q.situation))
+        values = {
+            name: value
+            for name, value in evaluating.values.items()
+            if name not in ("hook_attn_scores", "hook_pattern")
+        }
+        whole = expect(
+            "hook_z", context_of(replace(evaluating, values=Values(values)), own, q.situation)
+        )
         difference = compare(evaluating.values["hook_z"], whole)
         if not difference.fits:
-            return failed(f"in evaluation z does not mix the pattern as it is (watching {watch})", difference, divergent="hook_z")
+            return failed(
+                f"in evaluation z does not mix the pattern as it is (watching {watch})",
+                difference,
+                divergent="hook_z",
+            )
         training, own = run(bench, q, watch, train=True)
-        if watch == "all" and not compare(training.values["hook_pattern"], expect("hook_pattern", context_of(training, own, q.situation))).fits:
-            return failed("in training hook_pattern is not what softmax gave", divergent="hook_pattern")
+        if (
+            watch == "all"
+            and not compare(
+                training.values["hook_pattern"],
+                expect("hook_pattern", context_of(training, own, q.situation)),
+            ).fits
+        ):
+            return failed(
+                "in training hook_pattern is not what softmax gave", divergent="hook_pattern"
+            )
         finding = dropped(training.values["hook_z"], whole, watch)
         if finding is not None:
             return finding
@@ -49,16 +71,24 @@ def dropout_comes_after_the_pattern_and_in_training_alone(bench: Bench, q: Quest
 
 
 def dropped(z: Tensor, whole: Expectation, watch: Watch) -> Finding | None:
-    """A finding where z shows anything but entries dropped, about as many as the rate says, and entries doubled."""
+    """A finding where z shows anything but entries dropped, about as many as the rate says, and
+    entries doubled."""
     there = whole.value > 4 * whole.bound
     gone, factor = (z == 0) & (whole.value > 0), 1 / (1 - RATE)
     wanted = Expectation(torch.where(gone, 0.0, factor * whole.value), factor * whole.bound)
     difference = compare(z, wanted)
     if not difference.fits:
-        return failed(f"in training z does not mix the pattern with entries dropped or doubled (watching {watch})", difference, divergent="hook_z")
+        return failed(
+            "in training z does not mix the pattern with entries dropped or doubled (watching"
+            f" {watch})",
+            difference,
+            divergent="hook_z",
+        )
     if unlikely(gone & there, int(there.sum())):
         return failed(
-            f"in training {int((gone & there).sum())} of {int(there.sum())} entries are dropped, and the rate is {RATE} (watching {watch})", divergent="hook_z"
+            f"in training {int((gone & there).sum())} of {int(there.sum())} entries are dropped,"
+            f" and the rate is {RATE} (watching {watch})",
+            divergent="hook_z",
         )
     return None
 
@@ -74,7 +104,15 @@ def run(bench: Bench, q: Question, watch: Watch, *, train: bool) -> tuple[Trace,
     layer = bench.subject.layer(own.module, rotary=own.rotary, opted_in=q.situation.opted_in)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        return record(layer, calls(q.situation, own, layer), watched(own, q.situation, watch), {attended(own.variant)[2]: one_hot})[0], own
+        return (
+            record(
+                layer,
+                calls(q.situation, own, layer),
+                watched(own, q.situation, watch),
+                {attended(own.variant)[2]: one_hot},
+            )[0],
+            own,
+        )
 
 
 def one_hot(v: Tensor) -> Tensor:
@@ -106,7 +144,8 @@ def set_path(module: Any, path: str, value: float) -> None:
 
 
 def output_dropout_comes_after_hook_out(bench: Bench, q: Question) -> Finding:
-    """DROP-2: in training mode the layer returns hook_out with half its entries dropped and the rest doubled; in evaluation hook_out."""
+    """DROP-2: in training mode the layer returns hook_out with half its entries dropped and the
+    rest doubled; in evaluation hook_out."""
     for train in (True, False):
         own = with_dropout(q.specimen, "output_dropout", train=train)
         layer = bench.subject.layer(own.module, rotary=own.rotary, opted_in=q.situation.opted_in)
@@ -119,16 +158,32 @@ def output_dropout_comes_after_hook_out(bench: Bench, q: Question) -> Finding:
         gone = (out == 0) & (shown != 0)
         if not train and not torch.equal(out, shown):
             return failed("in evaluation the layer does not return hook_out", divergent="hook_out")
-        if train and not torch.equal(out, torch.where(gone, torch.zeros_like(out), shown / (1 - RATE))):
-            return failed("in training the layer does not return hook_out with entries dropped or doubled", divergent="hook_out")
+        if train and not torch.equal(
+            out, torch.where(gone, torch.zeros_like(out), shown / (1 - RATE))
+        ):
+            return failed(
+                "in training the layer does not return hook_out with entries dropped or doubled",
+                divergent="hook_out",
+            )
         if train and unlikely(gone, gone.numel()):
-            return failed(f"in training {int(gone.sum())} of {gone.numel()} entries are dropped, and the rate is {RATE}", divergent="hook_out")
+            return failed(
+                f"in training {int(gone.sum())} of {gone.numel()} entries are dropped, and the rate"
+                f" is {RATE}",
+                divergent="hook_out",
+            )
     return passed()
 
 
 def drops_patterns(scenario: Scenario, variant: Variant) -> bool:
     """Layers whose z is the mix of values itself, wide enough to tell keys apart."""
-    plain = not (variant.z_norm or variant.gate or variant.differential or variant.value_norm or variant.kv_given or variant.key_bias)
+    plain = not (
+        variant.z_norm
+        or variant.gate
+        or variant.differential
+        or variant.value_norm
+        or variant.kv_given
+        or variant.key_bias
+    )
     return possible(scenario, variant) and plain and variant.d_head_v >= SCENARIO["prefill"].pos
 
 
@@ -147,5 +202,12 @@ CHECKS = (
         where=drops_patterns,
         also=("PAT-1",),
     ),
-    Check("output_dropout_comes_after_hook_out", clause("DROP-2"), output_dropout_comes_after_hook_out, ("prefill",), dtypes=("float32",), where=drops_outputs),
+    Check(
+        "output_dropout_comes_after_hook_out",
+        clause("DROP-2"),
+        output_dropout_comes_after_hook_out,
+        ("prefill",),
+        dtypes=("float32",),
+        where=drops_outputs,
+    ),
 )

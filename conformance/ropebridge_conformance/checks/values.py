@@ -1,4 +1,5 @@
-"""Values: each stage against the float64 reference, from what the subject's own hooks held one stage up."""
+"""Values: each stage against the float64 reference, from what the subject's own hooks held one
+stage up."""
 
 from __future__ import annotations
 
@@ -10,28 +11,55 @@ from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.compare import Difference, compare
 from ropebridge_conformance.mutants import Mutant, foils
 from ropebridge_conformance.oracle import Context, Expectation, context_of, expect
-from ropebridge_conformance.questions import Check, Finding, Question, any_hook, clause, failed, passed, vacuous, value_clause
+from ropebridge_conformance.questions import (
+    Check,
+    Finding,
+    Question,
+    any_hook,
+    clause,
+    failed,
+    passed,
+    vacuous,
+    value_clause,
+)
 from ropebridge_conformance.scenarios import CORE, OPTED, Scenario
 from ropebridge_conformance.traces import Trace
 from ropebridge_conformance.zoo import Specimen
 
 
 def a_stage_gives_the_value_of_its_clause(bench: Bench, q: Question) -> Finding:
-    """The value clause of the hook point: within the a-priori rounding bound, in every call of the scenario."""
+    """The value clause of the hook point: within the a-priori rounding bound, in every call of the
+    scenario."""
     assert q.hook is not None
-    traces, contexts = bench.traces(q.specimen, q.situation, "all"), bench.contexts(q.specimen, q.situation)
+    traces, contexts = (
+        bench.traces(q.specimen, q.situation, "all"),
+        bench.contexts(q.specimen, q.situation),
+    )
     return judge_stage(q.hook, traces, contexts, q.specimen, q.situation)
 
 
-def judge_stage(hook: str, traces: Sequence[Trace], contexts: Sequence[Context], specimen: Specimen, scenario: Scenario) -> Finding:
-    """A stage of recorded calls against the oracle, after showing that the input can tell it from every foil."""
+def judge_stage(
+    hook: str,
+    traces: Sequence[Trace],
+    contexts: Sequence[Context],
+    specimen: Specimen,
+    scenario: Scenario,
+) -> Finding:
+    """A stage of recorded calls against the oracle, after showing that the input can tell it from
+    every foil."""
     if any(hook not in trace.values for trace in traces):
         return failed(f"{hook} did not fire, so it has no value", divergent=hook)
     expected = [expect(hook, context) for context in contexts]
     blind = undetected_foil(hook, traces, specimen, scenario, expected)
     if blind:
-        return vacuous(f"this input could not tell the right {hook} from that of mutant {blind.name!r}: {blind.fault}")
-    return worst_of([compare_shapes(trace.values[hook], e) for trace, e in zip(traces, expected, strict=True)], hook)
+        return vacuous(
+            f"this input could not tell the right {hook} from that of mutant {blind.name!r}:"
+            f" {blind.fault}"
+        )
+    return worst_of(
+        [compare_shapes(trace.values[hook], e) for trace, e in zip(traces, expected, strict=True)],
+        hook,
+    )
 
 
 def compare_shapes(got: Tensor, expected: Expectation) -> Difference | str:
@@ -49,14 +77,30 @@ def worst_of(differences: list[Difference | str], hook: str) -> Finding:
     worst = max((d for d in differences if isinstance(d, Difference)), key=lambda d: d.ratio)
     if worst.fits:
         return passed(worst)
-    return failed(f"{hook} is off by {worst.ratio:.3g} times its bound at {worst.index}", worst, divergent=hook)
+    return failed(
+        f"{hook} is off by {worst.ratio:.3g} times its bound at {worst.index}",
+        worst,
+        divergent=hook,
+    )
 
 
-def undetected_foil(hook: str, traces: Sequence[Trace], specimen: Specimen, scenario: Scenario, expected: Sequence[Expectation]) -> Mutant | None:
-    """A mutant of this stage whose wrong values would have passed in every call; None if the input is telling."""
+def undetected_foil(
+    hook: str,
+    traces: Sequence[Trace],
+    specimen: Specimen,
+    scenario: Scenario,
+    expected: Sequence[Expectation],
+) -> Mutant | None:
+    """A mutant of this stage whose wrong values would have passed in every call; None if the input
+    is telling."""
     for mutant in foils(hook, specimen, scenario):
-        wrong = [expect(hook, context_of(trace, specimen, scenario, mutant.stages)) for trace in traces]
-        if all(same_shape(w, e) and compare(w.value, e).fits for w, e in zip(wrong, expected, strict=True)):
+        wrong = [
+            expect(hook, context_of(trace, specimen, scenario, mutant.stages)) for trace in traces
+        ]
+        if all(
+            same_shape(w, e) and compare(w.value, e).fits
+            for w, e in zip(wrong, expected, strict=True)
+        ):
             return mutant
     return None
 
@@ -67,7 +111,8 @@ def same_shape(one: Expectation, other: Expectation) -> bool:
 
 
 def the_unwatched_stages_give_the_same_z(bench: Bench, q: Question) -> Finding:
-    """MIX-1 where nobody watches scores or pattern: a kernel may then make neither, and is judged over the stages it fuses."""
+    """MIX-1 where nobody watches scores or pattern: a kernel may then make neither, and is judged
+    over the stages it fuses."""
     return judge_unwatched(bench, q)
 
 
@@ -77,12 +122,30 @@ def judge_unwatched(bench: Bench, q: Question) -> Finding:
     if any("hook_z" not in trace.values for trace in traces):
         return failed("hook_z did not fire", divergent="hook_z")
     expected = [expect("hook_z", context_of(trace, q.specimen, q.situation)) for trace in traces]
-    return worst_of([compare_shapes(trace.values["hook_z"], e) for trace, e in zip(traces, expected, strict=True)], "hook_z")
+    return worst_of(
+        [
+            compare_shapes(trace.values["hook_z"], e)
+            for trace, e in zip(traces, expected, strict=True)
+        ],
+        "hook_z",
+    )
 
 
 BY_LAYER = ("CLIP-1", "SCORE-4", "SCORE-5", "DIFF-1", "KV-1", "SEL-1", "MASK-6", "MIX-3")
 """Clauses that say what a hook point holds in layers that bring them into play."""
 CHECKS = (
-    Check("a_stage_gives_the_value_of_its_clause", value_clause, a_stage_gives_the_value_of_its_clause, (*CORE, *OPTED), any_hook, also=BY_LAYER),
-    Check("the_unwatched_stages_give_the_same_z", clause("MIX-1"), the_unwatched_stages_give_the_same_z, CORE),
+    Check(
+        "a_stage_gives_the_value_of_its_clause",
+        value_clause,
+        a_stage_gives_the_value_of_its_clause,
+        (*CORE, *OPTED),
+        any_hook,
+        also=BY_LAYER,
+    ),
+    Check(
+        "the_unwatched_stages_give_the_same_z",
+        clause("MIX-1"),
+        the_unwatched_stages_give_the_same_z,
+        CORE,
+    ),
 )

@@ -36,7 +36,10 @@ def many_kv_heads(specimen: Specimen, scenario: Scenario) -> bool:
 
 def grouped(specimen: Specimen, scenario: Scenario) -> bool:
     """Layers whose query heads share several, but fewer, kv heads."""
-    return 1 < specimen.variant.kv_heads < specimen.variant.heads and "attn_in" not in scenario.opted_in
+    return (
+        1 < specimen.variant.kv_heads < specimen.variant.heads
+        and "attn_in" not in scenario.opted_in
+    )
 
 
 def normed(specimen: Specimen, scenario: Scenario) -> bool:
@@ -138,7 +141,10 @@ def latent_scaled(specimen: Specimen, scenario: Scenario) -> bool:
 
 def partial(specimen: Specimen, scenario: Scenario) -> bool:
     """Layers that rotate a part of each head."""
-    return specimen.variant.rotary is not None and specimen.variant.rotary.width < specimen.variant.d_head
+    return (
+        specimen.variant.rotary is not None
+        and specimen.variant.rotary.width < specimen.variant.d_head
+    )
 
 
 def gated_by_channel(specimen: Specimen, scenario: Scenario) -> bool:
@@ -162,7 +168,8 @@ def cached(specimen: Specimen, scenario: Scenario) -> bool:
 
 
 def dead(specimen: Specimen, scenario: Scenario) -> bool:
-    """Calls with rows that see no key, in a layer without sinks: a sink leaves such a row 0 by itself."""
+    """Calls with rows that see no key, in a layer without sinks: a sink leaves such a row 0 by
+    itself."""
     blind = specimen.variant.causal or scenario.mask != "padding"
     return scenario.left_padding > 0 and specimen.variant.sinks is None and blind
 
@@ -265,13 +272,23 @@ def unbiased_norm(specimen: Specimen, scenario: Scenario) -> bool:
 def shared_norm(specimen: Specimen, scenario: Scenario) -> bool:
     """Layers whose heads share the weight of a norm, queries and keys each their own."""
     norm = specimen.variant.norm
-    return norm is not None and not norm.per_head and norm.q != norm.k and specimen.variant.kv_given is None
+    return (
+        norm is not None
+        and not norm.per_head
+        and norm.q != norm.k
+        and specimen.variant.kv_given is None
+    )
 
 
 def tables_in_pairs(specimen: Specimen, scenario: Scenario) -> bool:
     """Layers that are given cos and sin of the call's own positions."""
     v = specimen.variant
-    return v.rotary is not None and v.rotary.table != "complex" and v.calling.tables != "own" and v.calling.tables_of == "positions"
+    return (
+        v.rotary is not None
+        and v.rotary.table != "complex"
+        and v.calling.tables != "own"
+        and v.calling.tables_of == "positions"
+    )
 
 
 def tables_by_row(specimen: Specimen, scenario: Scenario) -> bool:

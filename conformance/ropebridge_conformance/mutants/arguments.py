@@ -1,4 +1,5 @@
-"""Faults of what a call is handed: each argument of the table is ignored in turn (ARG-1), or what nobody knows is taken."""
+"""Faults of what a call is handed: each argument of the table is ignored in turn (ARG-1), or what
+nobody knows is taken."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ Name = Callable[[Variant], str | None]
 
 def without(name: str) -> Around:
     """The layer is called as if this argument had not been passed."""
-    return given_other(lambda layer, inputs: {key: value for key, value in inputs.items() if key != name})
+    return given_other(
+        lambda layer, inputs: {key: value for key, value in inputs.items() if key != name}
+    )
 
 
 def cache_dropped(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -59,17 +62,25 @@ def nothing_in(name: Name) -> Around:
 
 
 def tables_of_its_own(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tables handed down are ignored, and made again of positions that count on from the cache."""
+    """The tables handed down are ignored, and made again of positions that count on from the
+    cache."""
     x, cache = inputs["hidden_states"], inputs.get("cache")
-    first = 0 if cache is None else cache.get_seq_length(getattr(layer.module, "layer_idx", None) or 0)
+    first = (
+        0 if cache is None else cache.get_seq_length(getattr(layer.module, "layer_idx", None) or 0)
+    )
     ids = torch.arange(first, first + x.shape[1], device=x.device)[None]
-    return {**inputs, "position_embeddings": tables_for(layer.module, layer.rotary, layer.variant, x, ids)}
+    return {
+        **inputs,
+        "position_embeddings": tables_for(layer.module, layer.rotary, layer.variant, x, ids),
+    }
 
 
 def no_weights_returned(layer: ReferenceLayer) -> Run:
     """Weights are not returned, whoever asks for them."""
 
-    def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
         return layer.call(inputs, hooks, backward)[0], None
 
     return run
@@ -107,7 +118,12 @@ def every_picked_key(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mappin
     assert selector is not None
     assert selector.given is not None
     picks = inputs[selector.given]
-    return {**inputs, selector.given: torch.arange(picks.shape[-1], device=picks.device, dtype=picks.dtype).expand_as(picks)}
+    return {
+        **inputs,
+        selector.given: (
+            torch.arange(picks.shape[-1], device=picks.device, dtype=picks.dtype).expand_as(picks)
+        ),
+    }
 
 
 def hidden_states_zero(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -123,18 +139,41 @@ def is_causal_unread(given: Mapping[str, Any], variant: Variant) -> Mapping[str,
 def taken_unread(given: Mapping[str, Any], variant: Variant) -> Mapping[str, Any]:
     """Return what a call is given by role, and drop what is not known or refused."""
     meanings = arguments_of(variant)
-    known = {name: value for name, value in given.items() if name in meanings and meanings[name].use == "used"}
-    return {meanings[name].role if meanings[name].role in RENAMED else name: value for name, value in known.items()}
+    known = {
+        name: value
+        for name, value in given.items()
+        if name in meanings and meanings[name].use == "used"
+    }
+    return {
+        meanings[name].role if meanings[name].role in RENAMED else name: value
+        for name, value in known.items()
+    }
 
 
-def ignores(name: str, fault: str, stage: str, applies: Applies, around: Around, clause: str, **more: Any) -> Mutant:
+def ignores(
+    name: str, fault: str, stage: str, applies: Applies, around: Around, clause: str, **more: Any
+) -> Mutant:
     """A mutant that ignores one argument."""
     return Mutant(name, fault, stage, applies, around=around, clause=clause, foil=False, **more)
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    ignores("cache_ignored", "the cache is ignored", "hook_attn_scores", cached, given_other(cache_dropped), "CACHE-1"),
-    ignores("hidden_states_ignored", "the hidden states are taken for 0", "hook_in", always, given_other(hidden_states_zero), "IN-1"),
+    ignores(
+        "cache_ignored",
+        "the cache is ignored",
+        "hook_attn_scores",
+        cached,
+        given_other(cache_dropped),
+        "CACHE-1",
+    ),
+    ignores(
+        "hidden_states_ignored",
+        "the hidden states are taken for 0",
+        "hook_in",
+        always,
+        given_other(hidden_states_zero),
+        "IN-1",
+    ),
     ignores(
         "mask_ignored",
         "the mask is ignored",
@@ -168,9 +207,22 @@ MUTANTS: tuple[Mutant, ...] = (
         without("position_ids"),
         "SCORE-4",
     ),
-    ignores("output_attentions_ignored", "weights are never returned", "hook_pattern", called("prefill"), no_weights_returned, "PAT-3", arms=RETURNED),
     ignores(
-        "given_kv_ignored", "an earlier layer's keys and values are taken for 0", "hook_attn_scores", has("kv_given"), given_other(earlier_keys_zero), "KV-1"
+        "output_attentions_ignored",
+        "weights are never returned",
+        "hook_pattern",
+        called("prefill"),
+        no_weights_returned,
+        "PAT-3",
+        arms=RETURNED,
+    ),
+    ignores(
+        "given_kv_ignored",
+        "an earlier layer's keys and values are taken for 0",
+        "hook_attn_scores",
+        has("kv_given"),
+        given_other(earlier_keys_zero),
+        "KV-1",
     ),
     ignores(
         "source_ignored",
@@ -181,7 +233,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "KV-2",
     ),
     ignores(
-        "value_added_ignored", "what is handed down is not added to the value", "hook_v", has("value_added"), nothing_in(lambda v: v.value_added), "PROJ-1"
+        "value_added_ignored",
+        "what is handed down is not added to the value",
+        "hook_v",
+        has("value_added"),
+        nothing_in(lambda v: v.value_added),
+        "PROJ-1",
     ),
     ignores(
         "temperature_ignored",
@@ -192,7 +249,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "SCORE-4",
     ),
     ignores(
-        "picks_given_ignored", "an earlier layer's picks are ignored", "hook_attn_scores", has("selector", "given"), given_other(every_picked_key), "SEL-1"
+        "picks_given_ignored",
+        "an earlier layer's picks are ignored",
+        "hook_attn_scores",
+        has("selector", "given"),
+        given_other(every_picked_key),
+        "SEL-1",
     ),
     ignores(
         "cache_offset_ignored",
@@ -222,5 +284,13 @@ MUTANTS: tuple[Mutant, ...] = (
         arms=UNDERSTOOD,
         foil=False,
     ),
-    Mutant("anything_taken", "arguments that nobody knows are taken and ignored", "hook_in", read=taken_unread, clause="ARG-1", arms=UNDERSTOOD, foil=False),
+    Mutant(
+        "anything_taken",
+        "arguments that nobody knows are taken and ignored",
+        "hook_in",
+        read=taken_unread,
+        clause="ARG-1",
+        arms=UNDERSTOOD,
+        foil=False,
+    ),
 )

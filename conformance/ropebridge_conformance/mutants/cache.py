@@ -64,11 +64,18 @@ def caches(wrong: Rewrite) -> Around:
     """What a call adds to the cache is rewritten: keys and values (batch kv_head pos width)."""
 
     def around(layer: ReferenceLayer) -> Run:
-        def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+        def run(
+            inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+        ) -> tuple[Tensor, Tensor | None]:
             made, cache = layer.call(inputs, hooks, backward), inputs.get("cache")
             if cache is not None:
-                held, pos = cache.layers[cache_layer(inputs, layer.module, layer.variant)], inputs["hidden_states"].shape[1]
-                held.keys[:, :, -pos:], held.values[:, :, -pos:] = wrong(layer, inputs, held.keys[:, :, -pos:], held.values[:, :, -pos:])
+                held, pos = (
+                    cache.layers[cache_layer(inputs, layer.module, layer.variant)],
+                    inputs["hidden_states"].shape[1],
+                )
+                held.keys[:, :, -pos:], held.values[:, :, -pos:] = wrong(
+                    layer, inputs, held.keys[:, :, -pos:], held.values[:, :, -pos:]
+                )
             return made
 
         return run
@@ -76,20 +83,29 @@ def caches(wrong: Rewrite) -> Around:
     return around
 
 
-def key_rotated_again(layer: ReferenceLayer, inputs: Mapping[str, Any], keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def key_rotated_again(
+    layer: ReferenceLayer, inputs: Mapping[str, Any], keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor]:
     rotary, tables = layer.variant.rotary, inputs["position_embeddings"]
     assert rotary is not None
-    return rotate(keys.transpose(1, 2), turns(tables[0], tables[1], rotary), rotary).transpose(1, 2), values
+    return (
+        rotate(keys.transpose(1, 2), turns(tables[0], tables[1], rotary), rotary).transpose(1, 2),
+        values,
+    )
 
 
-def values_forgotten(layer: ReferenceLayer, inputs: Mapping[str, Any], keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def values_forgotten(
+    layer: ReferenceLayer, inputs: Mapping[str, Any], keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor]:
     return keys, torch.zeros_like(values)
 
 
 def keys_as_they_were(layer: ReferenceLayer) -> Run:
     """The cache is given keys and values that no hook has edited."""
 
-    def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
         cache = inputs.get("cache")
         if cache is None:
             return layer.call(inputs, hooks, backward)
@@ -103,7 +119,13 @@ def keys_as_they_were(layer: ReferenceLayer) -> Run:
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
-        "cache_reversed", "cached keys come after the new ones", "hook_attn_scores", cached, change(recall=recall_new_first), also=("hook_z",), clause="CACHE-1"
+        "cache_reversed",
+        "cached keys come after the new ones",
+        "hook_attn_scores",
+        cached,
+        change(recall=recall_new_first),
+        also=("hook_z",),
+        clause="CACHE-1",
     ),
     Mutant(
         "cache_shifted",
@@ -161,7 +183,14 @@ MUTANTS: tuple[Mutant, ...] = (
         around=caches(key_rotated_again),
         clause="CACHE-1",
     ),
-    Mutant("values_not_cached", "the cache holds no values", "hook_z", cached, around=caches(values_forgotten), clause="CACHE-1"),
+    Mutant(
+        "values_not_cached",
+        "the cache holds no values",
+        "hook_z",
+        cached,
+        around=caches(values_forgotten),
+        clause="CACHE-1",
+    ),
     Mutant(
         "edits_not_cached",
         "the cache is given keys and values that no hook has edited",

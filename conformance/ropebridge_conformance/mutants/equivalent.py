@@ -1,4 +1,5 @@
-"""Changes that are no faults: what they compute is the same, and each says why. No check may fail them."""
+"""Changes that are no faults: what they compute is the same, and each says why. No check may fail
+them."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def pattern_with_a_moving_maximum(s: Tensor, sinks: Tensor | None) -> Tensor:
     top = wide.amax(-1, keepdim=True)
     top = top.masked_fill(top == -math.inf, 0.0)
     weight = torch.exp(wide - top)
-    total = weight.sum(-1, keepdim=True) + (0 if sinks is None else (sinks.to(wide.dtype).reshape(1, -1, 1, 1) - top).exp())
+    total = weight.sum(-1, keepdim=True) + (
+        0 if sinks is None else (sinks.to(wide.dtype).reshape(1, -1, 1, 1) - top).exp()
+    )
     return (weight / torch.where(total == 0, 1.0, total)).to(s.dtype)
 
 
@@ -54,19 +57,43 @@ def output_from_the_last_head(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
 
 EQUIVALENTS: tuple[Equivalent, ...] = (
     Equivalent(
-        Mutant("shifted_scores", "softmax of scores that are all smaller by one", "hook_pattern", stages=change(pattern=pattern_of_shifted_scores)),
-        "e^(s - 1) / sum e^(s - 1) = e^-1 e^s / (e^-1 sum e^s), a sink's term in the sum being one of them; -inf stays -inf.",
+        Mutant(
+            "shifted_scores",
+            "softmax of scores that are all smaller by one",
+            "hook_pattern",
+            stages=change(pattern=pattern_of_shifted_scores),
+        ),
+        "e^(s - 1) / sum e^(s - 1) = e^-1 e^s / (e^-1 sum e^s), a sink's term in the sum being one"
+        " of them; -inf stays -inf.",
     ),
     Equivalent(
-        Mutant("moving_maximum", "the largest score is no constant for the gradient", "hook_pattern", stages=change(pattern=pattern_with_a_moving_maximum)),
-        "p does not depend on what is subtracted from a whole row, so its derivative by that is 0, and what flows back through the maximum cancels.",
+        Mutant(
+            "moving_maximum",
+            "the largest score is no constant for the gradient",
+            "hook_pattern",
+            stages=change(pattern=pattern_with_a_moving_maximum),
+        ),
+        "p does not depend on what is subtracted from a whole row, so its derivative by that is 0,"
+        " and what flows back through the maximum cancels.",
     ),
     Equivalent(
-        Mutant("summed_from_the_end", "the terms of q . k are added last first", "hook_attn_scores", stages=change(scores=scores_summed_from_the_end)),
-        "A sum does not depend on its order; in floating point each order is within g(n) |q| . |k| (Higham, section 3.1), which is the bound.",
+        Mutant(
+            "summed_from_the_end",
+            "the terms of q . k are added last first",
+            "hook_attn_scores",
+            stages=change(scores=scores_summed_from_the_end),
+        ),
+        "A sum does not depend on its order; in floating point each order is within g(n) |q| . |k|"
+        " (Higham, section 3.1), which is the bound.",
     ),
     Equivalent(
-        Mutant("booleans_twice", "what a boolean mask adds is added twice", "hook_attn_scores", masked("boolean"), change(bias_of_mask=booleans_twice)),
+        Mutant(
+            "booleans_twice",
+            "what a boolean mask adds is added twice",
+            "hook_attn_scores",
+            masked("boolean"),
+            change(bias_of_mask=booleans_twice),
+        ),
         "A boolean mask adds 0 or -inf, and 2 * 0 = 0, 2 * -inf = -inf.",
     ),
     Equivalent(
@@ -80,11 +107,22 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "With one query head a kv head, h mod kv_heads = h // group = h.",
     ),
     Equivalent(
-        Mutant("mixed_from_the_end", "values are mixed last key first", "hook_z", stages=change(mix=mix_from_the_last_key)),
+        Mutant(
+            "mixed_from_the_end",
+            "values are mixed last key first",
+            "hook_z",
+            stages=change(mix=mix_from_the_last_key),
+        ),
         "A sum over keys does not depend on their order; each order is within the bound.",
     ),
     Equivalent(
-        Mutant("heads_added_from_the_end", "heads are added up last first", "hook_out", plain, change(output=output_from_the_last_head)),
+        Mutant(
+            "heads_added_from_the_end",
+            "heads are added up last first",
+            "hook_out",
+            plain,
+            change(output=output_from_the_last_head),
+        ),
         "A sum over heads does not depend on their order; each order is within the bound.",
     ),
 )

@@ -34,7 +34,10 @@ from ropebridge_reference import (
 from ropebridge_spec import HookFunction, Norm, Rotary, Variant
 
 DERIVATIVE = ("the_gradient_at_a_hook_is_the_derivative",)
-SEEN, REPLACED = ("a_backward_hook_sees_the_gradient",), ("a_backward_hook_may_replace_the_gradient",)
+SEEN, REPLACED = (
+    ("a_backward_hook_sees_the_gradient",),
+    ("a_backward_hook_may_replace_the_gradient",),
+)
 
 
 class Scaled(torch.autograd.Function):
@@ -139,14 +142,45 @@ def backward_hooks_look(layer: ReferenceLayer) -> Run:
 
         return called
 
-    return lambda inputs, hooks, backward: layer.call(inputs, hooks, [(name, looking(fn)) for name, fn in backward])
+    return lambda inputs, hooks, backward: layer.call(
+        inputs, hooks, [(name, looking(fn)) for name, fn in backward]
+    )
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("cut_at_q", "no gradient flows through hook_q", "hook_q", show=cut("hook_q"), clause="GRAD-1", arms=DERIVATIVE),
-    Mutant("cut_at_pattern", "no gradient flows through hook_pattern", "hook_pattern", show=cut("hook_pattern"), clause="GRAD-1", arms=DERIVATIVE),
-    Mutant("cut_at_z", "no gradient flows through hook_z", "hook_z", show=cut("hook_z"), clause="GRAD-1", arms=DERIVATIVE),
-    Mutant("beside_v", "hook_v is shown a copy beside the way of the gradient", "hook_v", makes_kv, show=beside("hook_v"), clause="GRAD-1", arms=DERIVATIVE),
+    Mutant(
+        "cut_at_q",
+        "no gradient flows through hook_q",
+        "hook_q",
+        show=cut("hook_q"),
+        clause="GRAD-1",
+        arms=DERIVATIVE,
+    ),
+    Mutant(
+        "cut_at_pattern",
+        "no gradient flows through hook_pattern",
+        "hook_pattern",
+        show=cut("hook_pattern"),
+        clause="GRAD-1",
+        arms=DERIVATIVE,
+    ),
+    Mutant(
+        "cut_at_z",
+        "no gradient flows through hook_z",
+        "hook_z",
+        show=cut("hook_z"),
+        clause="GRAD-1",
+        arms=DERIVATIVE,
+    ),
+    Mutant(
+        "beside_v",
+        "hook_v is shown a copy beside the way of the gradient",
+        "hook_v",
+        makes_kv,
+        show=beside("hook_v"),
+        clause="GRAD-1",
+        arms=DERIVATIVE,
+    ),
     Mutant(
         "beside_scores",
         "hook_attn_scores is shown a copy beside the way of the gradient",
@@ -242,7 +276,28 @@ MUTANTS: tuple[Mutant, ...] = (
         arms=DERIVATIVE,
         foil=False,
     ),
-    Mutant("no_backward_hooks", "backward hooks are never called", "hook_out", around=no_backward_hooks, clause="GRAD-1", arms=SEEN),
-    Mutant("backward_hooks_twice", "backward hooks are called twice", "hook_out", around=backward_hooks_twice, clause="GRAD-1", arms=SEEN),
-    Mutant("backward_hooks_look", "what a backward hook gives back is dropped", "hook_in", around=backward_hooks_look, clause="GRAD-1", arms=REPLACED),
+    Mutant(
+        "no_backward_hooks",
+        "backward hooks are never called",
+        "hook_out",
+        around=no_backward_hooks,
+        clause="GRAD-1",
+        arms=SEEN,
+    ),
+    Mutant(
+        "backward_hooks_twice",
+        "backward hooks are called twice",
+        "hook_out",
+        around=backward_hooks_twice,
+        clause="GRAD-1",
+        arms=SEEN,
+    ),
+    Mutant(
+        "backward_hooks_look",
+        "what a backward hook gives back is dropped",
+        "hook_in",
+        around=backward_hooks_look,
+        clause="GRAD-1",
+        arms=REPLACED,
+    ),
 )

@@ -51,7 +51,11 @@ def shows_heads_first(hook: str) -> Show:
     """The value is shown as batch head pos d_head."""
 
     def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
-        return show(name, value.transpose(1, 2), hooks).transpose(1, 2) if name == hook else show(name, value, hooks)
+        return (
+            show(name, value.transpose(1, 2), hooks).transpose(1, 2)
+            if name == hook
+            else show(name, value, hooks)
+        )
 
     return shown
 
@@ -60,7 +64,11 @@ def shows_float32(hook: str) -> Show:
     """The value is shown, and kept, in float32."""
 
     def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
-        return show(name, value.float(), hooks).to(value.dtype) if name == hook else show(name, value, hooks)
+        return (
+            show(name, value.float(), hooks).to(value.dtype)
+            if name == hook
+            else show(name, value, hooks)
+        )
 
     return shown
 
@@ -72,7 +80,8 @@ def last_word(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor
 
 
 def in_place_dropped(hook: str) -> Show:
-    """A hook is shown one copy, and the layer goes on with another unless it gives something back."""
+    """A hook is shown one copy, and the layer goes on with another unless it gives something
+    back."""
 
     def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
         if name != hook:
@@ -113,20 +122,30 @@ def takes_anything(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> T
     shown = value.clone()
     for fn in hooks:
         replacement = fn(shown, hook=SimpleNamespace(name=f"blocks.0.attn.{name}"))
-        fits = isinstance(replacement, Tensor) and replacement.shape == shown.shape and replacement.dtype == shown.dtype
+        fits = (
+            isinstance(replacement, Tensor)
+            and replacement.shape == shown.shape
+            and replacement.dtype == shown.dtype
+        )
         shown = replacement if fits and not replacement.is_meta else shown
     return shown
 
 
 def short_names(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
     """hook.name says nothing of where the layer is."""
-    return show(name, value, [lambda tensor, hook, fn=fn: fn(tensor, hook=SimpleNamespace(name=name)) for fn in hooks])
+    return show(
+        name,
+        value,
+        [lambda tensor, hook, fn=fn: fn(tensor, hook=SimpleNamespace(name=name)) for fn in hooks],
+    )
 
 
 def known_hooks_only(layer: ReferenceLayer) -> Run:
     """A hook at a point that the layer does not have is passed over."""
     there = {hook.name for hook in hook_order(layer.variant, layer.opted_in)}
-    return lambda inputs, hooks, backward: layer.call(inputs, [(name, fn) for name, fn in hooks if name in there], backward)
+    return lambda inputs, hooks, backward: layer.call(
+        inputs, [(name, fn) for name, fn in hooks if name in there], backward
+    )
 
 
 def swapped(hooks: Hooks) -> Hooks:
@@ -138,36 +157,143 @@ def swapped(hooks: Hooks) -> Hooks:
 def pattern_with_scores_only(hooks: Hooks) -> Hooks:
     """hook_pattern is called only where hook_attn_scores is watched too."""
     watched = {name for name, _ in hooks}
-    return [(name, fn) for name, fn in hooks if name != "hook_pattern" or "hook_attn_scores" in watched]
+    return [
+        (name, fn) for name, fn in hooks if name != "hook_pattern" or "hook_attn_scores" in watched
+    ]
 
 
 def editing_moves_the_input(layer: ReferenceLayer) -> Run:
     """Where a hook point has two hooks, the layer is given another input."""
 
-    def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
         names = [name for name, _ in hooks]
         factor = 1 if len(set(names)) == len(names) else 1.5
-        return layer.call({**inputs, "hidden_states": inputs["hidden_states"] * factor}, hooks, backward)
+        return layer.call(
+            {**inputs, "hidden_states": inputs["hidden_states"] * factor}, hooks, backward
+        )
 
     return run
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("edit_of_k_dropped", "hook_rot_k is shown a copy", "hook_rot_k", always, show=drops_edits("hook_rot_k"), clause="EDIT-1"),
-    Mutant("edit_of_pattern_dropped", "hook_pattern is shown a copy", "hook_pattern", always, show=drops_edits("hook_pattern"), clause="EDIT-1"),
-    Mutant("edit_of_z_dropped", "hook_z is shown a copy", "hook_z", always, show=drops_edits("hook_z"), clause="EDIT-1"),
-    Mutant("edit_of_out_dropped", "hook_out is shown a copy", "hook_out", always, show=drops_edits("hook_out"), clause="EDIT-1"),
-    Mutant("fires_twice", "hook_v fires twice", "hook_v", always, show=fires_twice("hook_v"), clause="FIRE-1"),
-    Mutant("never_fires", "hook_z never fires", "hook_z", always, show=never_fires("hook_z"), clause="FIRE-1"),
-    Mutant("heads_first", "hook_q is shown as batch head pos d_head", "hook_q", always, show=shows_heads_first("hook_q"), clause="PROJ-2"),
-    Mutant("promoted", "hook_attn_scores is shown in float32", "hook_attn_scores", half_precision, show=shows_float32("hook_attn_scores"), clause="TYPE-1"),
-    Mutant("edit_of_in_dropped", "hook_in is shown a copy", "hook_in", show=drops_edits("hook_in"), clause="EDIT-1"),
-    Mutant("edit_of_q_dropped", "hook_q is shown a copy", "hook_q", show=drops_edits("hook_q"), clause="EDIT-1"),
-    Mutant("edit_of_v_dropped", "hook_v is shown a copy", "hook_v", makes_kv, show=drops_edits("hook_v"), clause="EDIT-1"),
-    Mutant("edit_of_scores_dropped", "hook_attn_scores is shown a copy", "hook_attn_scores", show=drops_edits("hook_attn_scores"), clause="EDIT-1"),
-    Mutant("edit_of_sin_dropped", "hook_sin is shown a copy", "hook_sin", rotates, show=drops_edits("hook_sin"), clause="EDIT-1"),
-    Mutant("edit_of_result_dropped", "hook_result is shown a copy", "hook_result", opted("attn_result"), show=drops_edits("hook_result"), clause="EDIT-1"),
-    Mutant("edit_of_first_row", "an edit counts for the first row of the batch alone", "hook_in", show=last_word, arms=EDITS),
+    Mutant(
+        "edit_of_k_dropped",
+        "hook_rot_k is shown a copy",
+        "hook_rot_k",
+        always,
+        show=drops_edits("hook_rot_k"),
+        clause="EDIT-1",
+    ),
+    Mutant(
+        "edit_of_pattern_dropped",
+        "hook_pattern is shown a copy",
+        "hook_pattern",
+        always,
+        show=drops_edits("hook_pattern"),
+        clause="EDIT-1",
+    ),
+    Mutant(
+        "edit_of_z_dropped",
+        "hook_z is shown a copy",
+        "hook_z",
+        always,
+        show=drops_edits("hook_z"),
+        clause="EDIT-1",
+    ),
+    Mutant(
+        "edit_of_out_dropped",
+        "hook_out is shown a copy",
+        "hook_out",
+        always,
+        show=drops_edits("hook_out"),
+        clause="EDIT-1",
+    ),
+    Mutant(
+        "fires_twice",
+        "hook_v fires twice",
+        "hook_v",
+        always,
+        show=fires_twice("hook_v"),
+        clause="FIRE-1",
+    ),
+    Mutant(
+        "never_fires",
+        "hook_z never fires",
+        "hook_z",
+        always,
+        show=never_fires("hook_z"),
+        clause="FIRE-1",
+    ),
+    Mutant(
+        "heads_first",
+        "hook_q is shown as batch head pos d_head",
+        "hook_q",
+        always,
+        show=shows_heads_first("hook_q"),
+        clause="PROJ-2",
+    ),
+    Mutant(
+        "promoted",
+        "hook_attn_scores is shown in float32",
+        "hook_attn_scores",
+        half_precision,
+        show=shows_float32("hook_attn_scores"),
+        clause="TYPE-1",
+    ),
+    Mutant(
+        "edit_of_in_dropped",
+        "hook_in is shown a copy",
+        "hook_in",
+        show=drops_edits("hook_in"),
+        clause="EDIT-1",
+    ),
+    Mutant(
+        "edit_of_q_dropped",
+        "hook_q is shown a copy",
+        "hook_q",
+        show=drops_edits("hook_q"),
+        clause="EDIT-1",
+    ),
+    Mutant(
+        "edit_of_v_dropped",
+        "hook_v is shown a copy",
+        "hook_v",
+        makes_kv,
+        show=drops_edits("hook_v"),
+        clause="EDIT-1",
+    ),
+    Mutant(
+        "edit_of_scores_dropped",
+        "hook_attn_scores is shown a copy",
+        "hook_attn_scores",
+        show=drops_edits("hook_attn_scores"),
+        clause="EDIT-1",
+    ),
+    Mutant(
+        "edit_of_sin_dropped",
+        "hook_sin is shown a copy",
+        "hook_sin",
+        rotates,
+        show=drops_edits("hook_sin"),
+        clause="EDIT-1",
+    ),
+    Mutant(
+        "edit_of_result_dropped",
+        "hook_result is shown a copy",
+        "hook_result",
+        opted("attn_result"),
+        show=drops_edits("hook_result"),
+        clause="EDIT-1",
+    ),
+    Mutant(
+        "edit_of_first_row",
+        "an edit counts for the first row of the batch alone",
+        "hook_in",
+        show=last_word,
+        arms=EDITS,
+    ),
     Mutant(
         "edit_in_place_dropped",
         "an edit in place at hook_q is dropped",
@@ -201,7 +327,14 @@ MUTANTS: tuple[Mutant, ...] = (
         clause="EDIT-3",
         arms=("a_replacement_that_does_not_fit_is_refused",),
     ),
-    Mutant("short_names", "hook.name has no layer in it", "hook_in", show=short_names, clause="FIRE-4", arms=ALONE),
+    Mutant(
+        "short_names",
+        "hook.name has no layer in it",
+        "hook_in",
+        show=short_names,
+        clause="FIRE-4",
+        arms=ALONE,
+    ),
     Mutant(
         "unknown_passed_over",
         "a hook that is not there is passed over",
@@ -210,7 +343,14 @@ MUTANTS: tuple[Mutant, ...] = (
         clause="FIRE-3",
         arms=("a_hook_point_that_is_not_there_is_refused",),
     ),
-    Mutant("key_and_value_swapped", "hooks of keys fire at values", "hook_k", makes_kv, around=hooked_as(swapped), clause="FIRE-1"),
+    Mutant(
+        "key_and_value_swapped",
+        "hooks of keys fire at values",
+        "hook_k",
+        makes_kv,
+        around=hooked_as(swapped),
+        clause="FIRE-1",
+    ),
     Mutant(
         "pattern_with_scores_only",
         "hook_pattern fires only beside hook_attn_scores",
@@ -219,8 +359,38 @@ MUTANTS: tuple[Mutant, ...] = (
         clause="FIRE-2",
         arms=ALONE,
     ),
-    Mutant("z_fires_twice", "hook_z fires twice", "hook_z", show=fires_twice("hook_z"), clause="FIRE-2", arms=ALONE),
-    Mutant("editing_moves_the_input", "an edit moves what comes before it", "hook_in", around=editing_moves_the_input, clause="EDIT-1", arms=EDITS),
-    Mutant("query_promoted", "hook_q is shown in float32", "hook_q", half_precision, show=shows_float32("hook_q"), clause="TYPE-1", arms=AXES),
-    Mutant("z_promoted", "hook_z is shown in float32", "hook_z", half_precision, show=shows_float32("hook_z"), clause="TYPE-1", arms=AXES),
+    Mutant(
+        "z_fires_twice",
+        "hook_z fires twice",
+        "hook_z",
+        show=fires_twice("hook_z"),
+        clause="FIRE-2",
+        arms=ALONE,
+    ),
+    Mutant(
+        "editing_moves_the_input",
+        "an edit moves what comes before it",
+        "hook_in",
+        around=editing_moves_the_input,
+        clause="EDIT-1",
+        arms=EDITS,
+    ),
+    Mutant(
+        "query_promoted",
+        "hook_q is shown in float32",
+        "hook_q",
+        half_precision,
+        show=shows_float32("hook_q"),
+        clause="TYPE-1",
+        arms=AXES,
+    ),
+    Mutant(
+        "z_promoted",
+        "hook_z is shown in float32",
+        "hook_z",
+        half_precision,
+        show=shows_float32("hook_z"),
+        clause="TYPE-1",
+        arms=AXES,
+    ),
 )

@@ -1,4 +1,5 @@
-"""Faults of the layer as a whole: what it allocates, where, what it leaves behind, and what it does in training."""
+"""Faults of the layer as a whole: what it allocates, where, what it leaves behind, and what it does
+in training."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ from ropebridge_reference import (
 )
 from ropebridge_spec import HookFunction, Variant
 
-TRAINING, DROPPED_OUT = ("dropout_comes_after_the_pattern_and_in_training_alone",), ("output_dropout_comes_after_hook_out",)
+TRAINING, DROPPED_OUT = (
+    ("dropout_comes_after_the_pattern_and_in_training_alone",),
+    ("output_dropout_comes_after_hook_out",),
+)
 UNTOUCHED = ("the_module_is_left_as_it_is",)
 
 
@@ -49,7 +53,9 @@ def leaves_hooks_behind() -> Around:
     held: list[tuple[str, HookFunction]] = []
 
     def around(layer: ReferenceLayer) -> Run:
-        def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+        def run(
+            inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+        ) -> tuple[Tensor, Tensor | None]:
             held.extend(hooks)
             made = layer.call(inputs, list(held), backward)
             held.clear()
@@ -61,11 +67,14 @@ def leaves_hooks_behind() -> Around:
 
 
 def remembers_the_last_edit() -> Around:
-    """The hooks of one layer's call are called once more in the next call of any layer that has none."""
+    """The hooks of one layer's call are called once more in the next call of any layer that has
+    none."""
     held: list[tuple[str, HookFunction]] = []
 
     def around(layer: ReferenceLayer) -> Run:
-        def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+        def run(
+            inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+        ) -> tuple[Tensor, Tensor | None]:
             now = list(hooks or held)
             held[:] = hooks
             return layer.call(inputs, now, backward)
@@ -114,14 +123,18 @@ def output_undropped(variant: Variant) -> Variant:
     return replace(variant, output_dropout=0.0)
 
 
-def trained_with(wrong: Callable[[float], Mapping[str, Callable[..., Tensor]]], *, always: bool = False) -> Around:
+def trained_with(
+    wrong: Callable[[float], Mapping[str, Callable[..., Tensor]]], *, always: bool = False
+) -> Around:
     """In training mode, or always, some stages are others; the layer's own dropout is off."""
 
     def around(layer: ReferenceLayer) -> Run:
         rate = layer.variant.dropout or layer.variant.output_dropout
         stages = change(**wrong(rate)) if layer.module.training or always else STAGES
         still = replace(layer.variant, dropout=0.0, output_dropout=0.0)
-        return replace(layer, variant=still, factory=replace(layer.factory, stages=stages, around=as_it_is)).call
+        return replace(
+            layer, variant=still, factory=replace(layer.factory, stages=stages, around=as_it_is)
+        ).call
 
     return around
 
@@ -155,8 +168,22 @@ MUTANTS: tuple[Mutant, ...] = (
         clause="MEM-1",
         arms=("nothing_of_size_query_by_key_is_made_where_nobody_watches",),
     ),
-    Mutant("made_on_cpu", "a tensor is made on the cpu, wherever the layer is", "hook_in", show=made_on_cpu, clause="TYPE-2", arms=("a_layer_runs_on_meta",)),
-    Mutant("number_read", "a number is read off a tensor", "hook_in", show=number_read, clause="TYPE-2", arms=("no_number_is_read_on_the_way",)),
+    Mutant(
+        "made_on_cpu",
+        "a tensor is made on the cpu, wherever the layer is",
+        "hook_in",
+        show=made_on_cpu,
+        clause="TYPE-2",
+        arms=("a_layer_runs_on_meta",),
+    ),
+    Mutant(
+        "number_read",
+        "a number is read off a tensor",
+        "hook_in",
+        show=number_read,
+        clause="TYPE-2",
+        arms=("no_number_is_read_on_the_way",),
+    ),
     Mutant(
         "hooks_left_behind",
         "hooks of a call that raised are called in the next",
@@ -173,17 +200,69 @@ MUTANTS: tuple[Mutant, ...] = (
         clause="ISO-1",
         arms=("layers_do_not_see_each_other",),
     ),
-    Mutant("raw_hook_left", "a raw hook is left on the module", "hook_in", around=touches(leave_a_hook), clause="BACK-1", arms=UNTOUCHED),
-    Mutant("attribute_left", "an attribute is left on the module", "hook_in", around=touches(leave_an_attribute), clause="BACK-1", arms=UNTOUCHED),
-    Mutant("mode_switched", "the module is switched to training", "hook_in", around=touches(switch_the_mode), clause="BACK-1", arms=UNTOUCHED),
-    Mutant("weight_scaled", "a weight of the module is changed", "hook_in", around=touches(scale_a_weight), clause="BACK-1", arms=UNTOUCHED),
-    Mutant("nothing_dropped", "nothing is dropped in training", "hook_z", around=described_as(undropped), clause="DROP-1", arms=TRAINING),
-    Mutant("dropped_too_often", "more is dropped than the rate says", "hook_z", around=described_as(dropped_too_often), clause="DROP-1", arms=TRAINING),
     Mutant(
-        "dropped_before_hook", "hook_pattern is what dropout left", "hook_pattern", around=trained_with(dropped_before_its_hook), clause="DROP-1", arms=TRAINING
+        "raw_hook_left",
+        "a raw hook is left on the module",
+        "hook_in",
+        around=touches(leave_a_hook),
+        clause="BACK-1",
+        arms=UNTOUCHED,
     ),
     Mutant(
-        "dropped_and_not_doubled", "what dropout keeps is not scaled up", "hook_z", around=trained_with(dropped_and_not_doubled), clause="DROP-1", arms=TRAINING
+        "attribute_left",
+        "an attribute is left on the module",
+        "hook_in",
+        around=touches(leave_an_attribute),
+        clause="BACK-1",
+        arms=UNTOUCHED,
+    ),
+    Mutant(
+        "mode_switched",
+        "the module is switched to training",
+        "hook_in",
+        around=touches(switch_the_mode),
+        clause="BACK-1",
+        arms=UNTOUCHED,
+    ),
+    Mutant(
+        "weight_scaled",
+        "a weight of the module is changed",
+        "hook_in",
+        around=touches(scale_a_weight),
+        clause="BACK-1",
+        arms=UNTOUCHED,
+    ),
+    Mutant(
+        "nothing_dropped",
+        "nothing is dropped in training",
+        "hook_z",
+        around=described_as(undropped),
+        clause="DROP-1",
+        arms=TRAINING,
+    ),
+    Mutant(
+        "dropped_too_often",
+        "more is dropped than the rate says",
+        "hook_z",
+        around=described_as(dropped_too_often),
+        clause="DROP-1",
+        arms=TRAINING,
+    ),
+    Mutant(
+        "dropped_before_hook",
+        "hook_pattern is what dropout left",
+        "hook_pattern",
+        around=trained_with(dropped_before_its_hook),
+        clause="DROP-1",
+        arms=TRAINING,
+    ),
+    Mutant(
+        "dropped_and_not_doubled",
+        "what dropout keeps is not scaled up",
+        "hook_z",
+        around=trained_with(dropped_and_not_doubled),
+        clause="DROP-1",
+        arms=TRAINING,
     ),
     Mutant(
         "dropped_in_evaluation",
@@ -194,7 +273,13 @@ MUTANTS: tuple[Mutant, ...] = (
         arms=TRAINING,
     ),
     Mutant(
-        "output_undropped", "the output is not dropped out", "hook_out", drops_out, around=described_as(output_undropped), clause="DROP-2", arms=DROPPED_OUT
+        "output_undropped",
+        "the output is not dropped out",
+        "hook_out",
+        drops_out,
+        around=described_as(output_undropped),
+        clause="DROP-2",
+        arms=DROPPED_OUT,
     ),
     Mutant(
         "output_dropped_before_hook",

@@ -114,7 +114,9 @@ def first_rows_mask(mask: Tensor) -> Tensor:
 
 def causal_beside_the_mask(mask: Tensor) -> Tensor:
     bias = bias_of_mask(mask)
-    return bias.masked_fill(~torch.ones_like(bias, dtype=torch.bool).tril(bias.shape[-1] - bias.shape[-2]), -math.inf)
+    return bias.masked_fill(
+        ~torch.ones_like(bias, dtype=torch.bool).tril(bias.shape[-1] - bias.shape[-2]), -math.inf
+    )
 
 
 def mask_transposed(mask: Tensor) -> Tensor:
@@ -156,7 +158,9 @@ def chunk_one_long(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
 def any_mask_is_taken(layer: ReferenceLayer) -> Run:
     """A mask that cannot be read is taken for none."""
 
-    def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
         try:
             return layer.call(inputs, hooks, backward)
         except (MaskError, AttributeError, TypeError, RuntimeError):
@@ -166,7 +170,14 @@ def any_mask_is_taken(layer: ReferenceLayer) -> Run:
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("picks_ignored", "keys that were not picked are seen", "hook_attn_scores", has("selector"), change(selection_bias=picks_ignored), clause="SEL-1"),
+    Mutant(
+        "picks_ignored",
+        "keys that were not picked are seen",
+        "hook_attn_scores",
+        has("selector"),
+        change(selection_bias=picks_ignored),
+        clause="SEL-1",
+    ),
     Mutant(
         "picks_of_next_key",
         "the key after each that was picked is seen",
@@ -191,14 +202,69 @@ MUTANTS: tuple[Mutant, ...] = (
         change(causal_bias=causal_all_the_same),
         clause="MASK-2",
     ),
-    Mutant("chunk_forgotten", "no chunks", "hook_attn_scores", chunked, change(causal_bias=chunk_forgotten), clause="MASK-2"),
-    Mutant("chunk_shifted", "chunks begin one position early", "hook_attn_scores", chunked, change(causal_bias=chunk_shifted), clause="MASK-2"),
-    Mutant("softcap_after_mask", "the mask is capped too", "hook_attn_scores", capped_and_forbidding, change(scores=scores_capped_after_mask)),
-    Mutant("mask_not_infinite", "forbidden scores are the lowest number", "hook_attn_scores", forbidding, change(scores=scores_masked_with_lowest)),
-    Mutant("window_one_wide", "the window sees one key too many", "hook_attn_scores", windowed, change(causal_bias=window_one_wide), clause="MASK-2"),
-    Mutant("window_forgotten", "no window", "hook_attn_scores", windowed, change(causal_bias=window_forgotten), clause="MASK-2"),
-    Mutant("future_seen", "each position sees the next", "hook_attn_scores", unmasked, change(causal_bias=future_seen), clause="MASK-2"),
-    Mutant("booleans_inverted", "True forbids", "hook_attn_scores", masked("boolean"), change(bias_of_mask=booleans_inverted), clause="MASK-1", foil=False),
+    Mutant(
+        "chunk_forgotten",
+        "no chunks",
+        "hook_attn_scores",
+        chunked,
+        change(causal_bias=chunk_forgotten),
+        clause="MASK-2",
+    ),
+    Mutant(
+        "chunk_shifted",
+        "chunks begin one position early",
+        "hook_attn_scores",
+        chunked,
+        change(causal_bias=chunk_shifted),
+        clause="MASK-2",
+    ),
+    Mutant(
+        "softcap_after_mask",
+        "the mask is capped too",
+        "hook_attn_scores",
+        capped_and_forbidding,
+        change(scores=scores_capped_after_mask),
+    ),
+    Mutant(
+        "mask_not_infinite",
+        "forbidden scores are the lowest number",
+        "hook_attn_scores",
+        forbidding,
+        change(scores=scores_masked_with_lowest),
+    ),
+    Mutant(
+        "window_one_wide",
+        "the window sees one key too many",
+        "hook_attn_scores",
+        windowed,
+        change(causal_bias=window_one_wide),
+        clause="MASK-2",
+    ),
+    Mutant(
+        "window_forgotten",
+        "no window",
+        "hook_attn_scores",
+        windowed,
+        change(causal_bias=window_forgotten),
+        clause="MASK-2",
+    ),
+    Mutant(
+        "future_seen",
+        "each position sees the next",
+        "hook_attn_scores",
+        unmasked,
+        change(causal_bias=future_seen),
+        clause="MASK-2",
+    ),
+    Mutant(
+        "booleans_inverted",
+        "True forbids",
+        "hook_attn_scores",
+        masked("boolean"),
+        change(bias_of_mask=booleans_inverted),
+        clause="MASK-1",
+        foil=False,
+    ),
     Mutant(
         "numbers_ignored",
         "the numbers of an additive mask are not added",
@@ -269,10 +335,24 @@ MUTANTS: tuple[Mutant, ...] = (
         foil=False,
     ),
     Mutant(
-        "mask_transposed", "keys see queries", "hook_attn_scores", called("free"), change(bias_of_mask=mask_transposed), clause="MASK-1", arms=MASKS, foil=False
+        "mask_transposed",
+        "keys see queries",
+        "hook_attn_scores",
+        called("free"),
+        change(bias_of_mask=mask_transposed),
+        clause="MASK-1",
+        arms=MASKS,
+        foil=False,
     ),
     Mutant(
-        "padding_ignored", "padding is seen", "hook_attn_scores", called("padding"), change(padding_bias=no_padding), clause="MASK-3", arms=MASKS, foil=False
+        "padding_ignored",
+        "padding is seen",
+        "hook_attn_scores",
+        called("padding"),
+        change(padding_bias=no_padding),
+        clause="MASK-3",
+        arms=MASKS,
+        foil=False,
     ),
     Mutant(
         "padding_on_the_right",
@@ -305,9 +385,23 @@ MUTANTS: tuple[Mutant, ...] = (
         foil=False,
     ),
     Mutant(
-        "window_one_short", "the window sees one key too few", "hook_attn_scores", windowed, change(causal_bias=window_one_short), clause="MASK-2", foil=False
+        "window_one_short",
+        "the window sees one key too few",
+        "hook_attn_scores",
+        windowed,
+        change(causal_bias=window_one_short),
+        clause="MASK-2",
+        foil=False,
     ),
-    Mutant("itself_unseen", "no position sees itself", "hook_attn_scores", unmasked, change(causal_bias=itself_unseen), clause="MASK-2", foil=False),
+    Mutant(
+        "itself_unseen",
+        "no position sees itself",
+        "hook_attn_scores",
+        unmasked,
+        change(causal_bias=itself_unseen),
+        clause="MASK-2",
+        foil=False,
+    ),
     Mutant(
         "first_key_always_seen",
         "the first key is seen past the window",
@@ -317,7 +411,15 @@ MUTANTS: tuple[Mutant, ...] = (
         clause="MASK-2",
         foil=False,
     ),
-    Mutant("chunk_one_long", "chunks are one position longer", "hook_attn_scores", chunked, change(causal_bias=chunk_one_long), clause="MASK-2", foil=False),
+    Mutant(
+        "chunk_one_long",
+        "chunks are one position longer",
+        "hook_attn_scores",
+        chunked,
+        change(causal_bias=chunk_one_long),
+        clause="MASK-2",
+        foil=False,
+    ),
     Mutant(
         "any_mask_is_taken",
         "a mask that cannot be read is taken for none",

@@ -45,7 +45,9 @@ def gate_linear(logits: Tensor, kind: Gate) -> Tensor:
 
 
 def gate_of_other_kind(logits: Tensor, kind: Gate) -> Tensor:
-    return gate(logits, replace(kind, activation="softplus" if kind.activation == "sigmoid" else "sigmoid"))
+    return gate(
+        logits, replace(kind, activation="softplus" if kind.activation == "sigmoid" else "sigmoid")
+    )
 
 
 def gate_forgotten(mixed: Tensor, g: Tensor | None, affine: Affine, norm: Norm | None) -> Tensor:
@@ -97,7 +99,8 @@ def mix_in_bfloat16(p: Tensor, v: Tensor) -> Tensor:
 
 
 def mix_rescaled(p: Tensor, v: Tensor) -> Tensor:
-    """Values are divided by the largest there is, which forbidden keys have a part in, and multiplied again: the same but for rounding."""
+    """Values are divided by the largest there is, which forbidden keys have a part in, and
+    multiplied again: the same but for rounding."""
     size = 1.7 * v.detach().abs().amax()
     return mix(p, v / size) * size
 
@@ -115,7 +118,9 @@ def subtract_nothing(z: Tensor, lambdas: Tensor, kind: Differential) -> Tensor:
 
 
 def subtract_neighbours(z: Tensor, lambdas: Tensor, kind: Differential) -> Tensor:
-    return subtract(rearrange(z, "batch query (pair two) d -> batch query (two pair) d", two=2), lambdas, kind)
+    return subtract(
+        rearrange(z, "batch query (pair two) d -> batch query (two pair) d", two=2), lambdas, kind
+    )
 
 
 def subtract_as_strongly_as_it_began(z: Tensor, lambdas: Tensor, kind: Differential) -> Tensor:
@@ -131,7 +136,14 @@ def exclude_of_the_next_position(z: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("nothing_excluded", "z keeps the part along its own value", "hook_z", has("exclusive"), change(exclude=exclude_nothing), clause="MIX-3"),
+    Mutant(
+        "nothing_excluded",
+        "z keeps the part along its own value",
+        "hook_z",
+        has("exclusive"),
+        change(exclude=exclude_nothing),
+        clause="MIX-3",
+    ),
     Mutant(
         "next_value_excluded",
         "z loses the part along the value of the next position",
@@ -141,20 +153,101 @@ MUTANTS: tuple[Mutant, ...] = (
         clause="MIX-3",
         foil=False,
     ),
-    Mutant("gate_linear", "the gate has no activation", "hook_gate", has("gate"), change(gate=gate_linear)),
-    Mutant("gate_of_other_kind", "softplus in place of sigmoid, or the other way", "hook_gate", has("gate"), change(gate=gate_of_other_kind)),
+    Mutant(
+        "gate_linear",
+        "the gate has no activation",
+        "hook_gate",
+        has("gate"),
+        change(gate=gate_linear),
+    ),
+    Mutant(
+        "gate_of_other_kind",
+        "softplus in place of sigmoid, or the other way",
+        "hook_gate",
+        has("gate"),
+        change(gate=gate_of_other_kind),
+    ),
     Mutant("gate_forgotten", "z is not gated", "hook_z", has("gate"), change(gated=gate_forgotten)),
-    Mutant("gate_of_next_head", "z of head h is gated by head h-1's gate", "hook_z", gated_by_channel, change(gated=gate_of_next_head)),
-    Mutant("z_norm_forgotten", "z is not normed", "hook_z", has("z_norm"), change(gated=z_norm_forgotten)),
-    Mutant("z_norm_after_gate", "z is gated before its norm", "hook_z", z_normed_and_gated, change(gated=z_norm_after_gate)),
-    Mutant("values_tiled", "query head h mixes value head h mod kv heads", "hook_z", grouped, change(mix=mix_of_tiled_values)),
-    Mutant("mixed_heads_rolled", "z of head h stands at head h + 1", "hook_z", many_heads, change(mix=mix_with_heads_rolled)),
-    Mutant("values_one_late", "each pattern entry mixes the value one place before", "hook_z", stages=change(mix=mix_of_late_values), foil=False),
-    Mutant("first_value_head", "every query head mixes the first value head", "hook_z", many_kv_heads, change(mix=mix_of_the_first_value_head), foil=False),
-    Mutant("value_heads_reversed", "value heads come last first", "hook_z", many_kv_heads, change(mix=mix_of_value_heads_reversed), foil=False),
-    Mutant("values_of_next_row", "the values of another row of the batch are mixed", "hook_z", stages=change(mix=mix_of_the_next_row), foil=False),
-    Mutant("mixed_evenly", "every value counts the same", "hook_z", stages=change(mix=mix_evenly), foil=False),
-    Mutant("mixed_in_bfloat16", "values are mixed in bfloat16", "hook_z", all_of(precise, no_z_norm), change(mix=mix_in_bfloat16), foil=False),
+    Mutant(
+        "gate_of_next_head",
+        "z of head h is gated by head h-1's gate",
+        "hook_z",
+        gated_by_channel,
+        change(gated=gate_of_next_head),
+    ),
+    Mutant(
+        "z_norm_forgotten",
+        "z is not normed",
+        "hook_z",
+        has("z_norm"),
+        change(gated=z_norm_forgotten),
+    ),
+    Mutant(
+        "z_norm_after_gate",
+        "z is gated before its norm",
+        "hook_z",
+        z_normed_and_gated,
+        change(gated=z_norm_after_gate),
+    ),
+    Mutant(
+        "values_tiled",
+        "query head h mixes value head h mod kv heads",
+        "hook_z",
+        grouped,
+        change(mix=mix_of_tiled_values),
+    ),
+    Mutant(
+        "mixed_heads_rolled",
+        "z of head h stands at head h + 1",
+        "hook_z",
+        many_heads,
+        change(mix=mix_with_heads_rolled),
+    ),
+    Mutant(
+        "values_one_late",
+        "each pattern entry mixes the value one place before",
+        "hook_z",
+        stages=change(mix=mix_of_late_values),
+        foil=False,
+    ),
+    Mutant(
+        "first_value_head",
+        "every query head mixes the first value head",
+        "hook_z",
+        many_kv_heads,
+        change(mix=mix_of_the_first_value_head),
+        foil=False,
+    ),
+    Mutant(
+        "value_heads_reversed",
+        "value heads come last first",
+        "hook_z",
+        many_kv_heads,
+        change(mix=mix_of_value_heads_reversed),
+        foil=False,
+    ),
+    Mutant(
+        "values_of_next_row",
+        "the values of another row of the batch are mixed",
+        "hook_z",
+        stages=change(mix=mix_of_the_next_row),
+        foil=False,
+    ),
+    Mutant(
+        "mixed_evenly",
+        "every value counts the same",
+        "hook_z",
+        stages=change(mix=mix_evenly),
+        foil=False,
+    ),
+    Mutant(
+        "mixed_in_bfloat16",
+        "values are mixed in bfloat16",
+        "hook_z",
+        all_of(precise, no_z_norm),
+        change(mix=mix_in_bfloat16),
+        foil=False,
+    ),
     Mutant(
         "forbidden_keys_count",
         "forbidden keys have a part in how values are rounded",
@@ -165,8 +258,22 @@ MUTANTS: tuple[Mutant, ...] = (
         arms=("a_forbidden_key_changes_nothing",),
         foil=False,
     ),
-    Mutant("gated_twice", "z is gated twice", "hook_z", has("gate"), change(gated=gated_twice), foil=False),
-    Mutant("gated_by_one_more", "z is multiplied by 1 and the gate", "hook_z", has("gate"), change(gated=gated_by_one_more), foil=False),
+    Mutant(
+        "gated_twice",
+        "z is gated twice",
+        "hook_z",
+        has("gate"),
+        change(gated=gated_twice),
+        foil=False,
+    ),
+    Mutant(
+        "gated_by_one_more",
+        "z is multiplied by 1 and the gate",
+        "hook_z",
+        has("gate"),
+        change(gated=gated_by_one_more),
+        foil=False,
+    ),
     Mutant(
         "nothing_subtracted",
         "the second head of a pair is not subtracted",

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from ropebridge_conformance.mutants.applies import Applies, always
 from ropebridge_conformance.scenarios import Scenario
-from ropebridge_conformance.subjects.reference import Factory, Hooks, ReferenceLayer, Run, Show, as_it_is, show, weights_as_they_are
+from ropebridge_conformance.subjects.reference import (
+    Factory,
+    Hooks,
+    ReferenceLayer,
+    Run,
+    Show,
+    as_it_is,
+    show,
+    weights_as_they_are,
+)
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_reference import STAGES, Stages, Weights
 from ropebridge_spec import HOOK, HookFunction, Variant, by_role
@@ -37,13 +46,16 @@ class Mutant:
     """A named fault.
 
     fault: what is wrong, in a sentence.
-    stage: the hook point at which it shows first. also: others at which it shows by itself, in layers of which also_where is true.
+    stage: the hook point at which it shows first. also: others at which it shows by itself, in
+        layers of which also_where is true.
     applies: whether a specimen and a scenario can show it.
-    stages: the reference's functions, one of them wrong. show: how values are shown to hooks, perhaps wrongly. weights: what is
-        made of the learned tensors. around: what is made of a whole call. read: how the arguments of a call are read.
+    stages: the reference's functions, one of them wrong. show: how values are shown to hooks,
+        perhaps wrongly. weights: what is made of the learned tensors. around: what is made of a
+        whole call. read: how the arguments of a call are read.
     clause: the clause it breaks; by default that of the stage's value.
     arms: the checks it is put to, in order.
-    foil: whether its wrong values prove an input (`foils`): not where they stay within the bounds, nor where another's do already.
+    foil: whether its wrong values prove an input (`foils`): not where they stay within the bounds,
+        nor where another's do already.
     """
 
     name: str
@@ -74,7 +86,15 @@ class Mutant:
 
     def subject(self) -> Factory:
         """The mutant as a subject, which declares no gap."""
-        return Factory(name=self.name, stages=self.stages, show=self.show, weights=self.weights, around=self.around, read=self.read, unsupported={})
+        return Factory(
+            name=self.name,
+            stages=self.stages,
+            show=self.show,
+            weights=self.weights,
+            around=self.around,
+            read=self.read,
+            unsupported={},
+        )
 
 
 def change(**wrong: Callable[..., Any]) -> Stages:
@@ -86,7 +106,11 @@ def shows_as(hook: str, there: Change, back: Change) -> Show:
     """A value is shown as something else, and what the hooks leave is turned back."""
 
     def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
-        return back(show(name, there(value), hooks)) if name == hook and hooks else show(name, value, hooks)
+        return (
+            back(show(name, there(value), hooks))
+            if name == hook and hooks
+            else show(name, value, hooks)
+        )
 
     return shown
 
@@ -98,12 +122,16 @@ def turns_to(hook: str, wrong: Change) -> Show:
 
 def goes_on_with(hook: str, wrong: Change) -> Show:
     """Hooks are shown the right value, and the layer goes on with something else."""
-    return lambda name, value, hooks: wrong(show(name, value, hooks)) if name == hook else show(name, value, hooks)
+    return lambda name, value, hooks: (
+        wrong(show(name, value, hooks)) if name == hook else show(name, value, hooks)
+    )
 
 
 def given_other(wrong: Callable[[ReferenceLayer, Mapping[str, Any]], Mapping[str, Any]]) -> Around:
     """The layer reads something else than it is given."""
-    return lambda layer: lambda inputs, hooks, backward: layer.call(wrong(layer, inputs), hooks, backward)
+    return lambda layer: (
+        lambda inputs, hooks, backward: layer.call(wrong(layer, inputs), hooks, backward)
+    )
 
 
 def described_as(wrong: Callable[[Variant], Variant]) -> Around:

@@ -39,7 +39,9 @@ from ropebridge_spec import Norm, Variant
 
 
 def norm_with_other_weight(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
-    return normalise(x, affine, replace(norm, weight="scale" if norm.weight == "one_plus" else "one_plus"))
+    return normalise(
+        x, affine, replace(norm, weight="scale" if norm.weight == "one_plus" else "one_plus")
+    )
 
 
 def norm_without_centring(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
@@ -47,12 +49,23 @@ def norm_without_centring(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
 
 
 def norm_head_by_head(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
-    by_head = None if affine.weight is None else rearrange(affine.weight, "(head d_head) -> head d_head", head=x.shape[2])
-    return rearrange(normalise(x, Affine(by_head), replace(norm, over="head")), "batch pos head d_head -> batch pos (head d_head)")
+    by_head = (
+        None
+        if affine.weight is None
+        else rearrange(affine.weight, "(head d_head) -> head d_head", head=x.shape[2])
+    )
+    return rearrange(
+        normalise(x, Affine(by_head), replace(norm, over="head")),
+        "batch pos head d_head -> batch pos (head d_head)",
+    )
 
 
 def norm_skipped(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
-    return rearrange(x, "batch pos head d_head -> batch pos (head d_head)") if norm.over == "flat" else x
+    return (
+        rearrange(x, "batch pos head d_head -> batch pos (head d_head)")
+        if norm.over == "flat"
+        else x
+    )
 
 
 def values_unnormed(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
@@ -95,7 +108,11 @@ def key_by_the_querys_norm(weights: Weights, variant: Variant) -> Weights:
 
 
 def normed_early(variant: Variant) -> Variant:
-    return variant if variant.norm is None else replace(variant, norm=replace(variant.norm, after_rotation=False))
+    return (
+        variant
+        if variant.norm is None
+        else replace(variant, norm=replace(variant.norm, after_rotation=False))
+    )
 
 
 def late(specimen: Specimen, scenario: Scenario) -> bool:
@@ -120,7 +137,14 @@ MUTANTS: tuple[Mutant, ...] = (
         change(normalise=norm_without_centring),
         also=("hook_k_normed",),
     ),
-    Mutant("norm_axis", "a flat norm taken head by head", "hook_q_normed", flat_normed, change(normalise=norm_head_by_head), also=("hook_k_normed",)),
+    Mutant(
+        "norm_axis",
+        "a flat norm taken head by head",
+        "hook_q_normed",
+        flat_normed,
+        change(normalise=norm_head_by_head),
+        also=("hook_k_normed",),
+    ),
     Mutant(
         "norm_forgotten",
         "query and key are not normed",
@@ -137,7 +161,13 @@ MUTANTS: tuple[Mutant, ...] = (
         change(normalise=norm_without_bias),
         also=("hook_k_normed",),
     ),
-    Mutant("value_norm_forgotten", "the value is not normed", "hook_v_normed", has("value_norm"), change(normalise=values_unnormed)),
+    Mutant(
+        "value_norm_forgotten",
+        "the value is not normed",
+        "hook_v_normed",
+        has("value_norm"),
+        change(normalise=values_unnormed),
+    ),
     Mutant(
         "norm_by_sum",
         "a root of the sum of squares, not of their mean",
@@ -175,7 +205,13 @@ MUTANTS: tuple[Mutant, ...] = (
         foil=False,
     ),
     Mutant(
-        "norm_without_weight", "the norm has no weight", "hook_q_normed", weighted, change(normalise=norm_without_weight), also=("hook_k_normed",), foil=False
+        "norm_without_weight",
+        "the norm has no weight",
+        "hook_q_normed",
+        weighted,
+        change(normalise=norm_without_weight),
+        also=("hook_k_normed",),
+        foil=False,
     ),
     Mutant(
         "norm_unbiased",
@@ -193,7 +229,14 @@ MUTANTS: tuple[Mutant, ...] = (
         all_of(weighted, head_normed, shared_norm),
         weights=key_by_the_querys_norm,
     ),
-    Mutant("normed_before_rotation", "a norm that comes after rotation comes before", "hook_cos", late, around=described_as(normed_early), clause="NORM-3"),
+    Mutant(
+        "normed_before_rotation",
+        "a norm that comes after rotation comes before",
+        "hook_cos",
+        late,
+        around=described_as(normed_early),
+        clause="NORM-3",
+    ),
     Mutant(
         "flat_norm_by_head",
         "a flat norm's hook is shown head by head",

@@ -84,7 +84,9 @@ def sum_without_bias(r: Tensor, b: Tensor | None) -> Tensor:
 def unwatched_otherwise(layer: ReferenceLayer) -> Run:
     """Where nobody watches, what is computed is something else."""
 
-    def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
         out, weights = layer.call(inputs, hooks, backward)
         return (out if hooks else out * 8), weights
 
@@ -94,23 +96,67 @@ def unwatched_otherwise(layer: ReferenceLayer) -> Run:
 def returned_as_it_was(layer: ReferenceLayer) -> Run:
     """What is returned is what hook_out was shown, whatever it left."""
 
-    def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
         kept: list[Tensor] = []
-        _, weights = layer.call(inputs, [("hook_out", lambda tensor, hook: kept.append(tensor.clone())), *hooks], backward)
+        _, weights = layer.call(
+            inputs,
+            [("hook_out", lambda tensor, hook: kept.append(tensor.clone())), *hooks],
+            backward,
+        )
         return kept[0], weights
 
     return run
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("output_bias_forgotten", "the output projection leaves its bias out", "hook_out", biased("O"), change(output=output_without_bias)),
-    Mutant("output_heads_rolled", "z of head h goes through head h-1's weights", "hook_out", many_heads, change(output=output_of_rolled_heads)),
-    Mutant("output_bias_twice", "the output bias is added twice", "hook_out", biased("O"), change(output=output_with_bias_twice), foil=False),
     Mutant(
-        "output_one_late", "each position is given the output of the one before", "hook_out", all_of(plain, whole), change(output=output_one_late), foil=False
+        "output_bias_forgotten",
+        "the output projection leaves its bias out",
+        "hook_out",
+        biased("O"),
+        change(output=output_without_bias),
     ),
-    Mutant("last_head_lost", "the last head is not projected", "hook_out", all_of(plain, many_heads), change(output=output_of_the_first_heads), foil=False),
-    Mutant("output_in_bfloat16", "the output is projected in bfloat16", "hook_out", all_of(plain, precise), change(output=output_in_bfloat16), foil=False),
+    Mutant(
+        "output_heads_rolled",
+        "z of head h goes through head h-1's weights",
+        "hook_out",
+        many_heads,
+        change(output=output_of_rolled_heads),
+    ),
+    Mutant(
+        "output_bias_twice",
+        "the output bias is added twice",
+        "hook_out",
+        biased("O"),
+        change(output=output_with_bias_twice),
+        foil=False,
+    ),
+    Mutant(
+        "output_one_late",
+        "each position is given the output of the one before",
+        "hook_out",
+        all_of(plain, whole),
+        change(output=output_one_late),
+        foil=False,
+    ),
+    Mutant(
+        "last_head_lost",
+        "the last head is not projected",
+        "hook_out",
+        all_of(plain, many_heads),
+        change(output=output_of_the_first_heads),
+        foil=False,
+    ),
+    Mutant(
+        "output_in_bfloat16",
+        "the output is projected in bfloat16",
+        "hook_out",
+        all_of(plain, precise),
+        change(output=output_in_bfloat16),
+        foil=False,
+    ),
     Mutant(
         "output_in_steps",
         "a half-precision layer rounds the sum after each head",
@@ -121,7 +167,13 @@ MUTANTS: tuple[Mutant, ...] = (
         arms=("half_precision_is_as_near_the_truth_as_hugging_face",),
         foil=False,
     ),
-    Mutant("result_of_next_head", "the result of head h is made of head h-1", "hook_result", opted("attn_result"), change(result=result_of_next_head)),
+    Mutant(
+        "result_of_next_head",
+        "the result of head h is made of head h-1",
+        "hook_result",
+        opted("attn_result"),
+        change(result=result_of_next_head),
+    ),
     Mutant(
         "result_reversed",
         "results are made of z with its dimensions last first",
@@ -130,7 +182,14 @@ MUTANTS: tuple[Mutant, ...] = (
         change(result=result_of_other_dimensions),
         foil=False,
     ),
-    Mutant("results_last_lost", "the last result is not added", "hook_out", opted("attn_result"), change(sum_of_results=sum_without_the_last), foil=False),
+    Mutant(
+        "results_last_lost",
+        "the last result is not added",
+        "hook_out",
+        opted("attn_result"),
+        change(sum_of_results=sum_without_the_last),
+        foil=False,
+    ),
     Mutant(
         "results_without_bias",
         "results are added without the bias",
@@ -156,7 +215,14 @@ MUTANTS: tuple[Mutant, ...] = (
         clause="OUT-2",
         arms=AXES,
     ),
-    Mutant("returned_as_it_was", "what is returned is not what hook_out left", "hook_out", around=returned_as_it_was, clause="OUT-1", arms=EDITS),
+    Mutant(
+        "returned_as_it_was",
+        "what is returned is not what hook_out left",
+        "hook_out",
+        around=returned_as_it_was,
+        clause="OUT-1",
+        arms=EDITS,
+    ),
     Mutant(
         "unwatched_otherwise",
         "where nobody watches the output is eight times as large",

@@ -55,7 +55,9 @@ def pattern_half_as_sharp(s: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def pattern_unnormed(s: Tensor, sinks: Tensor | None) -> Tensor:
-    return torch.exp(s - s.amax(-1, keepdim=True).masked_fill(s.amax(-1, keepdim=True) == -math.inf, 0.0))
+    return torch.exp(
+        s - s.amax(-1, keepdim=True).masked_fill(s.amax(-1, keepdim=True) == -math.inf, 0.0)
+    )
 
 
 def pattern_of_the_mean_head(s: Tensor, sinks: Tensor | None) -> Tensor:
@@ -89,13 +91,19 @@ def pattern_in_bfloat16(s: Tensor, sinks: Tensor | None) -> Tensor:
 def pattern_without_maximum(s: Tensor, sinks: Tensor | None) -> Tensor:
     """e to the score itself, which overflows where scores are large."""
     weight = torch.exp(s.to(torch.promote_types(s.dtype, torch.float32)))
-    total = weight.sum(-1, keepdim=True) + (0 if sinks is None else sinks.to(weight.dtype).exp().reshape(1, -1, 1, 1))
+    total = weight.sum(-1, keepdim=True) + (
+        0 if sinks is None else sinks.to(weight.dtype).exp().reshape(1, -1, 1, 1)
+    )
     return (weight / torch.where(total == 0, 1.0, total)).to(s.dtype)
 
 
 def pattern_that_repairs_dead_rows(s: Tensor, sinks: Tensor | None) -> Tensor:
     """NaN is replaced by 0, and its gradient is NaN."""
-    return torch.softmax(s.to(torch.promote_types(s.dtype, torch.float32)), -1).nan_to_num(0.0).to(s.dtype)
+    return (
+        torch.softmax(s.to(torch.promote_types(s.dtype, torch.float32)), -1)
+        .nan_to_num(0.0)
+        .to(s.dtype)
+    )
 
 
 def pattern_summed_in_steps(s: Tensor, sinks: Tensor | None) -> Tensor:
@@ -111,7 +119,9 @@ def pattern_summed_in_steps(s: Tensor, sinks: Tensor | None) -> Tensor:
 def weights_before_the_hook(layer: ReferenceLayer) -> Run:
     """The weights that are returned are not those that the hook left."""
 
-    def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
         out, weights = layer.call(inputs, hooks, backward)
         return out, None if weights is None else weights * 1.25
 
@@ -119,22 +129,104 @@ def weights_before_the_hook(layer: ReferenceLayer) -> Run:
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("sink_forgotten", "softmax without the sink", "hook_pattern", sinking, change(pattern=pattern_without_sink)),
-    Mutant("softmax_axis", "softmax over queries", "hook_pattern", always, change(pattern=pattern_over_queries)),
     Mutant(
-        "dead_rows_uniform", "a row that sees nothing attends to everything", "hook_pattern", dead, change(pattern=pattern_uniform_where_dead), clause="MASK-6"
+        "sink_forgotten",
+        "softmax without the sink",
+        "hook_pattern",
+        sinking,
+        change(pattern=pattern_without_sink),
     ),
-    Mutant("base_two", "powers of two in place of e", "hook_pattern", stages=change(pattern=pattern_to_base_two), foil=False),
-    Mutant("half_as_sharp", "scores are halved before the softmax", "hook_pattern", stages=change(pattern=pattern_half_as_sharp), foil=False),
-    Mutant("not_normed", "rows are not divided by their sum", "hook_pattern", stages=change(pattern=pattern_unnormed), foil=False),
-    Mutant("mean_head", "every head is given the mean pattern", "hook_pattern", many_heads, change(pattern=pattern_of_the_mean_head), foil=False),
-    Mutant("sink_of_next_head", "each head has the sink of the one before", "hook_pattern", sinking, change(pattern=pattern_of_next_sink), foil=False),
-    Mutant("sink_negated", "the sink counts the other way", "hook_pattern", sinking, change(pattern=pattern_of_negated_sink), foil=False),
-    Mutant("sink_not_dropped", "the sink's share is given to the first key", "hook_pattern", sinking, change(pattern=pattern_with_the_sinks_share), foil=False),
-    Mutant("softmax_in_float32", "a float64 layer exponentiates in float32", "hook_pattern", double, change(pattern=pattern_in_float32), foil=False),
-    Mutant("softmax_in_bfloat16", "the softmax is made in bfloat16", "hook_pattern", precise, change(pattern=pattern_in_bfloat16), foil=False),
     Mutant(
-        "softmax_in_steps", "a half-precision layer rounds each step of its softmax", "hook_pattern", half, change(pattern=pattern_summed_in_steps), foil=False
+        "softmax_axis",
+        "softmax over queries",
+        "hook_pattern",
+        always,
+        change(pattern=pattern_over_queries),
+    ),
+    Mutant(
+        "dead_rows_uniform",
+        "a row that sees nothing attends to everything",
+        "hook_pattern",
+        dead,
+        change(pattern=pattern_uniform_where_dead),
+        clause="MASK-6",
+    ),
+    Mutant(
+        "base_two",
+        "powers of two in place of e",
+        "hook_pattern",
+        stages=change(pattern=pattern_to_base_two),
+        foil=False,
+    ),
+    Mutant(
+        "half_as_sharp",
+        "scores are halved before the softmax",
+        "hook_pattern",
+        stages=change(pattern=pattern_half_as_sharp),
+        foil=False,
+    ),
+    Mutant(
+        "not_normed",
+        "rows are not divided by their sum",
+        "hook_pattern",
+        stages=change(pattern=pattern_unnormed),
+        foil=False,
+    ),
+    Mutant(
+        "mean_head",
+        "every head is given the mean pattern",
+        "hook_pattern",
+        many_heads,
+        change(pattern=pattern_of_the_mean_head),
+        foil=False,
+    ),
+    Mutant(
+        "sink_of_next_head",
+        "each head has the sink of the one before",
+        "hook_pattern",
+        sinking,
+        change(pattern=pattern_of_next_sink),
+        foil=False,
+    ),
+    Mutant(
+        "sink_negated",
+        "the sink counts the other way",
+        "hook_pattern",
+        sinking,
+        change(pattern=pattern_of_negated_sink),
+        foil=False,
+    ),
+    Mutant(
+        "sink_not_dropped",
+        "the sink's share is given to the first key",
+        "hook_pattern",
+        sinking,
+        change(pattern=pattern_with_the_sinks_share),
+        foil=False,
+    ),
+    Mutant(
+        "softmax_in_float32",
+        "a float64 layer exponentiates in float32",
+        "hook_pattern",
+        double,
+        change(pattern=pattern_in_float32),
+        foil=False,
+    ),
+    Mutant(
+        "softmax_in_bfloat16",
+        "the softmax is made in bfloat16",
+        "hook_pattern",
+        precise,
+        change(pattern=pattern_in_bfloat16),
+        foil=False,
+    ),
+    Mutant(
+        "softmax_in_steps",
+        "a half-precision layer rounds each step of its softmax",
+        "hook_pattern",
+        half,
+        change(pattern=pattern_summed_in_steps),
+        foil=False,
     ),
     Mutant(
         "maximum_not_subtracted",

@@ -57,16 +57,40 @@ def project_with_heads_rolled(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     return project(x, W.roll(1, 0), b)
 
 
-def latent_unnormed(x: Tensor, W: Tensor, b: Tensor | None, affine: Affine, norm: Norm, scale: float, beside: bool = False) -> Tensor:
+def latent_unnormed(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    affine: Affine,
+    norm: Norm,
+    scale: float,
+    beside: bool = False,
+) -> Tensor:
     down = project(x.unsqueeze(2), W[None], None if b is None else b[None]).squeeze(2)
     return torch.cat([scale * down, down], -1) if beside else scale * down
 
 
-def latent_unscaled(x: Tensor, W: Tensor, b: Tensor | None, affine: Affine, norm: Norm, scale: float, beside: bool = False) -> Tensor:
+def latent_unscaled(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    affine: Affine,
+    norm: Norm,
+    scale: float,
+    beside: bool = False,
+) -> Tensor:
     return latent(x, W, b, affine, norm, 1.0, beside)
 
 
-def latent_normed_twice(x: Tensor, W: Tensor, b: Tensor | None, affine: Affine, norm: Norm, scale: float, beside: bool = False) -> Tensor:
+def latent_normed_twice(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    affine: Affine,
+    norm: Norm,
+    scale: float,
+    beside: bool = False,
+) -> Tensor:
     normed = latent(x, W, b, affine, norm, scale)
     return torch.cat([normed, normed], -1) if beside else normed
 
@@ -75,7 +99,9 @@ def rotary_part_unnormed(k: Tensor, x: Tensor, weights: Weights, norm: Norm | No
     return with_rotary_part(k, x, weights)
 
 
-def keys_with_rotary_part_first(k: Tensor, x: Tensor, weights: Weights, norm: Norm | None) -> Tensor:
+def keys_with_rotary_part_first(
+    k: Tensor, x: Tensor, weights: Weights, norm: Norm | None
+) -> Tensor:
     k = with_rotary_part(k, x, weights, norm)
     return k if weights.W_KR is None else k.roll(weights.W_KR.shape[-1], -1)
 
@@ -103,7 +129,10 @@ def project_with_bias_twice(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
 def project_rounding_each_half(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     """Two sums, each rounded to bfloat16."""
     half = x.shape[-1] // 2
-    parts = (project(x[..., s], W[:, s], None).bfloat16().to(x.dtype) for s in (slice(None, half), slice(half, None)))
+    parts = (
+        project(x[..., s], W[:, s], None).bfloat16().to(x.dtype)
+        for s in (slice(None, half), slice(half, None))
+    )
     return sum(parts, x.new_zeros(()) if b is None else b)
 
 
@@ -122,29 +151,41 @@ def dimensions_reversed(weights: Weights, variant: Variant) -> Weights:
 def rows_one_late(weights: Weights, variant: Variant) -> Weights:
     """Each head begins with the last row of the head before."""
     W = rearrange(weights.W_Q, "head d_model d_head -> d_model (head d_head)").roll(1, -1)
-    return replace(weights, W_Q=rearrange(W, "d_model (head d_head) -> head d_model d_head", head=variant.heads))
+    return replace(
+        weights,
+        W_Q=rearrange(W, "d_model (head d_head) -> head d_model d_head", head=variant.heads),
+    )
 
 
 def keys_bias_for_values(weights: Weights, variant: Variant) -> Weights:
     return replace(weights, b_V=weights.b_K)
 
 
-def every_head_reads_the_first(x: Tensor, variant: Variant, opted_in: Any, at: Any) -> tuple[Tensor, Tensor, Tensor]:
+def every_head_reads_the_first(
+    x: Tensor, variant: Variant, opted_in: Any, at: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     x_q, x_k, x_v = split_inputs(x, variant, opted_in, at)
     return x_q[:, :, :1].expand_as(x_q), x_k, x_v
 
 
-def copies_shown_and_not_read(x: Tensor, variant: Variant, opted_in: Any, at: Any) -> tuple[Tensor, Tensor, Tensor]:
+def copies_shown_and_not_read(
+    x: Tensor, variant: Variant, opted_in: Any, at: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     split_inputs(x, variant, opted_in, at)
     return split_inputs(x, variant, (), at)
 
 
-def a_group_reads_its_first_head(x: Tensor, variant: Variant, opted_in: Any, at: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Under hook_attn_in the keys and values of three query heads are made of what the first of them reads."""
+def a_group_reads_its_first_head(
+    x: Tensor, variant: Variant, opted_in: Any, at: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Under hook_attn_in the keys and values of three query heads are made of what the first of
+    them reads."""
     x_q, x_k, x_v = split_inputs(x, variant, opted_in, at)
     if "attn_in" not in opted_in:
         return x_q, x_k, x_v
-    first = repeat(x_k[:, :, ::3], "batch pos group d_model -> batch pos (group head) d_model", head=3)
+    first = repeat(
+        x_k[:, :, ::3], "batch pos group d_model -> batch pos (group head) d_model", head=3
+    )
     return x_q, first, first
 
 
@@ -154,7 +195,9 @@ def other_sequence_shifted(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> 
     return {**inputs, source.argument: inputs[source.argument].roll(1, 1)}
 
 
-def keys_of_an_earlier_layer_shifted(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+def keys_of_an_earlier_layer_shifted(
+    layer: ReferenceLayer, inputs: Mapping[str, Any]
+) -> Mapping[str, Any]:
     name = layer.variant.kv_given
     if name is None:
         return inputs
@@ -179,15 +222,73 @@ MUTANTS: tuple[Mutant, ...] = (
         also=("hook_k", "hook_v"),
         also_where=many_kv_heads,
     ),
-    Mutant("latent_unnormed", "latents are not normed", "hook_q_latent", has("latent", "q_rank"), change(latent=latent_unnormed), also=("hook_kv_latent",)),
-    Mutant("kv_latent_unnormed", "the one latent there is is not normed", "hook_kv_latent", query_is_direct, change(latent=latent_unnormed)),
-    Mutant("latent_unscaled", "latents are not scaled", "hook_q_latent", latent_scaled, change(latent=latent_unscaled), also=("hook_kv_latent",)),
-    Mutant("rotary_part_first", "a key begins with its rotary part", "hook_k", has("latent"), change(with_rotary_part=keys_with_rotary_part_first)),
-    Mutant("raw_latent_forgotten", "the normed latent stands beside itself", "hook_q_latent", has("latent", "q_beside"), change(latent=latent_normed_twice)),
-    Mutant("rotary_part_unnormed", "a key's rotary part is not normed", "hook_k", has("latent", "rotary_norm"), change(with_rotary_part=rotary_part_unnormed)),
-    Mutant("key_multiplier_forgotten", "keys are not multiplied", "hook_k", multiplied("k"), change(multiply=multiply_by_nothing)),
-    Mutant("value_multiplier_forgotten", "values are not multiplied", "hook_v", multiplied("v"), change(multiply=multiply_by_nothing)),
-    Mutant("clip_forgotten", "nothing is clipped", "hook_q", clipped_at_once, change(clip=clip_forgotten), also=("hook_k", "hook_v"), clause="CLIP-1"),
+    Mutant(
+        "latent_unnormed",
+        "latents are not normed",
+        "hook_q_latent",
+        has("latent", "q_rank"),
+        change(latent=latent_unnormed),
+        also=("hook_kv_latent",),
+    ),
+    Mutant(
+        "kv_latent_unnormed",
+        "the one latent there is is not normed",
+        "hook_kv_latent",
+        query_is_direct,
+        change(latent=latent_unnormed),
+    ),
+    Mutant(
+        "latent_unscaled",
+        "latents are not scaled",
+        "hook_q_latent",
+        latent_scaled,
+        change(latent=latent_unscaled),
+        also=("hook_kv_latent",),
+    ),
+    Mutant(
+        "rotary_part_first",
+        "a key begins with its rotary part",
+        "hook_k",
+        has("latent"),
+        change(with_rotary_part=keys_with_rotary_part_first),
+    ),
+    Mutant(
+        "raw_latent_forgotten",
+        "the normed latent stands beside itself",
+        "hook_q_latent",
+        has("latent", "q_beside"),
+        change(latent=latent_normed_twice),
+    ),
+    Mutant(
+        "rotary_part_unnormed",
+        "a key's rotary part is not normed",
+        "hook_k",
+        has("latent", "rotary_norm"),
+        change(with_rotary_part=rotary_part_unnormed),
+    ),
+    Mutant(
+        "key_multiplier_forgotten",
+        "keys are not multiplied",
+        "hook_k",
+        multiplied("k"),
+        change(multiply=multiply_by_nothing),
+    ),
+    Mutant(
+        "value_multiplier_forgotten",
+        "values are not multiplied",
+        "hook_v",
+        multiplied("v"),
+        change(multiply=multiply_by_nothing),
+    ),
+    Mutant(
+        "clip_forgotten",
+        "nothing is clipped",
+        "hook_q",
+        clipped_at_once,
+        change(clip=clip_forgotten),
+        also=("hook_k", "hook_v"),
+        clause="CLIP-1",
+    ),
     Mutant(
         "clip_above_only",
         "only what is too large is clipped",
@@ -198,16 +299,69 @@ MUTANTS: tuple[Mutant, ...] = (
         clause="CLIP-1",
     ),
     Mutant(
-        "projected_late", "each position is projected in place of the next", "hook_q", stages=change(project=project_positions_late), applies=whole, foil=False
+        "projected_late",
+        "each position is projected in place of the next",
+        "hook_q",
+        stages=change(project=project_positions_late),
+        applies=whole,
+        foil=False,
     ),
-    Mutant("bias_twice", "the projection's bias is added twice", "hook_q", biased("Q"), change(project=project_with_bias_twice), foil=False),
-    Mutant("projected_in_half", "projections are summed in bfloat16", "hook_q", precise, change(project=project_rounding_each_half), foil=False),
-    Mutant("value_is_key", "values are projected by the key's weights", "hook_v", makes_kv, weights=value_by_the_keys_weights),
-    Mutant("key_is_value", "keys are projected by the value's weights", "hook_k", makes_kv, weights=key_by_the_values_weights),
-    Mutant("dimensions_reversed", "the dimensions of a query head come last first", "hook_q", weights=dimensions_reversed),
-    Mutant("rows_one_late", "each query head begins one row early in its projection", "hook_q", many_heads, weights=rows_one_late),
-    Mutant("key_bias_on_values", "values are given the key's bias", "hook_v", all_of(makes_kv, biased("K")), weights=keys_bias_for_values),
-    Mutant("input_scaled", "hook_in is shown something else than the layer is given", "hook_in", show=turns_to("hook_in", lambda x: x * 1.5)),
+    Mutant(
+        "bias_twice",
+        "the projection's bias is added twice",
+        "hook_q",
+        biased("Q"),
+        change(project=project_with_bias_twice),
+        foil=False,
+    ),
+    Mutant(
+        "projected_in_half",
+        "projections are summed in bfloat16",
+        "hook_q",
+        precise,
+        change(project=project_rounding_each_half),
+        foil=False,
+    ),
+    Mutant(
+        "value_is_key",
+        "values are projected by the key's weights",
+        "hook_v",
+        makes_kv,
+        weights=value_by_the_keys_weights,
+    ),
+    Mutant(
+        "key_is_value",
+        "keys are projected by the value's weights",
+        "hook_k",
+        makes_kv,
+        weights=key_by_the_values_weights,
+    ),
+    Mutant(
+        "dimensions_reversed",
+        "the dimensions of a query head come last first",
+        "hook_q",
+        weights=dimensions_reversed,
+    ),
+    Mutant(
+        "rows_one_late",
+        "each query head begins one row early in its projection",
+        "hook_q",
+        many_heads,
+        weights=rows_one_late,
+    ),
+    Mutant(
+        "key_bias_on_values",
+        "values are given the key's bias",
+        "hook_v",
+        all_of(makes_kv, biased("K")),
+        weights=keys_bias_for_values,
+    ),
+    Mutant(
+        "input_scaled",
+        "hook_in is shown something else than the layer is given",
+        "hook_in",
+        show=turns_to("hook_in", lambda x: x * 1.5),
+    ),
     Mutant(
         "input_flat",
         "hook_in is shown with batch and pos in one axis",

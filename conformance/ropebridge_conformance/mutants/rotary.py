@@ -45,7 +45,9 @@ from ropebridge_spec import Rotary
 
 
 def rotate_other_end(x: Tensor, turn: Tensor, rotary: Rotary) -> Tensor:
-    return rotate(x, turn, replace(rotary, end="trailing" if rotary.end == "leading" else "leading"))
+    return rotate(
+        x, turn, replace(rotary, end="trailing" if rotary.end == "leading" else "leading")
+    )
 
 
 def turns_backwards(cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
@@ -61,7 +63,11 @@ def turns_without_sin(cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
 
 
 def rotate_other_pairs(x: Tensor, turn: Tensor, rotary: Rotary) -> Tensor:
-    return rotate(x, turn, replace(rotary, pairing="half" if rotary.pairing == "interleaved" else "interleaved"))
+    return rotate(
+        x,
+        turn,
+        replace(rotary, pairing="half" if rotary.pairing == "interleaved" else "interleaved"),
+    )
 
 
 def rotate_transposed(x: Tensor, turn: Tensor, rotary: Rotary) -> Tensor:
@@ -107,22 +113,35 @@ def half_the_pairs(x: Tensor, turn: Tensor, rotary: Rotary) -> Tensor:
     return rotate(x, still, rotary)
 
 
-def tables_of_position_nought(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+def tables_of_position_nought(
+    layer: ReferenceLayer, inputs: Mapping[str, Any]
+) -> Mapping[str, Any]:
     """A step that reads a cache is given the tables of the first position."""
     cache, tables = inputs.get("cache"), inputs["position_embeddings"]
-    if cache is None or cache.get_seq_length(cache_layer(inputs, layer.module, layer.variant)) == 0 or not isinstance(tables, tuple):
+    if (
+        cache is None
+        or cache.get_seq_length(cache_layer(inputs, layer.module, layer.variant)) == 0
+        or not isinstance(tables, tuple)
+    ):
         return inputs
-    return {**inputs, "position_embeddings": (torch.ones_like(tables[0]), torch.zeros_like(tables[1]))}
+    return {
+        **inputs,
+        "position_embeddings": (torch.ones_like(tables[0]), torch.zeros_like(tables[1])),
+    }
 
 
 def unrotated(role: Literal["k", "v"]) -> Around:
     """The key, or the value, is the one there was before rotation."""
 
     def around(layer: ReferenceLayer) -> Run:
-        early = role == "k" and layer.variant.norm is not None and not layer.variant.norm.after_rotation
+        early = (
+            role == "k" and layer.variant.norm is not None and not layer.variant.norm.after_rotation
+        )
         source = f"hook_{role}_normed" if early else f"hook_{role}"
 
-        def run(inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks) -> tuple[Tensor, Tensor | None]:
+        def run(
+            inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+        ) -> tuple[Tensor, Tensor | None]:
             kept: list[Tensor] = []
             last = (source, lambda tensor, hook: kept.append(tensor.clone()))
             first = (f"hook_rot_{role}", lambda tensor, hook: kept[0].view_as(tensor))
@@ -134,11 +153,46 @@ def unrotated(role: Literal["k", "v"]) -> Around:
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("other_end", "the other end of each head rotates", "hook_rot_q", partial, change(rotate=rotate_other_end), also=("hook_rot_k",)),
-    Mutant("sin_sign", "rotation by the opposite angle", "hook_rot_q", rotates, change(turns=turns_backwards), also=("hook_rot_k",)),
-    Mutant("one_position_late", "tables of the position before", "hook_rot_q", rotates, change(turns=turns_one_late), also=("hook_rot_k",)),
-    Mutant("sin_forgotten", "only the cos term", "hook_rot_q", rotates, change(turns=turns_without_sin), also=("hook_rot_k",)),
-    Mutant("other_pairs", "halves paired as neighbours, or the other way", "hook_rot_q", rotates, change(rotate=rotate_other_pairs), also=("hook_rot_k",)),
+    Mutant(
+        "other_end",
+        "the other end of each head rotates",
+        "hook_rot_q",
+        partial,
+        change(rotate=rotate_other_end),
+        also=("hook_rot_k",),
+    ),
+    Mutant(
+        "sin_sign",
+        "rotation by the opposite angle",
+        "hook_rot_q",
+        rotates,
+        change(turns=turns_backwards),
+        also=("hook_rot_k",),
+    ),
+    Mutant(
+        "one_position_late",
+        "tables of the position before",
+        "hook_rot_q",
+        rotates,
+        change(turns=turns_one_late),
+        also=("hook_rot_k",),
+    ),
+    Mutant(
+        "sin_forgotten",
+        "only the cos term",
+        "hook_rot_q",
+        rotates,
+        change(turns=turns_without_sin),
+        also=("hook_rot_k",),
+    ),
+    Mutant(
+        "other_pairs",
+        "halves paired as neighbours, or the other way",
+        "hook_rot_q",
+        rotates,
+        change(rotate=rotate_other_pairs),
+        also=("hook_rot_k",),
+    ),
     Mutant(
         "frequencies_reversed",
         "the fastest frequency on the last pair",
@@ -147,7 +201,15 @@ MUTANTS: tuple[Mutant, ...] = (
         change(rotate=rotate_transposed),
         also=("hook_rot_k",),
     ),
-    Mutant("cos_for_sin", "cos and sin are swapped", "hook_rot_q", rotates, change(turns=turns_swapped), also=("hook_rot_k",), foil=False),
+    Mutant(
+        "cos_for_sin",
+        "cos and sin are swapped",
+        "hook_rot_q",
+        rotates,
+        change(turns=turns_swapped),
+        also=("hook_rot_k",),
+        foil=False,
+    ),
     Mutant(
         "first_rows_positions",
         "every row of the batch is turned by the first one's tables",
@@ -166,7 +228,15 @@ MUTANTS: tuple[Mutant, ...] = (
         also=("hook_rot_k",),
         foil=False,
     ),
-    Mutant("rotated_twice", "query and key are rotated twice", "hook_rot_q", rotates, change(rotate=rotate_twice), also=("hook_rot_k",), foil=False),
+    Mutant(
+        "rotated_twice",
+        "query and key are rotated twice",
+        "hook_rot_q",
+        rotates,
+        change(rotate=rotate_twice),
+        also=("hook_rot_k",),
+        foil=False,
+    ),
     Mutant(
         "rotated_in_bfloat16",
         "rotation is done in bfloat16",
@@ -194,8 +264,20 @@ MUTANTS: tuple[Mutant, ...] = (
         also=("hook_rot_k",),
         foil=False,
     ),
-    Mutant("keys_unrotated", "the key is not rotated", "hook_rot_k", all_of(rotates, makes_kv), around=unrotated("k")),
-    Mutant("values_unrotated", "the value is not rotated, in a layer that rotates it", "hook_rot_v", has("rotary", "values"), around=unrotated("v")),
+    Mutant(
+        "keys_unrotated",
+        "the key is not rotated",
+        "hook_rot_k",
+        all_of(rotates, makes_kv),
+        around=unrotated("k"),
+    ),
+    Mutant(
+        "values_unrotated",
+        "the value is not rotated, in a layer that rotates it",
+        "hook_rot_v",
+        has("rotary", "values"),
+        around=unrotated("v"),
+    ),
     Mutant(
         "step_at_position_nought",
         "a step that reads a cache rotates as the first position",
@@ -221,5 +303,11 @@ MUTANTS: tuple[Mutant, ...] = (
         clause="ROT-2",
         arms=AXES,
     ),
-    Mutant("table_scaled", "hook_sin is shown something else than the layer is given", "hook_sin", rotates, show=turns_to("hook_sin", lambda t: t * 1.25)),
+    Mutant(
+        "table_scaled",
+        "hook_sin is shown something else than the layer is given",
+        "hook_sin",
+        rotates,
+        show=turns_to("hook_sin", lambda t: t * 1.25),
+    ),
 )

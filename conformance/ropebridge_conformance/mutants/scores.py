@@ -112,14 +112,18 @@ def scores_negated(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tens
 
 
 def scores_in_bfloat16(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(q.bfloat16(), k.bfloat16(), bias, replace(variant, score_precision="input")).to(q.dtype)
+    return scores(q.bfloat16(), k.bfloat16(), bias, replace(variant, score_precision="input")).to(
+        q.dtype
+    )
 
 
 def scores_in_float32(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
     return scores(q.float(), k.float(), bias, variant).to(q.dtype)
 
 
-def scores_without_the_last_dimension(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
+def scores_without_the_last_dimension(
+    q: Tensor, k: Tensor, bias: Tensor, variant: Variant
+) -> Tensor:
     return scores(q[..., :-1], k[..., :-1], bias, variant)
 
 
@@ -132,7 +136,8 @@ def key_bias_of_next_key(v: Tensor, weights: Weights, variant: Variant) -> Tenso
 
 
 def a_little_large(s: Tensor) -> Tensor:
-    """By a third of the distance between two numbers, which moves those whose digits are large: inside every bound."""
+    """By a third of the distance between two numbers, which moves those whose digits are large:
+    inside every bound."""
     return (s.double() * (1 + torch.finfo(s.dtype).eps / 3)).to(s.dtype)
 
 
@@ -148,15 +153,64 @@ def unguarded(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor
 
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("temperature_forgotten", "the query has no temperature", "hook_attn_scores", warm, change(temper=temper_forgotten), clause="SCORE-4"),
-    Mutant("temperature_late", "the temperature of the position after", "hook_attn_scores", warm, change(temper=temper_one_late), clause="SCORE-4"),
-    Mutant("keys_tiled", "query head h reads key head h mod kv heads", "hook_attn_scores", grouped, change(scores=scores_of_tiled_keys)),
-    Mutant("keys_one_late", "each query meets the key one place before", "hook_attn_scores", always, change(scores=scores_one_key_late)),
-    Mutant("scale_forgotten", "scores are not scaled", "hook_attn_scores", scaling, change(scores=scores_unscaled)),
-    Mutant("scale_twice", "scores are scaled twice", "hook_attn_scores", scaling, change(scores=scores_scaled_twice)),
-    Mutant("softcap_forgotten", "scores are not capped", "hook_attn_scores", capped, change(scores=scores_uncapped)),
     Mutant(
-        "scale_of_model", "scores are scaled by the width of the model", "hook_attn_scores", scaling, change(scores=scores_by_width_of_the_model), foil=False
+        "temperature_forgotten",
+        "the query has no temperature",
+        "hook_attn_scores",
+        warm,
+        change(temper=temper_forgotten),
+        clause="SCORE-4",
+    ),
+    Mutant(
+        "temperature_late",
+        "the temperature of the position after",
+        "hook_attn_scores",
+        warm,
+        change(temper=temper_one_late),
+        clause="SCORE-4",
+    ),
+    Mutant(
+        "keys_tiled",
+        "query head h reads key head h mod kv heads",
+        "hook_attn_scores",
+        grouped,
+        change(scores=scores_of_tiled_keys),
+    ),
+    Mutant(
+        "keys_one_late",
+        "each query meets the key one place before",
+        "hook_attn_scores",
+        always,
+        change(scores=scores_one_key_late),
+    ),
+    Mutant(
+        "scale_forgotten",
+        "scores are not scaled",
+        "hook_attn_scores",
+        scaling,
+        change(scores=scores_unscaled),
+    ),
+    Mutant(
+        "scale_twice",
+        "scores are scaled twice",
+        "hook_attn_scores",
+        scaling,
+        change(scores=scores_scaled_twice),
+    ),
+    Mutant(
+        "softcap_forgotten",
+        "scores are not capped",
+        "hook_attn_scores",
+        capped,
+        change(scores=scores_uncapped),
+    ),
+    Mutant(
+        "scale_of_model",
+        "scores are scaled by the width of the model",
+        "hook_attn_scores",
+        scaling,
+        change(scores=scores_by_width_of_the_model),
+        foil=False,
     ),
     Mutant(
         "scaled_after_cap",
@@ -166,8 +220,22 @@ MUTANTS: tuple[Mutant, ...] = (
         change(scores=scores_scaled_after_cap),
         foil=False,
     ),
-    Mutant("cut_off", "scores are cut off at the cap, not bent", "hook_attn_scores", capped, change(scores=scores_cut_off), foil=False),
-    Mutant("cap_doubled", "the cap is twice as high", "hook_attn_scores", capped, change(scores=scores_of_twice_the_cap), foil=False),
+    Mutant(
+        "cut_off",
+        "scores are cut off at the cap, not bent",
+        "hook_attn_scores",
+        capped,
+        change(scores=scores_cut_off),
+        foil=False,
+    ),
+    Mutant(
+        "cap_doubled",
+        "the cap is twice as high",
+        "hook_attn_scores",
+        capped,
+        change(scores=scores_of_twice_the_cap),
+        foil=False,
+    ),
     Mutant(
         "first_key_head",
         "every query head reads the first key head",
@@ -176,17 +244,60 @@ MUTANTS: tuple[Mutant, ...] = (
         change(scores=scores_of_the_first_key_head),
         foil=False,
     ),
-    Mutant("key_heads_reversed", "key heads come last first", "hook_attn_scores", many_kv_heads, change(scores=scores_of_key_heads_reversed), foil=False),
     Mutant(
-        "query_heads_rolled", "scores of head h are those of head h-1", "hook_attn_scores", many_heads, change(scores=scores_of_next_query_head), foil=False
+        "key_heads_reversed",
+        "key heads come last first",
+        "hook_attn_scores",
+        many_kv_heads,
+        change(scores=scores_of_key_heads_reversed),
+        foil=False,
     ),
-    Mutant("scores_negated", "the least similar key counts most", "hook_attn_scores", stages=change(scores=scores_negated), foil=False),
-    Mutant("scores_in_bfloat16", "scores are made in bfloat16", "hook_attn_scores", precise, change(scores=scores_in_bfloat16), foil=False),
-    Mutant("scores_in_float32", "a float64 layer makes its scores in float32", "hook_attn_scores", double, change(scores=scores_in_float32), foil=False),
     Mutant(
-        "dimension_lost", "the last dimension of a head is left out", "hook_attn_scores", stages=change(scores=scores_without_the_last_dimension), foil=False
+        "query_heads_rolled",
+        "scores of head h are those of head h-1",
+        "hook_attn_scores",
+        many_heads,
+        change(scores=scores_of_next_query_head),
+        foil=False,
     ),
-    Mutant("key_bias_forgotten", "keys are not biased by their values", "hook_attn_scores", has("key_bias"), change(key_bias=no_key_bias), clause="SCORE-5"),
+    Mutant(
+        "scores_negated",
+        "the least similar key counts most",
+        "hook_attn_scores",
+        stages=change(scores=scores_negated),
+        foil=False,
+    ),
+    Mutant(
+        "scores_in_bfloat16",
+        "scores are made in bfloat16",
+        "hook_attn_scores",
+        precise,
+        change(scores=scores_in_bfloat16),
+        foil=False,
+    ),
+    Mutant(
+        "scores_in_float32",
+        "a float64 layer makes its scores in float32",
+        "hook_attn_scores",
+        double,
+        change(scores=scores_in_float32),
+        foil=False,
+    ),
+    Mutant(
+        "dimension_lost",
+        "the last dimension of a head is left out",
+        "hook_attn_scores",
+        stages=change(scores=scores_without_the_last_dimension),
+        foil=False,
+    ),
+    Mutant(
+        "key_bias_forgotten",
+        "keys are not biased by their values",
+        "hook_attn_scores",
+        has("key_bias"),
+        change(key_bias=no_key_bias),
+        clause="SCORE-5",
+    ),
     Mutant(
         "key_bias_of_next_key",
         "each key is given the bias of the one before",

@@ -1,4 +1,5 @@
-"""Results as one page that needs nothing else: families by hook points by dtypes, and every failure with what it takes to look into it."""
+"""Results as one page that needs nothing else: families by hook points by dtypes, and every failure
+with what it takes to look into it."""
 
 from ropebridge_conformance.page.digest import Digest, digest
 from ropebridge_conformance.page.write import write_page

@@ -1,4 +1,5 @@
-"""What the page holds: counts for every cell, and details of what is no pass, however many verdicts there are."""
+"""What the page holds: counts for every cell, and details of what is no pass, however many verdicts
+there are."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ Cell = tuple[str, str, str, str, str]
 class Digest:
     """Counts and details, gathered verdict by verdict.
 
-    counts: (subject, family, hook point or "", dtype, outcome) -> how many. ranked: details, with their place in their cell.
+    counts: (subject, family, hook point or "", dtype, outcome) -> how many. ranked: details, with
+        their place in their cell.
     """
 
     counts: Counter[Cell] = field(default_factory=Counter)
@@ -29,7 +31,13 @@ class Digest:
 
     def add(self, verdict: Verdict) -> None:
         """Count a verdict, and keep it if it is no pass and there are few like it."""
-        cell = (verdict.subject, verdict.family, verdict.hook or "", verdict.dtype, str(verdict.verdict))
+        cell = (
+            verdict.subject,
+            verdict.family,
+            verdict.hook or "",
+            verdict.dtype,
+            str(verdict.verdict),
+        )
         self.counts[cell] += 1
         if verdict.verdict != Outcome.PASS and self.counts[cell] <= PER_CELL:
             self.ranked.append((self.counts[cell], verdict))
@@ -38,7 +46,10 @@ class Digest:
     def details(self) -> list[Verdict]:
         """What is kept: something of every cell before more of any; the worst outcomes first."""
         order = list(Outcome)
-        first = sorted(self.ranked, key=lambda pair: (pair[0], order.index(pair[1].verdict) != order.index(Outcome.FAIL)))
+        first = sorted(
+            self.ranked,
+            key=lambda pair: (pair[0], order.index(pair[1].verdict) != order.index(Outcome.FAIL)),
+        )
         return [verdict for _, verdict in first[:KEPT]]
 
     def data(self, provenance: Mapping[str, object]) -> dict[str, object]:
@@ -48,11 +59,18 @@ class Digest:
         clauses = sorted({verdict.clause for verdict in details} & set(CLAUSE))
         return {
             "provenance": {key: str(value) for key, value in provenance.items() if key != "names"},
-            "paths": {str(name): str(path) for path, name in names.items()} if isinstance(names, dict) else {},
+            "paths": (
+                {str(name): str(path) for path, name in names.items()}
+                if isinstance(names, dict)
+                else {}
+            ),
             "expected": provenance.get("expected"),
             "subjects": self._seen(0),
             "families": self._seen(1),
-            "hooks": [hook.name for hook in HOOKS if hook.name in self._seen(2)] + [name for name in self._seen(2) if name not in {h.name for h in HOOKS}],
+            "hooks": (
+                [hook.name for hook in HOOKS if hook.name in self._seen(2)]
+                + [name for name in self._seen(2) if name not in {h.name for h in HOOKS}]
+            ),
             "stages": {hook.name: hook.stage for hook in HOOKS},
             "dtypes": self._seen(3),
             "outcomes": [str(outcome) for outcome in Outcome],
@@ -66,9 +84,14 @@ class Digest:
 
 
 def detail(verdict: Verdict) -> dict[str, object]:
-    """What is kept of a verdict: what it has, numbers as text, so that an infinity is no syntax error."""
+    """What is kept of a verdict: what it has, numbers as text, so that an infinity is no syntax
+    error."""
     kept = {key: value for key, value in asdict(verdict).items() if value not in (None, "", ())}
-    return {**kept, "verdict": str(verdict.verdict), **{key: f"{kept[key]:.4g}" for key in ("error", "bound") if key in kept}}
+    return {
+        **kept,
+        "verdict": str(verdict.verdict),
+        **{key: f"{kept[key]:.4g}" for key in ("error", "bound") if key in kept},
+    }
 
 
 def digest(verdicts: Iterable[Verdict]) -> Digest:

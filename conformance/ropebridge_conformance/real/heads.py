@@ -33,7 +33,8 @@ def first_token(pattern: Tensor, tokens: Sequence[int]) -> Tensor:
 
 
 def induction(pattern: Tensor, tokens: Sequence[int]) -> Tensor:
-    """(head,) mean weight on what followed the same token last time (Olsson et al. 2022, In-context Learning and Induction Heads)."""
+    """(head,) mean weight on what followed the same token last time (Olsson et al. 2022, In-context
+    Learning and Induction Heads)."""
     pairs = [(i, last_seen(tokens, i) + 1) for i in range(len(tokens)) if last_seen(tokens, i) >= 0]
     if not pairs:
         return torch.zeros(pattern.shape[0])

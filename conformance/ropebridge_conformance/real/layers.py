@@ -1,4 +1,5 @@
-"""Every layer of a model, judged stage by stage: the judge's own checks on recorded calls of real text."""
+"""Every layer of a model, judged stage by stage: the judge's own checks on recorded calls of real
+text."""
 
 from __future__ import annotations
 
@@ -19,15 +20,26 @@ def judge_layer(layer: Recorded, subject: str) -> Iterator[Verdict]:
     """The order of a layer's hooks, and the axes and the value of each."""
     specimen, scenario, traces = layer.specimen, layer.scenario, [layer.trace]
     contexts = [context_of(layer.trace, specimen, scenario)]
-    yield verdict(layer, subject, "FIRE-1", "hooks_fire_once_in_contract_order", None, judge_order(traces, specimen, scenario))
+    yield verdict(
+        layer,
+        subject,
+        "FIRE-1",
+        "hooks_fire_once_in_contract_order",
+        None,
+        judge_order(traces, specimen, scenario),
+    )
     for hook in hooks_of(specimen, scenario):
         axes = judge_axes(hook.name, traces, specimen.variant)
-        yield verdict(layer, subject, hook.axes_clause, "a_hook_has_the_axes_of_the_contract", hook.name, axes)
+        yield verdict(
+            layer, subject, hook.axes_clause, "a_hook_has_the_axes_of_the_contract", hook.name, axes
+        )
         value = judge_stage(hook.name, traces, contexts, specimen, scenario)
         yield verdict(layer, subject, hook.value_clause, VALUES, hook.name, value)
 
 
-def verdict(layer: Recorded, subject: str, clause: str, check: str, hook: str | None, finding: Finding) -> Verdict:
+def verdict(
+    layer: Recorded, subject: str, clause: str, check: str, hook: str | None, finding: Finding
+) -> Verdict:
     """The line of results for a finding about a layer."""
     module, difference = layer.specimen.module, finding.difference
     return Verdict(

@@ -1,4 +1,5 @@
-"""The model's logits with a bridge, beside those of Hugging Face alone, by their distance from a float64 run."""
+"""The model's logits with a bridge, beside those of Hugging Face alone, by their distance from a
+float64 run."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ class Distance:
     """How far logits are from the float64 ones.
 
     rms, worst: root mean square and largest error, in logits.
-    turned: positions whose best token is another one than in float64, though float64 prefers its own by more than
-    twice the worst error.
+    turned: positions whose best token is another one than in float64, though float64 prefers its
+    own by more than twice the worst error.
     """
 
     rms: float
@@ -39,7 +40,8 @@ def logits_of(model: Any, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def exact_logits(model: Any, ids: Tensor) -> Tensor:
-    """The logits of a float64 copy of the model, by Hugging Face alone; its norms and tables still round to float32."""
+    """The logits of a float64 copy of the model, by Hugging Face alone; its norms and tables still
+    round to float32."""
     return logits_of(copy.deepcopy(model).double(), ids)
 
 
@@ -61,16 +63,22 @@ def turned_rows(logits: Tensor, exact: Tensor, margin: float) -> int:
 
 
 def judge_logits(ours: Distance, theirs: list[Distance]) -> Finding:
-    """Whether logits are as near the float64 ones as Hugging Face's own implementations are (PAR-2's ratios)."""
+    """Whether logits are as near the float64 ones as Hugging Face's own implementations are
+    (PAR-2's ratios)."""
     rms, worst = ours.rms / max(d.rms for d in theirs), ours.worst / max(d.worst for d in theirs)
     if rms <= RMS_RATIO and worst <= MAX_RATIO and not ours.turned:
         return passed()
     return failed(
-        f"error {rms:.3f} times Hugging Face's in root mean square (allowed {RMS_RATIO}), {worst:.2f} at worst ({MAX_RATIO}); "
-        f"{ours.turned} positions with another best token (allowed 0)"
+        f"error {rms:.3f} times Hugging Face's in root mean square (allowed {RMS_RATIO}),"
+        f" {worst:.2f} at worst ({MAX_RATIO}); {ours.turned} positions with another best token"
+        " (allowed 0)"
     )
 
 
 def judge_restored(now: Tensor, before: Tensor) -> Finding:
     """Whether a model gives the very bits it gave before hooks were put into it and taken away."""
-    return passed() if torch.equal(now, before) else failed("after detach() the logits are not those of before, bit for bit")
+    return (
+        passed()
+        if torch.equal(now, before)
+        else failed("after detach() the logits are not those of before, bit for bit")
+    )

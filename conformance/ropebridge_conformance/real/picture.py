@@ -25,14 +25,20 @@ def draw(chosen: Sequence[Chosen], tokens: Sequence[str], path: Path, title: str
     figure.suptitle(title, fontsize=15)
     axes: Any = figure.subplots(1, len(chosen), squeeze=False)[0]
     images = [draw_head(axis, head, tokens) for axis, head in zip(axes, chosen, strict=True)]
-    figure.colorbar(images[0], ax=list(axes), label="weight (hook_pattern)", fraction=0.02, pad=0.01)
+    figure.colorbar(
+        images[0], ax=list(axes), label="weight (hook_pattern)", fraction=0.02, pad=0.01
+    )
     figure.savefig(path)
 
 
 def draw_head(axis: Any, chosen: Chosen, tokens: Sequence[str]) -> Any:
     """One panel; its image is given back for the scale."""
     image = axis.imshow(chosen.pattern.float().numpy(), cmap="Blues", vmin=0, vmax=1)
-    axis.set_title(f"layer {chosen.layer}, head {chosen.head}: {chosen.does}\nmean weight there {chosen.weight:.2f}", fontsize=12)
+    axis.set_title(
+        f"layer {chosen.layer}, head {chosen.head}: {chosen.does}\nmean weight there"
+        f" {chosen.weight:.2f}",
+        fontsize=12,
+    )
     axis.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8)
     axis.set_yticks(range(len(tokens)), tokens, fontsize=8)
     axis.set_xlabel("key")

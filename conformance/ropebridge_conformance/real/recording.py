@@ -1,4 +1,5 @@
-"""One forward of a whole model, recorded as one trace a layer: what each layer was given, and what its hooks held."""
+"""One forward of a whole model, recorded as one trace a layer: what each layer was given, and what
+its hooks held."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ class Recorded:
 
 
 @torch.no_grad()
-def record_model(attached: Attached, model: Any, ids: Tensor, way: str) -> tuple[list[Recorded], Tensor]:
+def record_model(
+    attached: Attached, model: Any, ids: Tensor, way: str
+) -> tuple[list[Recorded], Tensor]:
     """Every layer with every hook point watched, and the logits (batch pos vocabulary).
 
     Args:
@@ -54,8 +57,13 @@ def record_model(attached: Attached, model: Any, ids: Tensor, way: str) -> tuple
     with ExitStack() as stack:
         for number, module in layers.items():
             stack.enter_context(inputs_kept(module, traces[number]))
-        logits = attached.run_with_hooks(ids, fwd_hooks=list(all_hooks(attached, traces)), use_cache=False).logits
-    recorded = [Recorded(n, specimen_of(model, layers[n]), scenario_of(trace, f"{way}-blocks.{n}"), trace) for n, trace in traces.items()]
+        logits = attached.run_with_hooks(
+            ids, fwd_hooks=list(all_hooks(attached, traces)), use_cache=False
+        ).logits
+    recorded = [
+        Recorded(n, specimen_of(model, layers[n]), scenario_of(trace, f"{way}-blocks.{n}"), trace)
+        for n, trace in traces.items()
+    ]
     return recorded, logits
 
 
@@ -82,7 +90,9 @@ def inputs_kept(module: nn.Module, trace: Trace) -> Iterator[None]:
         handle.remove()
 
 
-def keep_inputs(trace: Trace, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def keep_inputs(
+    trace: Trace, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     """The call of a trace, by the contract's names."""
     kind, variant = type(module), describe(module)
     passed = {**dict(zip(parameters_of(kind), args, strict=False)), **kwargs}

@@ -13,7 +13,8 @@ from ropebridge_conformance.verdicts import BAD, Verdict
 
 
 def stage_table(verdicts: Sequence[Verdict]) -> Table:
-    """Stages by verdicts: how many, how many bad, and the value furthest from the oracle, as a share of its bound."""
+    """Stages by verdicts: how many, how many bad, and the value furthest from the oracle, as a
+    share of its bound."""
     table = Table(title="every layer, stage by stage", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("hook point", no_wrap=True)
     for column in ("verdicts", "bad", "worst error / bound"):
@@ -23,13 +24,20 @@ def stage_table(verdicts: Sequence[Verdict]) -> Table:
         own = [v for v in verdicts if v.hook == hook]
         worst = max((v for v in own if v.check == VALUES), key=share, default=None)
         bad = sum(v.verdict in BAD for v in own)
-        shown = ("-", "") if worst is None else (f"{share(worst):.3f}", f"{worst.case} {worst.dtype}" if share(worst) else "")
-        table.add_row(hook or "order of hooks", str(len(own)), f"[red]{bad}[/red]" if bad else "0", *shown)
+        shown = (
+            ("-", "")
+            if worst is None
+            else (f"{share(worst):.3f}", f"{worst.case} {worst.dtype}" if share(worst) else "")
+        )
+        table.add_row(
+            hook or "order of hooks", str(len(own)), f"[red]{bad}[/red]" if bad else "0", *shown
+        )
     return table
 
 
 def share(verdict: Verdict) -> float:
-    """Error over bound; 0 where both are 0, infinite where the bound is 0 and missed, or nothing could be compared."""
+    """Error over bound; 0 where both are 0, infinite where the bound is 0 and missed, or nothing
+    could be compared."""
     if verdict.error is None or verdict.bound is None:
         return float("inf") if verdict.verdict in BAD else 0.0
     if verdict.error == 0:

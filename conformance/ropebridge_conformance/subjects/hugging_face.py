@@ -1,8 +1,9 @@
 """Hugging Face's own eager attention, judged without a bridge.
 
-`ropebridge check ropebridge_conformance.subjects.hugging_face:Factory`. Hooks on its modules show inputs, projections, norms and
-output; an attention function registered with `AttentionInterface` shows the rotated query and key, and what attention gives back; and
-since that function runs the class's own eager attention under a torch function mode, scores and pattern too. It is handed the
+`ropebridge check ropebridge_conformance.subjects.hugging_face:Factory`. Hooks on its modules show
+inputs, projections, norms and output; an attention function registered with `AttentionInterface`
+shows the rotated query and key, and what attention gives back; and since that function runs the
+class's own eager attention under a torch function mode, scores and pattern too. It is handed the
 additive mask that the model around would make, in whatever form a question has it.
 """
 
@@ -30,16 +31,33 @@ INTERFACE = "ropebridge_seen"
 
 GAPS = {
     "FIRE-1": "hooks on modules fire in the order in which each class calls its modules",
-    "NORM-2": "in some classes a norm over one head has axes batch head pos d_head; this subject turns them to the contract's, so the axes are not judged",
-    "MASK-5": "masks with the dtype's lowest number; this subject shows it as -inf, and judges everything else about the scores",
-    "MASK-2": "eager attention does not mask on its own; this subject hands down the mask that the model around would make",
-    "MASK-3": "eager attention takes additive masks; this subject hands down the mask that the model around would make",
-    "an_edit_in_place_stays_in_the_layer": "modules are handed tensors that others hold too, and hooks on them may write into those",
+    "NORM-2": (
+        "in some classes a norm over one head has axes batch head pos d_head; this subject turns"
+        " them to the contract's, so the axes are not judged"
+    ),
+    "MASK-5": (
+        "masks with the dtype's lowest number; this subject shows it as -inf, and judges everything"
+        " else about the scores"
+    ),
+    "MASK-2": (
+        "eager attention does not mask on its own; this subject hands down the mask that the model"
+        " around would make"
+    ),
+    "MASK-3": (
+        "eager attention takes additive masks; this subject hands down the mask that the model"
+        " around would make"
+    ),
+    "an_edit_in_place_stays_in_the_layer": (
+        "modules are handed tensors that others hold too, and hooks on them may write into those"
+    ),
     "EDIT-3": "hooks of torch take any replacement",
     "SCORE-3": "hooks of torch take any replacement",
     "FIRE-3": "a hook that never fires is nobody's error",
     "ARG-1": "modules pass on what they do not name",
-    "GRAD-1": "hooks of modules are handed tensors that the forward pass goes on to reshape, and this subject takes no backward hooks",
+    "GRAD-1": (
+        "hooks of modules are handed tensors that the forward pass goes on to reshape, and this"
+        " subject takes no backward hooks"
+    ),
     "MEM-1": "eager attention makes scores and pattern whether or not anybody watches",
     "TYPE-2": "this subject compares what a hook left with what it was shown",
     "attn_in": "there is no hook between the input and the projections of each head",
@@ -70,16 +88,24 @@ def same(name: str) -> str:
 
 
 class SoftmaxSeen(TorchFunctionMode):
-    """Shows what eager attention gives to softmax, and what it gives to dropout: the scores and the pattern."""
+    """Shows what eager attention gives to softmax, and what it gives to dropout: the scores and the
+    pattern."""
 
     def __init__(self, seen: Seen, sinks: bool) -> None:
         super().__init__()
         self.seen = seen
         self.scores_to = torch.cat if sinks else nn.functional.softmax
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         """Run a torch function, on other arguments where hooks were given them."""
-        if func is self.scores_to and func is torch.cat:  # the sink joins the scores as a column of its own
+        # the sink joins the scores as a column of its own
+        if func is self.scores_to and func is torch.cat:
             scores, *others = args[0]
             args = ([self.seen.show("hook_attn_scores", scores), *others], *args[1:])
         elif func is self.scores_to:
@@ -89,9 +115,21 @@ class SoftmaxSeen(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def attention_seen(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, ropebridge_seen: Seen, **options: Any) -> tuple[Tensor, Tensor]:
-    """The eager attention of the module's own file, with hooks on what it is given and what it gives back."""
-    eager: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(module).__module__].eager_attention_forward
+def attention_seen(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    *,
+    ropebridge_seen: Seen,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """The eager attention of the module's own file, with hooks on what it is given and what it
+    gives back."""
+    eager: Callable[..., tuple[Tensor, Tensor]] = sys.modules[
+        type(module).__module__
+    ].eager_attention_forward
     query = ropebridge_seen.show("hook_rot_q", query, HEADS_FIRST)
     own = key[:, :, key.shape[2] - query.shape[2] :]
     left = ropebridge_seen.show("hook_rot_k", own, HEADS_FIRST)
@@ -111,63 +149,114 @@ class SeenLayer:
         config._attn_implementation = INTERFACE
         self.layouts = {"hook_attn_scores": FINITE_MASK, **self.norm_layouts()}
 
-    def run(self, inputs: Mapping[str, Any], hooks: Sequence[tuple[str, HookFunction]] = ()) -> tuple[Tensor, Tensor | None]:
+    def run(
+        self, inputs: Mapping[str, Any], hooks: Sequence[tuple[str, HookFunction]] = ()
+    ) -> tuple[Tensor, Tensor | None]:
         """One call, with hooks that are gone after it."""
         seen = Seen(tuple(hooks), self.layouts)
         with ExitStack() as stack:
             for handle in self.hooked(seen):
                 stack.callback(handle.remove)
-            out, weights = self.module(**{**inputs, "attention_mask": self.mask(inputs)}, ropebridge_seen=seen)
+            out, weights = self.module(
+                **{**inputs, "attention_mask": self.mask(inputs)}, ropebridge_seen=seen
+            )
         return out, weights
 
     def hooked(self, seen: Seen) -> list[Any]:
         """Hooks on the modules; handles to remove them by."""
-        handles = [self.module.register_forward_pre_hook(inputs_hook(seen), with_kwargs=True), self.module.register_forward_hook(output_hook(seen))]
+        handles = [
+            self.module.register_forward_pre_hook(inputs_hook(seen), with_kwargs=True),
+            self.module.register_forward_hook(output_hook(seen)),
+        ]
         heads = {"q": self.variant.heads, "k": self.variant.kv_heads, "v": self.variant.kv_heads}
         for role, count in heads.items():
-            handles.append(self.part(role).register_forward_hook(projection_hook(seen, f"hook_{role}", count)))
-        handles += [self.part(role).register_forward_hook(norm_hook(seen, f"hook_{role}ed")) for role in self.variant.norm_roles]
+            handles.append(
+                self.part(role).register_forward_hook(projection_hook(seen, f"hook_{role}", count))
+            )
+        handles += [
+            self.part(role).register_forward_hook(norm_hook(seen, f"hook_{role}ed"))
+            for role in self.variant.norm_roles
+        ]
         return handles
 
     def part(self, role: str) -> nn.Module:
         """The module in a role."""
-        found: nn.Module = self.module.get_submodule({**self.variant.roles, **self.variant.norm_roles}[role])
+        found: nn.Module = self.module.get_submodule(
+            {**self.variant.roles, **self.variant.norm_roles}[role]
+        )
         return found
 
     def mask(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Additive, (batch or 1, 1, query, key): what the model around hands down to eager attention."""
+        """Additive, (batch or 1, 1, query, key): what the model around hands down to eager
+        attention."""
         x, cache = inputs["hidden_states"], by_role(inputs, self.variant).get("cache")
         first = 0 if cache is None else cache.get_seq_length(self.module.layer_idx)
         bias = bias_of(inputs["attention_mask"], first, x.shape[1], self.variant, x.device)
         return bias.masked_fill(bias == -torch.inf, torch.finfo(x.dtype).min).to(x.dtype)
 
     def norm_layouts(self) -> dict[str, Layout]:
-        """The norms' hooks whose heads come before the positions, found by a call with more positions than heads."""
+        """The norms' hooks whose heads come before the positions, found by a call with more
+        positions than heads."""
         shapes: dict[str, torch.Size] = {}
-        handles = [self.part(role).register_forward_hook(keep_shape(shapes, f"hook_{role}ed")) for role in self.variant.norm_roles]
+        handles = [
+            self.part(role).register_forward_hook(keep_shape(shapes, f"hook_{role}ed"))
+            for role in self.variant.norm_roles
+        ]
         like, pos = next(self.module.parameters()), self.variant.heads + 1
-        table = torch.ones(1, pos, self.variant.rotary.table_width if self.variant.rotary else 1, dtype=like.dtype, device=like.device)
+        table = torch.ones(
+            1,
+            pos,
+            self.variant.rotary.table_width if self.variant.rotary else 1,
+            dtype=like.dtype,
+            device=like.device,
+        )
         x = torch.zeros(1, pos, self.variant.d_model, dtype=like.dtype, device=like.device)
         with torch.no_grad():
-            self.module(hidden_states=x, position_embeddings=(table, table), attention_mask=None, ropebridge_seen=Seen((), {}))
+            self.module(
+                hidden_states=x,
+                position_embeddings=(table, table),
+                attention_mask=None,
+                ropebridge_seen=Seen((), {}),
+            )
         for handle in handles:
             handle.remove()
-        return {name: HEADS_FIRST for name, shape in shapes.items() if len(shape) == 4 and shape[1] != pos}
+        return {
+            name: HEADS_FIRST
+            for name, shape in shapes.items()
+            if len(shape) == 4 and shape[1] != pos
+        }
 
 
 def servable(module: nn.Module) -> Variant:
     """The module's variant.
 
-    Raises UnsupportedAttention where query, key and value do not each come out of a projection of their own, or are shaped by more
-    than a norm before they are rotated: hooks on modules would then not show what the contract names.
+    Raises UnsupportedAttention where query, key and value do not each come out of a projection of
+    their own, or are shaped by more than a norm before they are rotated: hooks on modules would
+    then not show what the contract names.
     """
     variant = describe(module)
     plain = replace(variant, norm=None, rotary=None, softcap=None, sinks=None)
-    other = (plain.latent, plain.gate, plain.value_norm, plain.z_norm, plain.clip, plain.temperature, plain.kv_given, plain.projections.fused)
+    other = (
+        plain.latent,
+        plain.gate,
+        plain.value_norm,
+        plain.z_norm,
+        plain.clip,
+        plain.temperature,
+        plain.kv_given,
+        plain.projections.fused,
+    )
     late = variant.norm is not None and (variant.norm.after_rotation or variant.norm.apart)
-    if any(other) or late or plain.value_is_key or plain.projections.o is None or (plain.k_multiplier, plain.v_multiplier) != (1.0, 1.0):
+    if (
+        any(other)
+        or late
+        or plain.value_is_key
+        or plain.projections.o is None
+        or (plain.k_multiplier, plain.v_multiplier) != (1.0, 1.0)
+    ):
         raise UnsupportedAttention(
-            f"{type(module).__name__} does more than project, norm and rotate; this subject serves classes whose modules show each stage: see the core zoo"
+            f"{type(module).__name__} does more than project, norm and rotate; this subject serves"
+            " classes whose modules show each stage: see the core zoo"
         )
     return variant
 
@@ -178,7 +267,11 @@ def inputs_hook(seen: Seen) -> Callable[..., Any]:
     def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         x = seen.show("hook_in", kwargs["hidden_states"])
         cos, sin = kwargs["position_embeddings"]
-        return args, {**kwargs, "hidden_states": x, "position_embeddings": (seen.show("hook_cos", cos), seen.show("hook_sin", sin))}
+        return args, {
+            **kwargs,
+            "hidden_states": x,
+            "position_embeddings": (seen.show("hook_cos", cos), seen.show("hook_sin", sin)),
+        }
 
     return hook
 
@@ -221,6 +314,8 @@ class Factory:
     def __post_init__(self) -> None:
         AttentionInterface.register(INTERFACE, attention_seen)
 
-    def layer(self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()) -> SeenLayer:
+    def layer(
+        self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()
+    ) -> SeenLayer:
         """A copy of an attention module, hooked."""
         return SeenLayer(module)

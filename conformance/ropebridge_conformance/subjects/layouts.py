@@ -1,7 +1,9 @@
-"""Between another implementation's layout and the contract's: what a hook is shown, and what its edit becomes.
+"""Between another implementation's layout and the contract's: what a hook is shown, and what its
+edit becomes.
 
-A translation loses nothing: a hook that looks is shown the value, an edit in place or a replacement reaches the implementation
-as it would have without the translation, and nothing is handed back where nothing was changed.
+A translation loses nothing: a hook that looks is shown the value, an edit in place or a replacement
+reaches the implementation as it would have without the translation, and nothing is handed back
+where nothing was changed.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class Layout:
     """How one hook's tensor lies elsewhere.
 
     axes: the axes there, in words, for reports.
-    show: from there to the contract. put_back: an edited value, and the value as it was there, to what it is there.
+    show: from there to the contract. put_back: an edited value, and the value as it was there, to
+        what it is there.
     """
 
     axes: str
@@ -51,7 +54,8 @@ def shares_memory(one: Tensor, other: Tensor) -> bool:
 
 
 def renamed(fn: HookFunction, name: Name) -> HookFunction:
-    """A hook for there, where the layout is the contract's and only the layer has another number."""
+    """A hook for there, where the layout is the contract's and only the layer has another
+    number."""
     return lambda value, hook: fn(value, hook=SimpleNamespace(name=name(hook.name)))
 
 
@@ -75,11 +79,19 @@ def lowest(scores: Tensor) -> Tensor:
     return scores <= torch.finfo(scores.dtype).min / 2
 
 
-HEADS_FIRST = Layout("batch head pos d_head", heads_first, lambda edited, before: heads_first(edited))
-FINITE_MASK = Layout("batch head query key, the dtype's lowest number where the contract has -inf", with_infinities, without_infinities)
+HEADS_FIRST = Layout(
+    "batch head pos d_head", heads_first, lambda edited, before: heads_first(edited)
+)
+FINITE_MASK = Layout(
+    "batch head query key, the dtype's lowest number where the contract has -inf",
+    with_infinities,
+    without_infinities,
+)
 
 
-def translated(name: str, fn: HookFunction, layouts: Mapping[str, Layout], rename: Name) -> HookFunction:
+def translated(
+    name: str, fn: HookFunction, layouts: Mapping[str, Layout], rename: Name
+) -> HookFunction:
     """A hook for there, of one for the contract's hook point."""
     layout = layouts.get(name)
     return renamed(fn, rename) if layout is None else layout.around(fn, rename)

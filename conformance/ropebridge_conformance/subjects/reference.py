@@ -1,4 +1,5 @@
-"""The executable spec as a subject: reads the weights off the wrapped module and calls the reference's functions."""
+"""The executable spec as a subject: reads the weights off the wrapped module and calls the
+reference's functions."""
 
 from __future__ import annotations
 
@@ -37,7 +38,12 @@ Hooks = Sequence[tuple[str, HookFunction]]
 Run = Callable[[Mapping[str, Any], Hooks, Hooks], tuple[Tensor, Tensor | None]]
 """`run(inputs, hooks, backward_hooks)`: one call of a layer."""
 Show = Callable[[str, Tensor, Sequence[HookFunction]], Tensor]
-GAPS = {"MEM-1": "the reference makes scores and pattern whether or not anybody watches them: it is written to be read"}
+GAPS = {
+    "MEM-1": (
+        "the reference makes scores and pattern whether or not anybody watches them: it is written"
+        " to be read"
+    )
+}
 
 
 def show(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
@@ -48,8 +54,17 @@ def show(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
     for fn in hooks:
         shown = accepted(name, fn(shown, hook=SimpleNamespace(name=f"blocks.0.attn.{name}")), shown)
     edited = shown is not copy or shown._version > 0
-    if name == "hook_attn_scores" and edited and not shown.is_meta and spoiled(shown) and not spoiled(value):
-        raise ContractError(f"hook {name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite numbers, or -inf to forbid a key")
+    if (
+        name == "hook_attn_scores"
+        and edited
+        and not shown.is_meta
+        and spoiled(shown)
+        and not spoiled(value)
+    ):
+        raise ContractError(
+            f"hook {name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite numbers,"
+            " or -inf to forbid a key"
+        )
     return shown
 
 
@@ -57,10 +72,17 @@ def accepted(name: str, replacement: Any, shown: Tensor) -> Tensor:
     """The replacement, where there is one and it fits (EDIT-3)."""
     if replacement is None:
         return shown
-    for kind, clause in (("shape", HOOK[name].axes_clause), ("dtype", "EDIT-3"), ("device", "EDIT-3")):
+    for kind, clause in (
+        ("shape", HOOK[name].axes_clause),
+        ("dtype", "EDIT-3"),
+        ("device", "EDIT-3"),
+    ):
         given, required = getattr(replacement, kind, None), getattr(shown, kind)
         if given != required:
-            raise ContractError(f"hook {name!r} was given a replacement of {kind} {given}; clause {clause} requires {required}")
+            raise ContractError(
+                f"hook {name!r} was given a replacement of {kind} {given}; clause {clause} requires"
+                f" {required}"
+            )
     kept: Tensor = replacement
     return kept
 
@@ -71,11 +93,14 @@ def spoiled(scores: Tensor) -> bool:
 
 
 def shown_backwards(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
-    """Show the gradient at a value to each backward hook in turn; what they leave goes on (GRAD-1)."""
+    """Show the gradient at a value to each backward hook in turn; what they leave goes on
+    (GRAD-1)."""
     if not hooks:
         return value
     if not value.requires_grad:
-        raise HookNeverFired(f"the backward hook at {name!r} cannot fire: no gradient flows through this tensor")
+        raise HookNeverFired(
+            f"the backward hook at {name!r} cannot fire: no gradient flows through this tensor"
+        )
     value = value.view_as(value)
     point = SimpleNamespace(name=f"blocks.0.attn.{name}")
     for fn in hooks:
@@ -103,31 +128,56 @@ class ReferenceLayer:
     opted_in: tuple[OptIn, ...]
     factory: Factory
 
-    def run(self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()) -> tuple[Tensor, Tensor | None]:
-        """One call, by the names of the module's own signature; a transformers cache is read, and extended.
+    def run(
+        self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """One call, by the names of the module's own signature; a transformers cache is read, and
+        extended.
 
         Raises:
             ContractError: an argument that is not known, or is refused (ARG-1).
         """
-        return self.factory.around(self)(self.factory.read(inputs, self.variant), hooks, backward_hooks)
+        return self.factory.around(self)(
+            self.factory.read(inputs, self.variant), hooks, backward_hooks
+        )
 
     @property
     def stages(self) -> Stages:
-        """The stages, in training mode with the pattern dropped out on the way to the values (DROP-1)."""
+        """The stages, in training mode with the pattern dropped out on the way to the values
+        (DROP-1)."""
         stages, rate = self.factory.stages, self.variant.dropout
         if not (self.module.training and rate):
             return stages
         return replace(stages, mix=lambda p, v: stages.mix(dropout(p, rate), v))
 
-    def call(self, inputs: Mapping[str, Any], hooks: Hooks, backward_hooks: Hooks) -> tuple[Tensor, Tensor | None]:
+    def call(
+        self, inputs: Mapping[str, Any], hooks: Hooks, backward_hooks: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
         """One call of the reference itself, by the contract's names."""
         self._refuse_unknown([*hooks, *backward_hooks])
-        x, cache, layer = inputs["hidden_states"], inputs.get("cache"), cache_layer(inputs, self.module, self.variant)
+        x, cache, layer = (
+            inputs["hidden_states"],
+            inputs.get("cache"),
+            cache_layer(inputs, self.module, self.variant),
+        )
         call = CallInputs(inputs, 0, 0)
         past = call.given_kv(self.variant) or self._past(cache, layer)
-        first = 0 if past is None else past.key.shape[1] - (x.shape[1] if self.variant.kv_given else 0)
-        bias = bias_of(inputs["attention_mask"], first, x.shape[1], self.variant, x.device, self.stages, call.source_length(self.variant))
-        positions, added = self._with_tables(replace(call, first_query=first)), call.value_added(self.variant)
+        first = (
+            0 if past is None else past.key.shape[1] - (x.shape[1] if self.variant.kv_given else 0)
+        )
+        bias = bias_of(
+            inputs["attention_mask"],
+            first,
+            x.shape[1],
+            self.variant,
+            x.device,
+            self.stages,
+            call.source_length(self.variant),
+        )
+        positions, added = (
+            self._with_tables(replace(call, first_query=first)),
+            call.value_added(self.variant),
+        )
 
         def at(name: str, value: Tensor) -> Tensor:
             shown = self.factory.show(name, value, [fn for hook, fn in hooks if hook == name])
@@ -149,17 +199,27 @@ class ReferenceLayer:
             stages=self.stages,
         )
         if self.variant.calling.kv_left is not None:
-            inputs[self.variant.calling.kv_left][shared_key(self.module)] = tuple(t.transpose(1, 2) for t in (made.past.key, made.past.value))
+            inputs[self.variant.calling.kv_left][shared_key(self.module)] = tuple(
+                t.transpose(1, 2) for t in (made.past.key, made.past.value)
+            )
         if cache is not None and not self.variant.kv_given:
-            cache.update(*(t[:, first:].transpose(1, 2) for t in (made.past.key, made.past.value)), layer)
+            cache.update(
+                *(t[:, first:].transpose(1, 2) for t in (made.past.key, made.past.value)), layer
+            )
         out = dropout(made.out, self.variant.output_dropout, self.module.training)
         return out, made.pattern if inputs.get("output_attentions") else None
 
     def _with_tables(self, call: CallInputs) -> CallInputs:
-        """The call, with the tables that a layer makes for itself of its positions where it is handed none."""
-        if self.variant.calling.tables != "own" or call.given.get("position_embeddings") is not None:
+        """The call, with the tables that a layer makes for itself of its positions where it is
+        handed none."""
+        if (
+            self.variant.calling.tables != "own"
+            or call.given.get("position_embeddings") is not None
+        ):
             return call
-        tables = tables_for(self.module, self.rotary, self.variant, call.given["hidden_states"], call.ids())
+        tables = tables_for(
+            self.module, self.rotary, self.variant, call.given["hidden_states"], call.ids()
+        )
         return replace(call, given={**call.given, "position_embeddings": tables})
 
     def _refuse_unknown(self, hooks: Hooks) -> None:
@@ -167,20 +227,38 @@ class ReferenceLayer:
         there = [hook.name for hook in hook_order(self.variant, self.opted_in)]
         unknown = sorted({name for name, _ in hooks} - set(there))
         if unknown:
-            raise UnknownHook(f"the layer has no hook point {', '.join(unknown)} (clause FIRE-3); it has {', '.join(there)}")
+            raise UnknownHook(
+                f"the layer has no hook point {', '.join(unknown)} (clause FIRE-3); it has"
+                f" {', '.join(there)}"
+            )
 
     def _select(self, call: CallInputs, bias: Tensor) -> Select | None:
-        """The module's own selector, or an earlier layer's picks (SEL-1); None in a family that selects no keys."""
+        """The module's own selector, or an earlier layer's picks (SEL-1); None in a family that
+        selects no keys."""
         selector = self.variant.selector
         if selector is None:
             return None
 
         def select(x: Tensor, c_q: Tensor | None, tables: Any) -> Tensor:
-            tables = tables and with_earlier(tables, tables_of(call.given["position_embeddings"], self.variant))
+            tables = tables and with_earlier(
+                tables, tables_of(call.given["position_embeddings"], self.variant)
+            )
             rank = self.variant.latent.q_rank if self.variant.latent else None
-            given = {"hidden_states": x, "q_resid": None if c_q is None else c_q[..., :rank], "position_embeddings": tables}
-            given |= {"position_ids": call.ids(), "past_key_values": call.given.get("cache"), "cache": call.given.get("cache")}
-            picks = call.given[selector.given] if selector.given else call_selector(self.module, selector, given, bias)
+            given = {
+                "hidden_states": x,
+                "q_resid": None if c_q is None else c_q[..., :rank],
+                "position_embeddings": tables,
+            }
+            given |= {
+                "position_ids": call.ids(),
+                "past_key_values": call.given.get("cache"),
+                "cache": call.given.get("cache"),
+            }
+            picks = (
+                call.given[selector.given]
+                if selector.given
+                else call_selector(self.module, selector, given, bias)
+            )
             return picked(picks, selector, self.variant, bias.shape[-1])
 
         return select
@@ -192,16 +270,23 @@ class ReferenceLayer:
         return Past(held.keys.transpose(1, 2), held.values.transpose(1, 2))
 
 
-def with_earlier(tables: tuple[Tensor, Tensor], given: tuple[Tensor, Tensor] | None) -> list[Tensor]:
-    """The tables of this call after those of earlier positions, where the layer is handed those too (POS-1)."""
+def with_earlier(
+    tables: tuple[Tensor, Tensor], given: tuple[Tensor, Tensor] | None
+) -> list[Tensor]:
+    """The tables of this call after those of earlier positions, where the layer is handed those too
+    (POS-1)."""
     assert given is not None
-    return [torch.cat([whole[..., : -own.shape[-2], :], own], dim=-2) for whole, own in zip(given, tables, strict=True)]
+    return [
+        torch.cat([whole[..., : -own.shape[-2], :], own], dim=-2)
+        for whole, own in zip(given, tables, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
 class Factory:
-    """The reference as a subject; a mutant gives it other stages, other weights, another way to show a value to its hooks, something around
-    each call, or another way to read what it is called with.
+    """The reference as a subject; a mutant gives it other stages, other weights, another way to
+    show a value to its hooks, something around each call, or another way to read what it is called
+    with.
 
     families: what `describe` knows. unsupported: what it declares not to have.
     """
@@ -215,6 +300,10 @@ class Factory:
     families: Mapping[str, Family | Variant] = field(default_factory=lambda: FAMILIES)
     unsupported: Mapping[str, str] = field(default_factory=lambda: GAPS)
 
-    def layer(self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()) -> ReferenceLayer:
+    def layer(
+        self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()
+    ) -> ReferenceLayer:
         """The reference around an attention module."""
-        return ReferenceLayer(module, rotary, describe(module, self.families), tuple(opted_in), self)
+        return ReferenceLayer(
+            module, rotary, describe(module, self.families), tuple(opted_in), self
+        )

@@ -1,4 +1,5 @@
-"""In a float64 Cohere model query and key are rotated in float32, so they are right to seven digits only (clause ROT-1)."""
+"""In a float64 Cohere model query and key are rotated in float32, so they are right to seven digits
+only (clause ROT-1)."""
 
 import sys
 

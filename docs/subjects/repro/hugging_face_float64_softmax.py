@@ -1,4 +1,5 @@
-"""In a float64 model eager attention computes softmax in float32, so the pattern is right to seven digits only (clause PAT-1)."""
+"""In a float64 model eager attention computes softmax in float32, so the pattern is right to seven
+digits only (clause PAT-1)."""
 
 import sys
 

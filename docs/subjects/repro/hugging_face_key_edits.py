@@ -1,4 +1,5 @@
-"""An attention function gets the key after the cache took it: what it puts in its place is not what later steps see (clause EDIT-4)."""
+"""An attention function gets the key after the cache took it: what it puts in its place is not what
+later steps see (clause EDIT-4)."""
 
 import sys
 
@@ -7,7 +8,14 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 torch.manual_seed(0)
-sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+sizes = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 model = LlamaForCausalLM._from_config(LlamaConfig(**sizes), attn_implementation="eager").eval()
 
 

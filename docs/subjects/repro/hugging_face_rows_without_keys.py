@@ -1,4 +1,5 @@
-"""A row that sees no key: eager attention in transformers gives it equal weights on all keys, hidden ones too (clause MASK-6)."""
+"""A row that sees no key: eager attention in transformers gives it equal weights on all keys,
+hidden ones too (clause MASK-6)."""
 
 import sys
 
@@ -6,7 +7,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 torch.manual_seed(0)
-sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+sizes = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 model = LlamaForCausalLM._from_config(LlamaConfig(**sizes), attn_implementation="eager").eval()
 
 tokens = torch.arange(6)[None]

@@ -1,15 +1,18 @@
-"""Methods that people run on hooks, one a file, each a short function of a bridged model that returns plain tensors.
+"""Methods that people run on hooks, one a file, each a short function of a bridged model that
+returns plain tensors.
 
 In use:
 
     from ropebridge import attach, methods
 
     with attach(model) as bridged:
-        effect = methods.head_ablation(bridged, input_ids, methods.answer_logit(answers))  # (layer, head)
+        effect = methods.head_ablation(bridged, input_ids, methods.answer_logit(answers))  # (layer,
+        head)
 
-Everywhere the axis `layer` counts `bridged.layers`, in order; `inputs` are token ids (batch, pos), or a mapping of what
-the model is called with; a metric is a function of the logits (batch, pos, vocabulary) that returns one number.
-docs/METHODS.md says what each method holds still, and what its numbers mean.
+Everywhere the axis `layer` counts `bridged.layers`, in order; `inputs` are token ids (batch, pos),
+or a mapping of what the model is called with; a metric is a function of the logits (batch, pos,
+vocabulary) that returns one number. docs/METHODS.md says what each method holds still, and what its
+numbers mean.
 """
 
 from ropebridge.methods.ablation import ablated, head_ablation

@@ -1,4 +1,5 @@
-"""Attribution patching: activation patching to first order, all places at once, by one backward pass."""
+"""Attribution patching: activation patching to first order, all places at once, by one backward
+pass."""
 
 from __future__ import annotations
 
@@ -13,12 +14,22 @@ from ropebridge.methods.patching import empty_table, layer_of, places_of, refuse
 from ropebridge.methods.running import Inputs, Metric, logits_of, measure, values_at
 
 
-def attribution_patching(bridged: Bridged, inputs: Inputs, others: Inputs, metric: Metric, *, hook: str = "hook_z", each: str = "head") -> Tensor:
-    """How much the metric on `inputs` would change under each patch from `others`, to first order (Nanda 2023).
+def attribution_patching(
+    bridged: Bridged,
+    inputs: Inputs,
+    others: Inputs,
+    metric: Metric,
+    *,
+    hook: str = "hook_z",
+    each: str = "head",
+) -> Tensor:
+    """How much the metric on `inputs` would change under each patch from `others`, to first order
+    (Nanda 2023).
 
-    That is the gradient of the metric at the activation of `inputs`, times the activation of `others` less that of
-    `inputs`, summed over batch and every axis that `each` does not name. Where the metric is linear in the activation
-    it is `activation_patching` less the unpatched metric, exactly; where softmax is saturated it sees nothing.
+    That is the gradient of the metric at the activation of `inputs`, times the activation of
+    `others` less that of `inputs`, summed over batch and every axis that `each` does not name.
+    Where the metric is linear in the activation it is `activation_patching` less the unpatched
+    metric, exactly; where softmax is saturated it sees nothing.
 
     Args:
         inputs, others, metric, hook, each: as in `activation_patching`.
@@ -27,13 +38,16 @@ def attribution_patching(bridged: Bridged, inputs: Inputs, others: Inputs, metri
         (layer, *each) float32; nan where a layer has no such place.
 
     Raises:
-        MethodError, UnknownHook: as `activation_patching`; or the metric does not depend on the logits.
+        MethodError, UnknownHook: as `activation_patching`; or the metric does not depend on the
+            logits.
     """
     with torch.no_grad():
         theirs = values_at(bridged, others, hook)
     ours: dict[str, Tensor] = {}
     with torch.enable_grad():
-        value = measure(metric, logits_of(bridged, inputs, [(name, keep_in_graph(ours)) for name in theirs]))
+        value = measure(
+            metric, logits_of(bridged, inputs, [(name, keep_in_graph(ours)) for name in theirs])
+        )
     gradients = gradients_at(value, ours)
     axes = {name: places_of(bridged, name, each) for name in theirs}
     table = empty_table(bridged, theirs, axes)
@@ -46,7 +60,8 @@ def attribution_patching(bridged: Bridged, inputs: Inputs, others: Inputs, metri
 
 
 def keep_in_graph(ours: dict[str, Tensor]) -> Any:
-    """A hook that keeps the very tensor the layer goes on with, and lets gradients begin there where none would flow."""
+    """A hook that keeps the very tensor the layer goes on with, and lets gradients begin there
+    where none would flow."""
 
     def keep(tensor: Tensor, hook: Any) -> None:
         ours[hook.name] = tensor if tensor.requires_grad else tensor.requires_grad_()
@@ -58,9 +73,12 @@ def gradients_at(value: Tensor, ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """The gradient of the metric at each tensor; 0 where the metric does not depend on it."""
     if not value.requires_grad:
         raise MethodError(
-            "no gradient flows from the metric to the logits; a metric for attribution must be differentiable: no argmax, no .item(), no .detach()"
+            "no gradient flows from the metric to the logits; a metric for attribution must be"
+            " differentiable: no argmax, no .item(), no .detach()"
         )
-    found = torch.autograd.grad(value, list(ours.values()), allow_unused=True, materialize_grads=True)
+    found = torch.autograd.grad(
+        value, list(ours.values()), allow_unused=True, materialize_grads=True
+    )
     return dict(zip(ours, found, strict=True))
 
 

@@ -17,14 +17,18 @@ SLACK = 64
 """How many roundings of the terms' sizes, added up, the decomposition may be off by."""
 
 
-def direct_logit_attribution(bridged: Bridged, inputs: Inputs, answers: Tensor, wrong: Tensor | None = None) -> Tensor:
+def direct_logit_attribution(
+    bridged: Bridged, inputs: Inputs, answers: Tensor, wrong: Tensor | None = None
+) -> Tensor:
     """What each head adds to the logit of a token, position by position, by the direct path.
 
-    Held at their values in this very run, and so not answerable for: every attention pattern, every MLP (each branch of
-    a block that has a matrix of its own), and the scale of every norm, the final one and those after attention
-    included: a norm's 1/rms (or 1/std) is a constant of each position, its weight and its centring are applied. A
-    projection's bias b_O is no head's. The logit is what the unembedding gives, before a cap or a scale that the model
-    puts on it. What heads, embedding, branches and biases add comes to that logit: this is checked at every position.
+    Held at their values in this very run, and so not answerable for: every attention pattern, every
+    MLP (each branch of a block that has a matrix of its own), and the scale of every norm, the
+    final one and those after attention
+    included: a norm's 1/rms (or 1/std) is a constant of each position, its weight and its centring
+    are applied. A projection's bias b_O is no head's. The logit is what the unembedding gives,
+    before a cap or a scale that the model puts on it. What heads, embedding, branches and biases
+    add comes to that logit: this is checked at every position.
 
     Args:
         answers: (batch, pos) the token whose logit is attributed, at each position.
@@ -34,7 +38,8 @@ def direct_logit_attribution(bridged: Bridged, inputs: Inputs, answers: Tensor, 
         (layer, head, batch, pos) float32: what the head adds.
 
     Raises:
-        MethodError: answers of another shape, a norm or a path that is not understood, or a model without unembedding.
+        MethodError: answers of another shape, a norm or a path that is not understood, or a model
+            without unembedding.
         SubmoduleError: W_O cannot be read off the output projection.
     """
     run = DirectPath(bridged)
@@ -42,19 +47,32 @@ def direct_logit_attribution(bridged: Bridged, inputs: Inputs, answers: Tensor, 
         logits_of(
             bridged,
             inputs,
-            [*((f"{layer.name}.hook_z", run.keep) for layer in bridged.layers), *((f"{layer.name}.hook_out", run.begin) for layer in bridged.layers)],
+            [
+                *((f"{layer.name}.hook_z", run.keep) for layer in bridged.layers),
+                *((f"{layer.name}.hook_out", run.begin) for layer in bridged.layers),
+            ],
         )
-        picked = pick(run.unembedded, answers) - (0 if wrong is None else pick(run.unembedded, wrong))
-        gradients = torch.autograd.grad(picked.sum(), run.leaves, allow_unused=True, materialize_grads=True)
-    refuse_other_paths(picked.detach(), run.leaves, gradients, constant(run.unembedding, answers, wrong))
+        picked = pick(run.unembedded, answers) - (
+            0 if wrong is None else pick(run.unembedded, wrong)
+        )
+        gradients = torch.autograd.grad(
+            picked.sum(), run.leaves, allow_unused=True, materialize_grads=True
+        )
+    refuse_other_paths(
+        picked.detach(), run.leaves, gradients, constant(run.unembedding, answers, wrong)
+    )
     at = {id(tensor): gradient for tensor, gradient in zip(run.leaves, gradients, strict=True)}
     outs = [at[id(run.outs[layer.name])] for layer in bridged.layers]
-    parts = [by_head(run.z[layer.name], layer.W_O.detach(), out) for layer, out in zip(bridged.layers, outs, strict=True)]
+    parts = [
+        by_head(run.z[layer.name], layer.W_O.detach(), out)
+        for layer, out in zip(bridged.layers, outs, strict=True)
+    ]
     return nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=torch.nan)
 
 
 class DirectPath:
-    """While it is open, gradients flow from the unembedding to `leaves` by the residual stream alone, norms' scales frozen.
+    """While it is open, gradients flow from the unembedding to `leaves` by the residual stream
+    alone, norms' scales frozen.
 
     Attributes:
         leaves: where the direct path begins: embedding, attention outputs, branches, norm biases.
@@ -75,11 +93,16 @@ class DirectPath:
     def __enter__(self) -> DirectPath:
         model: Any = self.bridged.model
         attention = {id(layer.original_component) for layer in self.bridged.layers}
-        self._hook(model.get_input_embeddings(), lambda module, args, output: cut(output, self.leaves))
+        self._hook(
+            model.get_input_embeddings(), lambda module, args, output: cut(output, self.leaves)
+        )
         self._hook(self.unembedding, self._keep_logits)
         for parent, module in outside(model, attention):
             if is_norm(module):
-                self._hook(module, lambda module, args, output: freeze_norm(module, args[0], output, self.leaves))
+                self._hook(
+                    module,
+                    lambda module, args, output: freeze_norm(module, args[0], output, self.leaves),
+                )
             elif parent in self._blocks() and has_matrix(module):
                 self._hook(module, lambda module, args, output: cut(output, self.leaves))
         return self
@@ -105,13 +128,27 @@ class DirectPath:
     def _blocks(self) -> set[nn.Module]:
         """The modules that hold an attention layer: the blocks."""
         attention = {id(layer.original_component) for layer in self.bridged.layers}
-        return {module for module in self.bridged.model.modules() if any(id(child) in attention for child in module.children())}
+        return {
+            module
+            for module in self.bridged.model.modules()
+            if any(id(child) in attention for child in module.children())
+        }
 
 
 def outside(model: nn.Module, attention: set[int]) -> list[tuple[nn.Module, nn.Module]]:
     """Every (parent, child) of the model that does not lie in an attention layer."""
-    inside = {id(part) for module in model.modules() if id(module) in attention for part in module.modules()}
-    return [(parent, child) for parent in model.modules() for child in parent.children() if id(child) not in inside and id(parent) not in inside]
+    inside = {
+        id(part)
+        for module in model.modules()
+        if id(module) in attention
+        for part in module.modules()
+    }
+    return [
+        (parent, child)
+        for parent in model.modules()
+        for child in parent.children()
+        if id(child) not in inside and id(parent) not in inside
+    ]
 
 
 def has_matrix(module: nn.Module) -> bool:
@@ -124,7 +161,8 @@ def unembedding_of(model: Any) -> nn.Module:
     found = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if not isinstance(found, nn.Module):
         raise MethodError(
-            f"{type(model).__name__} has no unembedding to attribute to; attach to the causal language model (AutoModelForCausalLM), not to its body"
+            f"{type(model).__name__} has no unembedding to attribute to; attach to the causal"
+            " language model (AutoModelForCausalLM), not to its body"
         )
     return found
 
@@ -132,7 +170,10 @@ def unembedding_of(model: Any) -> nn.Module:
 def pick(logits: Tensor, tokens: Tensor) -> Tensor:
     """(batch, pos) the logits of tokens (batch, pos)."""
     if tuple(tokens.shape) != tuple(logits.shape[:2]):
-        raise MethodError(f"answers of shape {tuple(tokens.shape)}; there must be a token for every batch and pos: {tuple(logits.shape[:2])}")
+        raise MethodError(
+            f"answers of shape {tuple(tokens.shape)}; there must be a token for every batch and"
+            f" pos: {tuple(logits.shape[:2])}"
+        )
     return logits.double().gather(-1, tokens.to(logits.device).unsqueeze(-1)).squeeze(-1)
 
 
@@ -142,23 +183,41 @@ def constant(unembedding: Any, answers: Tensor, wrong: Tensor | None) -> Tensor:
     if bias is None:
         return torch.zeros(answers.shape, dtype=torch.float64)
     bias = bias.detach().double()
-    added: Tensor = bias[answers.to(bias.device)] - (0 if wrong is None else bias[wrong.to(bias.device)])
+    added: Tensor = bias[answers.to(bias.device)] - (
+        0 if wrong is None else bias[wrong.to(bias.device)]
+    )
     return added
 
 
-def refuse_other_paths(picked: Tensor, leaves: list[Tensor], gradients: tuple[Tensor, ...], bias: Tensor) -> None:
-    """Refuse a model whose logit is not the sum of what was traced: it has a path that this method does not know.
+def refuse_other_paths(
+    picked: Tensor, leaves: list[Tensor], gradients: tuple[Tensor, ...], bias: Tensor
+) -> None:
+    """Refuse a model whose logit is not the sum of what was traced: it has a path that this method
+    does not know.
 
     Raises:
         MethodError: naming the worst gap.
     """
-    pairs = [(leaf.detach().double(), gradient.double()) for leaf, gradient in zip(leaves, gradients, strict=True)]
-    gap = (picked - bias.to(picked.device) - sum((leaf * gradient).sum(-1) for leaf, gradient in pairs)).abs()
-    allowed = SLACK * roundoff(leaves[0]) * (sum(leaf.norm(dim=-1) * gradient.norm(dim=-1) for leaf, gradient in pairs) + picked.abs())
+    pairs = [
+        (leaf.detach().double(), gradient.double())
+        for leaf, gradient in zip(leaves, gradients, strict=True)
+    ]
+    gap = (
+        picked - bias.to(picked.device) - sum((leaf * gradient).sum(-1) for leaf, gradient in pairs)
+    ).abs()
+    allowed = (
+        SLACK
+        * roundoff(leaves[0])
+        * (
+            sum(leaf.norm(dim=-1) * gradient.norm(dim=-1) for leaf, gradient in pairs)
+            + picked.abs()
+        )
+    )
     if not bool((gap <= allowed).all()):
         raise MethodError(
-            f"the parts come short of the logit by {float(gap.max()):.3g}, where rounding explains {float(allowed.max()):.3g}\n"
-            f"  the model has a path from heads to logits beside residual stream, branches and norms, and this method does not serve it"
+            f"the parts come short of the logit by {float(gap.max()):.3g}, where rounding explains"
+            f" {float(allowed.max()):.3g}\n  the model has a path from heads to logits beside"
+            " residual stream, branches and norms, and this method does not serve it"
         )
 
 

@@ -6,4 +6,5 @@ from ropebridge_spec import RopebridgeError
 
 
 class MethodError(RopebridgeError, ValueError):
-    """A method was given what it cannot work with; the message says what was given, what is required and what to do."""
+    """A method was given what it cannot work with; the message says what was given, what is
+    required and what to do."""

@@ -20,14 +20,19 @@ def leaf(tensor: Tensor, leaves: list[Tensor]) -> Tensor:
 
 
 def cut(output: Any, leaves: list[Tensor]) -> Any:
-    """A branch's output cut off from what made it; of several values the first is the one that joins the residual stream."""
+    """A branch's output cut off from what made it; of several values the first is the one that
+    joins the residual stream."""
     if isinstance(output, tuple):
-        return (leaf(output[0], leaves), *(x.detach() if isinstance(x, Tensor) else x for x in output[1:]))
+        return (
+            leaf(output[0], leaves),
+            *(x.detach() if isinstance(x, Tensor) else x for x in output[1:]),
+        )
     return leaf(output, leaves)
 
 
 def roundoff(tensor: Tensor) -> float:
-    """The rounding of a value: float32's in float64 too, because the norms of transformers round to it whatever they are given."""
+    """The rounding of a value: float32's in float64 too, because the norms of transformers round to
+    it whatever they are given."""
     return max(torch.finfo(tensor.dtype).eps, torch.finfo(torch.float32).eps)
 
 
@@ -37,10 +42,12 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def freeze_norm(module: Any, x: Tensor, output: Tensor, leaves: list[Tensor]) -> Tensor:
-    """A norm's output, with gradients as though its scale were a constant of each position, and its bias a leaf.
+    """A norm's output, with gradients as though its scale were a constant of each position, and its
+    bias a leaf.
 
-    Every norm in use is y = w (x - c mean(x)) s(x) + b. What w, c and b are is found by asking the norm itself, which
-    serves root mean square and layer norms, with or without weights, whatever the class calls them.
+    Every norm in use is y = w (x - c mean(x)) s(x) + b. What w, c and b are is found by asking the
+    norm itself, which serves root mean square and layer norms, with or without weights, whatever
+    the class calls them.
 
     Raises:
         MethodError: the norm is none of these.
@@ -54,12 +61,18 @@ def freeze_norm(module: Any, x: Tensor, output: Tensor, leaves: list[Tensor]) ->
 
 
 def anatomy(module: Any, x: Tensor) -> tuple[Tensor, bool, Tensor]:
-    """The weight (up to a factor) and the bias of a norm, each (d_model,) float64, and whether it takes the mean away."""
+    """The weight (up to a factor) and the bias of a norm, each (d_model,) float64, and whether it
+    takes the mean away."""
     width = x.shape[-1]
     signs = (1 - 2 * (torch.arange(width, device=x.device) % 2)).to(x.dtype)
     if width % 2:
-        raise MethodError(f"{type(module).__name__} norms {width} numbers; a norm of an odd width is not served")
-    up, down, level = (module.forward(probe.expand(1, 1, -1)).double().flatten() for probe in (PROBE * signs, -PROBE * signs, PROBE * torch.ones_like(signs)))
+        raise MethodError(
+            f"{type(module).__name__} norms {width} numbers; a norm of an odd width is not served"
+        )
+    up, down, level = (
+        module.forward(probe.expand(1, 1, -1)).double().flatten()
+        for probe in (PROBE * signs, -PROBE * signs, PROBE * torch.ones_like(signs))
+    )
     bias = (up + down) / 2
     weight = (up - down) / 2 * signs.double()
     return weight, bool((level - bias).norm() < 0.5 * weight.norm()), bias
@@ -74,8 +87,13 @@ def direction(x: Tensor, weight: Tensor, centred: bool) -> Tensor:
 def scale_of(x: Tensor, output: Tensor, weight: Tensor, centred: bool, bias: Tensor) -> Tensor:
     """(..., 1) the scale that a norm gave each position, fitted; what does not fit is no norm."""
     along, given = direction(x, weight, centred), output.double() - bias
-    scale = (along * given).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    scale = (along * given).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True).clamp_min(
+        torch.finfo(torch.float64).tiny
+    )
     gap, size = (given - along * scale).norm(dim=-1), given.norm(dim=-1) + bias.norm()
     if not bool((gap <= 8 * roundoff(output) * size).all()):
-        raise MethodError("a module whose class is named a norm does not compute weight * (x - mean) * scale + bias, and cannot be frozen")
+        raise MethodError(
+            "a module whose class is named a norm does not compute weight * (x - mean) * scale +"
+            " bias, and cannot be frozen"
+        )
     return scale

@@ -1,6 +1,8 @@
-"""Induction heads: found by where they look on repeated random tokens (Olsson et al. 2022), and confirmed by ablation.
+"""Induction heads: found by where they look on repeated random tokens (Olsson et al. 2022), and
+confirmed by ablation.
 
-`python -m ropebridge.methods.induction` trains a tiny rotary transformer on such repeats, in seconds, and shows its own.
+`python -m ropebridge.methods.induction` trains a tiny rotary transformer on such repeats, in
+seconds, and shows its own.
 """
 
 from __future__ import annotations
@@ -22,7 +24,15 @@ FOUND = 0.4
 """The induction score from which on a head is called an induction head."""
 
 
-def repeated_tokens(batch: int, period: int, vocabulary: int, *, seed: int = 0, first: int = 0, begin: int | None = None) -> Tensor:
+def repeated_tokens(
+    batch: int,
+    period: int,
+    vocabulary: int,
+    *,
+    seed: int = 0,
+    first: int = 0,
+    begin: int | None = None,
+) -> Tensor:
     """Random tokens, and the same once more.
 
     Args:
@@ -30,28 +40,36 @@ def repeated_tokens(batch: int, period: int, vocabulary: int, *, seed: int = 0, 
         period: how many tokens there are before they repeat.
         vocabulary, first: tokens are drawn from [first, vocabulary).
         seed: makes them repeatable.
-        begin: a token that stands once before them all, as models with a beginning-of-text token want it.
+        begin: a token that stands once before them all, as models with a beginning-of-text token
+            want it.
 
     Returns:
         (batch, 2 * period), or one longer with `begin`: token ids.
     """
-    once = torch.randint(first, vocabulary, (batch, period), generator=torch.Generator().manual_seed(seed))
+    once = torch.randint(
+        first, vocabulary, (batch, period), generator=torch.Generator().manual_seed(seed)
+    )
     start = [] if begin is None else [torch.full((batch, 1), begin)]
     return torch.cat([*start, once, once], 1)
 
 
 def repeats_loss(tokens: Tensor, period: int) -> Metric:
-    """The mean cross-entropy, in nats, of the tokens of the second half that can be known: all but its first."""
+    """The mean cross-entropy, in nats, of the tokens of the second half that can be known: all but
+    its first."""
 
     def loss(logits: Tensor) -> Tensor:
-        return F.cross_entropy(logits[:, -period:-1].flatten(0, 1).float(), tokens[:, -period + 1 :].flatten().to(logits.device))
+        return F.cross_entropy(
+            logits[:, -period:-1].flatten(0, 1).float(),
+            tokens[:, -period + 1 :].flatten().to(logits.device),
+        )
 
     return loss
 
 
 @torch.no_grad()
 def induction_scores(bridged: Bridged, tokens: Tensor, period: int) -> Tensor:
-    """(layer, head) float32: the mean weight that queries in the second half give to what followed the same token before.
+    """(layer, head) float32: the mean weight that queries in the second half give to what followed
+    the same token before.
 
     Args:
         tokens: as `repeated_tokens` makes them.
@@ -68,21 +86,31 @@ def induction_scores(bridged: Bridged, tokens: Tensor, period: int) -> Tensor:
         on_what_followed = pattern.diagonal(1 - period, -2, -1)[..., begin + 1 :]
         rows[hook.name] = on_what_followed.float().mean((0, -1)).cpu()
 
-    bridged.run_with_hooks(fwd_hooks=[(lambda name: name.endswith(".hook_pattern"), look)], **keywords(tokens))
-    return torch.nn.utils.rnn.pad_sequence(list(rows.values()), batch_first=True, padding_value=torch.nan)
+    bridged.run_with_hooks(
+        fwd_hooks=[(lambda name: name.endswith(".hook_pattern"), look)], **keywords(tokens)
+    )
+    return torch.nn.utils.rnn.pad_sequence(
+        list(rows.values()), batch_first=True, padding_value=torch.nan
+    )
 
 
 def refuse_unrepeated(tokens: Tensor, period: int) -> None:
     """Refuse tokens that have nothing to find."""
-    if period < 2 or tokens.shape[1] < 2 * period or not torch.equal(tokens[:, -period:], tokens[:, -2 * period : -period]):
+    if (
+        period < 2
+        or tokens.shape[1] < 2 * period
+        or not torch.equal(tokens[:, -period:], tokens[:, -2 * period : -period])
+    ):
         raise MethodError(
-            f"tokens of shape {tuple(tokens.shape)} do not repeat after period={period}; make them with repeated_tokens(batch, period, vocabulary)"
+            f"tokens of shape {tuple(tokens.shape)} do not repeat after period={period}; make them"
+            " with repeated_tokens(batch, period, vocabulary)"
         )
 
 
 @dataclass(frozen=True)
 class Induction:
-    """What a model's induction heads are, and what they are worth. Losses are those of the second half, in nats.
+    """What a model's induction heads are, and what they are worth. Losses are those of the second
+    half, in nats.
 
     Attributes:
         scores: (layer, head) induction scores.
@@ -103,7 +131,9 @@ class Induction:
     blind_beside: float
 
 
-def find_induction(bridged: Bridged, tokens: Tensor, period: int, *, found: float = FOUND, quiet: bool = False) -> Induction:
+def find_induction(
+    bridged: Bridged, tokens: Tensor, period: int, *, found: float = FOUND, quiet: bool = False
+) -> Induction:
     """Find induction heads by pattern, and confirm them by ablation and by knockout.
 
     Args:
@@ -123,8 +153,20 @@ def find_induction(bridged: Bridged, tokens: Tensor, period: int, *, found: floa
         heads,
         loss=unhooked(bridged, tokens, metric),
         without=float(metric(ablated(bridged, tokens, heads, by="mean"))),
-        blind=float(metric(knocked_out(bridged, tokens, [(place, place - period + 1) for place in places], heads=heads))),
-        blind_beside=float(metric(knocked_out(bridged, tokens, [(place, place - period) for place in places], heads=heads))),
+        blind=float(
+            metric(
+                knocked_out(
+                    bridged, tokens, [(place, place - period + 1) for place in places], heads=heads
+                )
+            )
+        ),
+        blind_beside=float(
+            metric(
+                knocked_out(
+                    bridged, tokens, [(place, place - period) for place in places], heads=heads
+                )
+            )
+        ),
     )
 
 
@@ -141,19 +183,36 @@ def strongest(scores: Tensor, found: float) -> list[tuple[int, int]]:
     heads = [(i // width, i % width) for i in order if scores.flatten()[i] >= found]
     if not heads:
         best = divmod(order[0], width)
-        raise MethodError(f"no head has an induction score of {found}; the highest is {float(scores[best]):.2f}, of layer {best[0]} head {best[1]}")
+        raise MethodError(
+            f"no head has an induction score of {found}; the highest is {float(scores[best]):.2f},"
+            f" of layer {best[0]} head {best[1]}"
+        )
     return heads
 
 
 def describe_induction(found: Induction) -> str:
     """The finding as a table, and what ablation and knockout say."""
     rows = [f"{'layer':>5} {'head':>4} {'induction score':>15} {'loss without it':>15}"]
-    for layer, head in [(layer, head) for layer, row in enumerate(found.scores.tolist()) for head, score in enumerate(row) if score == score]:
+    for layer, head in [
+        (layer, head)
+        for layer, row in enumerate(found.scores.tolist())
+        for head, score in enumerate(row)
+        if score == score
+    ]:
         mark = "  <- induction head" if (layer, head) in found.heads else ""
-        rows.append(f"{layer:>5} {head:>4} {float(found.scores[layer, head]):>15.3f} {float(found.losses[layer, head]):>15.3f}{mark}")
+        rows.append(
+            f"{layer:>5} {head:>4} {float(found.scores[layer, head]):>15.3f}"
+            f" {float(found.losses[layer, head]):>15.3f}{mark}"
+        )
     rows.append(f"loss on the repeated half, in nats: {found.loss:.3f} as it is")
-    rows.append(f"  {found.without:.3f} without the {len(found.heads)} induction heads (mean-ablated together)")
-    rows.append(f"  {found.blind:.3f} where they cannot see what followed last time; {found.blind_beside:.3f} where they cannot see the place before it")
+    rows.append(
+        f"  {found.without:.3f} without the {len(found.heads)} induction heads (mean-ablated"
+        " together)"
+    )
+    rows.append(
+        f"  {found.blind:.3f} where they cannot see what followed last time;"
+        f" {found.blind_beside:.3f} where they cannot see the place before it"
+    )
     return "\n".join(rows)
 
 
@@ -165,7 +224,11 @@ def main() -> None:
     model = train_on_repeats()
     period = PERIODS[-1]
     with attach(model) as bridged:
-        print(describe_induction(find_induction(bridged, repeated_tokens(16, period, VOCABULARY, seed=1), period)))
+        print(
+            describe_induction(
+                find_induction(bridged, repeated_tokens(16, period, VOCABULARY, seed=1), period)
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -18,11 +18,19 @@ Pairs = Iterable[tuple[int, int]]
 
 
 @torch.no_grad()
-def attention_knockout(bridged: Bridged, inputs: Inputs, metric: Metric, pairs: Pairs, *, window: int = 1, quiet: bool = False) -> Tensor:
+def attention_knockout(
+    bridged: Bridged,
+    inputs: Inputs,
+    metric: Metric,
+    pairs: Pairs,
+    *,
+    window: int = 1,
+    quiet: bool = False,
+) -> Tensor:
     """The metric with pairs knocked out in all heads of a window of layers, window after window.
 
-    The scores of the pairs are set to -inf before softmax, so that the other keys share what they had. A query whose
-    every key is knocked out attends to nothing: its pattern and z are 0.
+    The scores of the pairs are set to -inf before softmax, so that the other keys share what they
+    had. A query whose every key is knocked out attends to nothing: its pattern and z are 0.
 
     Args:
         pairs: (query, key) positions.
@@ -33,7 +41,8 @@ def attention_knockout(bridged: Bridged, inputs: Inputs, metric: Metric, pairs: 
         (layer,) float32: the metric with the window that begins at that layer cut.
 
     Raises:
-        MethodError: no pair, a pair outside of the inputs, a key after its query, or a window of no layers.
+        MethodError: no pair, a pair outside of the inputs, a key after its query, or a window of no
+            layers.
     """
     pairs = list(pairs)
     if window < 1:
@@ -47,7 +56,12 @@ def attention_knockout(bridged: Bridged, inputs: Inputs, metric: Metric, pairs: 
 
 @torch.no_grad()
 def knocked_out(
-    bridged: Bridged, inputs: Inputs, pairs: Pairs, *, layers: Iterable[int] | None = None, heads: Sequence[tuple[int, int]] | None = None
+    bridged: Bridged,
+    inputs: Inputs,
+    pairs: Pairs,
+    *,
+    layers: Iterable[int] | None = None,
+    heads: Sequence[tuple[int, int]] | None = None,
 ) -> Tensor:
     """The logits (batch, pos, vocabulary) with pairs knocked out.
 
@@ -64,14 +78,38 @@ def knocked_out(
         raise MethodError("no pair to knock out; pass (query, key) positions: pairs=[(-1, 0)]")
     chosen = heads_of(bridged, layers, heads)
     refuse_unknown_heads(bridged, chosen)
-    return logits_of(bridged, inputs, [(f"{bridged.layers[layer].name}.hook_attn_scores", forbid(head, pairs)) for layer, head in chosen])
+    return logits_of(
+        bridged,
+        inputs,
+        [
+            (f"{bridged.layers[layer].name}.hook_attn_scores", forbid(head, pairs))
+            for layer, head in chosen
+        ],
+    )
 
 
-def heads_of(bridged: Bridged, layers: Iterable[int] | None, heads: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]]:
+def heads_of(
+    bridged: Bridged, layers: Iterable[int] | None, heads: Sequence[tuple[int, int]] | None
+) -> list[tuple[int, int]]:
     """Every head (layer, head) that is cut, once."""
-    whole = () if layers is None and heads is not None else range(len(bridged.layers)) if layers is None else layers
+    whole = (
+        ()
+        if layers is None and heads is not None
+        else range(len(bridged.layers))
+        if layers is None
+        else layers
+    )
     refuse_unknown_heads(bridged, [(layer, 0) for layer in whole])
-    return sorted({*((layer, head) for layer in whole for head in range(bridged.layers[layer].variant.heads)), *(heads or ())})
+    return sorted(
+        {
+            *(
+                (layer, head)
+                for layer in whole
+                for head in range(bridged.layers[layer].variant.heads)
+            ),
+            *(heads or ()),
+        }
+    )
 
 
 def forbid(head: int, pairs: list[tuple[int, int]]) -> Any:
@@ -92,7 +130,13 @@ def places(pair: tuple[int, int], query: int, key: int) -> tuple[int, int]:
     """
     row, column = pair[0] + query * (pair[0] < 0), pair[1] + key * (pair[1] < 0)
     if not (0 <= row < query and 0 <= column < key):
-        raise MethodError(f"the pair (query, key) {pair} lies outside of {query} queries and {key} keys, counted from 0, or from -1 at the end")
+        raise MethodError(
+            f"the pair (query, key) {pair} lies outside of {query} queries and {key} keys, counted"
+            " from 0, or from -1 at the end"
+        )
     if column - (key - query) > row:
-        raise MethodError(f"the pair (query, key) {pair} has its key after its query, which does not see it anyway; is it turned round?")
+        raise MethodError(
+            f"the pair (query, key) {pair} has its key after its query, which does not see it"
+            " anyway; is it turned round?"
+        )
     return row, column

@@ -19,18 +19,27 @@ Index = tuple[int, ...]
 
 @torch.no_grad()
 def activation_patching(
-    bridged: Bridged, inputs: Inputs, others: Inputs, metric: Metric, *, hook: str = "hook_z", each: str = "head", quiet: bool = False
+    bridged: Bridged,
+    inputs: Inputs,
+    others: Inputs,
+    metric: Metric,
+    *,
+    hook: str = "hook_z",
+    each: str = "head",
+    quiet: bool = False,
 ) -> Tensor:
     """The metric on `inputs` with one activation after another taken from the run on `others`.
 
-    Usually `inputs` are the corrupted prompts and `others` the clean ones: what restores the metric carries the answer.
+    Usually `inputs` are the corrupted prompts and `others` the clean ones: what restores the metric
+    carries the answer.
 
     Args:
         inputs, others: two batches of the same shape.
         metric: a function of the logits of the run on `inputs`.
         hook: the short name of a hook point, `hook_z`.
-        each: the axes of that hook point that are gone through one place at a time, in its own order, `"pos head"`;
-            along the others everything is patched at once. An empty string patches whole layers.
+        each: the axes of that hook point that are gone through one place at a time, in its own
+            order, `"pos head"`; along the others everything is patched at once. An empty string
+            patches whole layers.
         quiet: no progress bar.
 
     Returns:
@@ -45,7 +54,11 @@ def activation_patching(
     table = empty_table(bridged, theirs, axes)
     places = [(name, place) for name, value in theirs.items() for place in every(value, axes[name])]
     for name, place in bar(places, f"patching {hook}", quiet):
-        logits = logits_of(bridged, inputs, [(name, put(theirs[name], whole(place, axes[name], theirs[name].ndim)))])
+        logits = logits_of(
+            bridged,
+            inputs,
+            [(name, put(theirs[name], whole(place, axes[name], theirs[name].ndim)))],
+        )
         table[(layer_of(bridged, name), *place)] = measure(metric, logits)
     return table
 
@@ -55,16 +68,25 @@ def places_of(bridged: Bridged, name: str, each: str) -> Index:
     axes = axis_names(bridged.hook_points[name].spec.axes)
     asked = axis_names(each)
     if not set(asked) <= set(axes[1:]) or len(set(asked)) < len(asked):
-        raise MethodError(f"each={each!r} does not name axes of {name!r}; choose from {' '.join(axes[1:])!r}, or '' for the whole layer")
+        raise MethodError(
+            f"each={each!r} does not name axes of {name!r}; choose from {' '.join(axes[1:])!r}, or"
+            " '' for the whole layer"
+        )
     if list(asked) != [axis for axis in axes if axis in asked]:
-        raise MethodError(f"each={each!r} is not in the order of {name!r}, whose axes are {' '.join(axes)!r}")
+        raise MethodError(
+            f"each={each!r} is not in the order of {name!r}, whose axes are {' '.join(axes)!r}"
+        )
     return tuple(axes.index(axis) for axis in asked)
 
 
-def empty_table(bridged: Bridged, values: Mapping[str, Tensor], axes: Mapping[str, Index]) -> Tensor:
+def empty_table(
+    bridged: Bridged, values: Mapping[str, Tensor], axes: Mapping[str, Index]
+) -> Tensor:
     """(layer, *each): nan, wide enough for every layer."""
     sizes = [[value.shape[axis] for axis in axes[name]] for name, value in values.items()]
-    return torch.full((len(bridged.layers), *(max(size) for size in zip(*sizes, strict=True))), torch.nan)
+    return torch.full(
+        (len(bridged.layers), *(max(size) for size in zip(*sizes, strict=True))), torch.nan
+    )
 
 
 def every(value: Tensor, axes: Index) -> Iterator[Index]:
@@ -92,11 +114,14 @@ def refuse_other_run(value: Tensor, shown: Tensor) -> None:
     """Refuse the activations of a run of other sizes."""
     if value.shape != shown.shape:
         raise MethodError(
-            f"others gave activations of shape {tuple(value.shape)}, and inputs have {tuple(shown.shape)}; both runs must have the same batch and length\n"
-            f"  choose prompts of one length, or pad both alike"
+            f"others gave activations of shape {tuple(value.shape)}, and inputs have"
+            f" {tuple(shown.shape)}; both runs must have the same batch and length\n  choose"
+            " prompts of one length, or pad both alike"
         )
 
 
 def layer_of(bridged: Bridged, name: str) -> int:
     """The place of a hook point's layer among `bridged.layers`."""
-    return next(i for i, layer in enumerate(bridged.layers) if name.rpartition(".")[0] == layer.name)
+    return next(
+        i for i, layer in enumerate(bridged.layers) if name.rpartition(".")[0] == layer.name
+    )

@@ -1,4 +1,5 @@
-"""Path patching: what one head says to another head's query, key or value, and to nothing else (Wang et al. 2022)."""
+"""Path patching: what one head says to another head's query, key or value, and to nothing else
+(Wang et al. 2022)."""
 
 from __future__ import annotations
 
@@ -14,19 +15,28 @@ from ropebridge.methods.patching import refuse_other_run
 from ropebridge.methods.running import Inputs, Metric, logits_of, measure, over_heads, values_at
 
 Receiver = tuple[int, int, str]
-"""Layer, head, and which of its inputs: "q", "k" or "v"; for k and v the head is a key-value head."""
+"""Layer, head, and which of its inputs: "q", "k" or "v"; for k and v the head is a key-value
+head."""
 
 
 @torch.no_grad()
 def path_patching(
-    bridged: Bridged, inputs: Inputs, others: Inputs, metric: Metric, *, receivers: Sequence[Receiver] | Literal["logits"], quiet: bool = False
+    bridged: Bridged,
+    inputs: Inputs,
+    others: Inputs,
+    metric: Metric,
+    *,
+    receivers: Sequence[Receiver] | Literal["logits"],
+    quiet: bool = False,
 ) -> Tensor:
-    """The metric on `inputs` when receivers hear one sender as it spoke in the run on `others`, sender after sender.
+    """The metric on `inputs` when receivers hear one sender as it spoke in the run on `others`,
+    sender after sender.
 
-    For each sender two runs on `inputs`. In the first, every head's z is held at its own value but for the sender's,
-    which is that of `others`, and the receivers' inputs are kept: so the sender reaches them by the residual stream,
-    MLPs and norms, and not through other heads. In the second, nothing is held but the receivers' inputs.
-    With receivers="logits" the first run is all there is: the sender's effect that goes through no other head.
+    For each sender two runs on `inputs`. In the first, every head's z is held at its own value but
+    for the sender's, which is that of `others`, and the receivers' inputs are kept: so the sender
+    reaches them by the residual stream, MLPs and norms, and not through other heads. In the second,
+    nothing is held but the receivers' inputs. With receivers="logits" the first run is all there
+    is: the sender's effect that goes through no other head.
 
     Args:
         inputs, others: two batches of the same shape.
@@ -35,8 +45,8 @@ def path_patching(
             use_split_qkv_input=True; or "logits".
         quiet: no progress bar.
 
-    Returns:
-        (layer, head) float32: the metric when that head is the sender; nan where no receiver comes after it.
+    Returns: (layer, head) float32: the metric when that head is the sender; nan where no receiver
+        comes after it.
 
     Raises:
         MethodError: a receiver that the model does not have, or two batches of different shapes.
@@ -44,15 +54,31 @@ def path_patching(
     """
     sites = [] if receivers == "logits" else [site_of(bridged, receiver) for receiver in receivers]
     ours, theirs = values_at(bridged, inputs, "hook_z"), values_at(bridged, others, "hook_z")
-    last = len(bridged.layers) if receivers == "logits" else max((layer for layer, _, _ in receivers), default=0)
+    last = (
+        len(bridged.layers)
+        if receivers == "logits"
+        else max((layer for layer, _, _ in receivers), default=0)
+    )
 
     def one(layer: int, head: int) -> Tensor:
         if layer >= last:
             return torch.tensor(torch.nan)
         heard: dict[str, Tensor] = {}
-        hooks = [*held_still(ours, theirs, f"{bridged.layers[layer].name}.hook_z", head), *((name, keep(heard)) for name in {name for name, _ in sites})]
+        hooks = [
+            *held_still(ours, theirs, f"{bridged.layers[layer].name}.hook_z", head),
+            *((name, keep(heard)) for name in {name for name, _ in sites}),
+        ]
         logits = logits_of(bridged, inputs, hooks)
-        return measure(metric, logits if receivers == "logits" else logits_of(bridged, inputs, [(name, put_head(heard, head)) for name, head in sites]))
+        return measure(
+            metric,
+            (
+                logits
+                if receivers == "logits"
+                else logits_of(
+                    bridged, inputs, [(name, put_head(heard, head)) for name, head in sites]
+                )
+            ),
+        )
 
     return over_heads(bridged, one, "path patching", quiet)
 
@@ -63,14 +89,22 @@ def site_of(bridged: Bridged, receiver: Receiver) -> tuple[str, int]:
     if role not in ("q", "k", "v"):
         raise MethodError(f"receiver {receiver!r} listens at {role!r}; it must be 'q', 'k' or 'v'")
     if not 0 <= layer < len(bridged.layers):
-        raise MethodError(f"receiver {receiver!r} names layer {layer}; the model has {len(bridged.layers)}, counted from 0")
+        raise MethodError(
+            f"receiver {receiver!r} names layer {layer}; the model has {len(bridged.layers)},"
+            " counted from 0"
+        )
     heads = bridged.layers[layer].heads_of(role)
     if not 0 <= head < heads:
-        raise MethodError(f"receiver {receiver!r} names head {head}; layer {layer} has {heads} heads for {role}, counted from 0")
+        raise MethodError(
+            f"receiver {receiver!r} names head {head}; layer {layer} has {heads} heads for {role},"
+            " counted from 0"
+        )
     return f"{bridged.layers[layer].name}.hook_{role}_input", head
 
 
-def held_still(ours: dict[str, Tensor], theirs: dict[str, Tensor], sender: str, head: int) -> list[tuple[str, Any]]:
+def held_still(
+    ours: dict[str, Tensor], theirs: dict[str, Tensor], sender: str, head: int
+) -> list[tuple[str, Any]]:
     """Hooks that hold every head's z at its own value, but for the sender's."""
 
     def hold(z: Tensor, hook: Any) -> Tensor:

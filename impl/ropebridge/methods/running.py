@@ -1,4 +1,5 @@
-"""What every method does: run the model under hooks, read one number off its logits, and go through places with a bar."""
+"""What every method does: run the model under hooks, read one number off its logits, and go through
+places with a bar."""
 
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ def logits_of(bridged: Bridged, inputs: Inputs, fwd_hooks: Hooks = ()) -> Tensor
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
         raise MethodError(
-            f"{type(bridged.model).__name__} returned {type(output).__name__} without logits; a metric is a function of logits\n"
-            f"  attach to the causal language model (AutoModelForCausalLM), not to its body"
+            f"{type(bridged.model).__name__} returned {type(output).__name__} without logits; a"
+            " metric is a function of logits\n  attach to the causal language model"
+            " (AutoModelForCausalLM), not to its body"
         )
     return logits
 
@@ -51,13 +53,21 @@ def measure(metric: Metric, logits: Tensor) -> Tensor:
     """
     value = metric(logits)
     if not isinstance(value, Tensor) or value.ndim:
-        given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise MethodError(f"the metric returned {given}; it must return one number, a tensor of no axes: take .mean() or .sum() over the batch")
+        given = (
+            f"a tensor of shape {tuple(value.shape)}"
+            if isinstance(value, Tensor)
+            else type(value).__name__
+        )
+        raise MethodError(
+            f"the metric returned {given}; it must return one number, a tensor of no axes: take"
+            " .mean() or .sum() over the batch"
+        )
     return value
 
 
 def values_at(bridged: Bridged, inputs: Inputs, hook: str) -> dict[str, Tensor]:
-    """Full name -> value at every layer's hook point of this short name, in one run on the inputs, detached.
+    """Full name -> value at every layer's hook point of this short name, in one run on the inputs,
+    detached.
 
     Raises:
         UnknownHook: no layer has it.
@@ -67,7 +77,8 @@ def values_at(bridged: Bridged, inputs: Inputs, hook: str) -> dict[str, Tensor]:
 
 
 def names_at(bridged: Bridged, hook: str) -> list[str]:
-    """The full names of a hook point, a layer each; where there are none, the name itself, for the error to speak of."""
+    """The full names of a hook point, a layer each; where there are none, the name itself, for the
+    error to speak of."""
     return [name for name in bridged.hook_points if name.endswith(f".{hook}")] or [hook]
 
 
@@ -76,10 +87,15 @@ def bar(places: Collection[Place], what: str, quiet: bool) -> Iterator[Place]:
     return iter(tqdm(places, desc=what, disable=quiet, leave=False))
 
 
-def over_heads(bridged: Bridged, one: Callable[[int, int], Tensor], what: str, quiet: bool) -> Tensor:
-    """(layer, head) float32 on the CPU: what `one(layer, head)` says; nan where a layer has fewer heads than another."""
+def over_heads(
+    bridged: Bridged, one: Callable[[int, int], Tensor], what: str, quiet: bool
+) -> Tensor:
+    """(layer, head) float32 on the CPU: what `one(layer, head)` says; nan where a layer has fewer
+    heads than another."""
     heads = [layer.variant.heads for layer in bridged.layers]
     table = torch.full((len(heads), max(heads)), torch.nan)
-    for layer, head in bar([(layer, head) for layer, count in enumerate(heads) for head in range(count)], what, quiet):
+    for layer, head in bar(
+        [(layer, head) for layer, count in enumerate(heads) for head in range(count)], what, quiet
+    ):
         table[layer, head] = one(layer, head)
     return table

@@ -1,4 +1,5 @@
-"""A two-layer rotary transformer, trained on repeated random tokens in seconds: small enough to study, real enough to have learned something."""
+"""A two-layer rotary transformer, trained on repeated random tokens in seconds: small enough to
+study, real enough to have learned something."""
 
 from __future__ import annotations
 
@@ -15,13 +16,16 @@ from ropebridge.methods.running import bar
 
 VOCABULARY, LENGTH, BATCH, RATE, WARMUP = 12, 40, 32, 3e-3, 50
 PERIODS = range(6, 20)
-"""After how many tokens the training rows repeat: drawn anew each step, or a head could learn one fixed distance instead."""
+"""After how many tokens the training rows repeat: drawn anew each step, or a head could learn one
+fixed distance instead."""
 LEARNED, STEPS = 0.3, 2000
-"""Training ends when the running mean of the loss on what can be known (nats; 2.48 for a guess) is this low; and within so many steps."""
+"""Training ends when the running mean of the loss on what can be known (nats; 2.48 for a guess) is
+this low; and within so many steps."""
 
 
 def train_on_repeats(*, seed: int = 0, steps: int = STEPS, quiet: bool = False) -> LlamaForCausalLM:
-    """A tiny Llama (2 layers, 4 heads, d_model 64) that continues what repeats, on the CPU, in eval mode.
+    """A tiny Llama (2 layers, 4 heads, d_model 64) that continues what repeats, on the CPU, in eval
+    mode.
 
     Draws its weights and rows from `seed` alone and leaves torch's own random state as it was.
 
@@ -41,7 +45,10 @@ def train_on_repeats(*, seed: int = 0, steps: int = STEPS, quiet: bool = False) 
         if mean < LEARNED:
             trained: LlamaForCausalLM = model.eval().requires_grad_(False)
             return trained
-    raise MethodError(f"after {steps} steps the loss is {mean:.2f} and not {LEARNED}; give it more steps, or another seed than {seed}")
+    raise MethodError(
+        f"after {steps} steps the loss is {mean:.2f} and not {LEARNED}; give it more steps, or"
+        f" another seed than {seed}"
+    )
 
 
 def tiny_config() -> LlamaConfig:

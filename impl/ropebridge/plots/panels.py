@@ -35,14 +35,22 @@ class Panel:
 
 
 @torch.no_grad()
-def panels_of(bridged: Bridged, inputs: Tensor | Mapping[str, Any], layers: Iterable[int] | None, heads: Heads, row: int) -> list[Panel]:
+def panels_of(
+    bridged: Bridged,
+    inputs: Tensor | Mapping[str, Any],
+    layers: Iterable[int] | None,
+    heads: Heads,
+    row: int,
+) -> list[Panel]:
     """Run the model once and take the chosen heads' patterns of one row; others are not kept."""
     chosen = choose([layer.variant.heads for layer in bridged.layers], layers, heads)
     found: dict[str, Tensor] = {}
 
     def keep(pattern: Tensor, hook: Any) -> None:
         if not 0 <= row < pattern.shape[0]:
-            raise PlotError(f"row={row} is not in the batch; it has {pattern.shape[0]} rows, counted from 0")
+            raise PlotError(
+                f"row={row} is not in the batch; it has {pattern.shape[0]} rows, counted from 0"
+            )
         found[hook.name] = pattern[row].detach().float().cpu()
 
     names = {layer: f"{bridged.layers[layer].name}.hook_pattern" for layer, _ in chosen}
@@ -51,7 +59,9 @@ def panels_of(bridged: Bridged, inputs: Tensor | Mapping[str, Any], layers: Iter
     return [Panel(layer, head, found[names[layer]][head].contiguous()) for layer, head in chosen]
 
 
-def choose(sizes: Sequence[int], layers: Iterable[int] | None, heads: Heads) -> list[tuple[int, int]]:
+def choose(
+    sizes: Sequence[int], layers: Iterable[int] | None, heads: Heads
+) -> list[tuple[int, int]]:
     """The heads (layer, head) that are asked for, in the order in which they are.
 
     Raises:
@@ -62,16 +72,30 @@ def choose(sizes: Sequence[int], layers: Iterable[int] | None, heads: Heads) -> 
     if asked and isinstance(asked[0], tuple):
         chosen = asked
     else:
-        chosen = [(layer, head) for layer in rows for head in (range(sizes[layer] if 0 <= layer < len(sizes) else 1) if asked is None else asked)]
+        chosen = [
+            (layer, head)
+            for layer in rows
+            for head in (
+                range(sizes[layer] if 0 <= layer < len(sizes) else 1) if asked is None else asked
+            )
+        ]
     for layer, head in chosen:
         if not (0 <= layer < len(sizes) and 0 <= head < sizes[layer]):
-            raise PlotError(f"there is no head {head} in layer {layer}; the model has {len(sizes)} layers, of {list(sizes)} heads, both counted from 0")
+            raise PlotError(
+                f"there is no head {head} in layer {layer}; the model has {len(sizes)} layers, of"
+                f" {list(sizes)} heads, both counted from 0"
+            )
     if not chosen:
-        raise PlotError(f"no head is chosen; pass layers= and heads= of a model with {len(sizes)} layers, of {list(sizes)} heads")
+        raise PlotError(
+            f"no head is chosen; pass layers= and heads= of a model with {len(sizes)} layers, of"
+            f" {list(sizes)} heads"
+        )
     return chosen
 
 
-def tokens_of(tokens: Sequence[str] | None, inputs: Tensor | Mapping[str, Any], row: int, panel: Panel) -> list[str]:
+def tokens_of(
+    tokens: Sequence[str] | None, inputs: Tensor | Mapping[str, Any], row: int, panel: Panel
+) -> list[str]:
     """What stands at each key: as given, or token ids, or places where there are none.
 
     Raises:
@@ -81,7 +105,14 @@ def tokens_of(tokens: Sequence[str] | None, inputs: Tensor | Mapping[str, Any], 
     if tokens is None:
         ids = inputs if isinstance(inputs, Tensor) else inputs.get("input_ids")
         known = isinstance(ids, Tensor) and ids.shape[1] == keys
-        return [str(int(x)) for x in ids[row]] if known and ids is not None else [str(place) for place in range(keys)]
+        return (
+            [str(int(x)) for x in ids[row]]
+            if known and ids is not None
+            else [str(place) for place in range(keys)]
+        )
     if len(tokens) != keys:
-        raise PlotError(f"{len(tokens)} tokens were given for {keys} keys; pass those of row {row}: tokens=tokenizer.convert_ids_to_tokens(ids[{row}])")
+        raise PlotError(
+            f"{len(tokens)} tokens were given for {keys} keys; pass those of row {row}:"
+            f" tokens=tokenizer.convert_ids_to_tokens(ids[{row}])"
+        )
     return list(tokens)

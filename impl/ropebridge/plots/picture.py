@@ -23,13 +23,17 @@ def write_picture(panels: Sequence[Panel], tokens: Sequence[str], path: Path, ti
     figures = need("matplotlib.figure", "plot", "a picture of patterns")
     columns = min(COLUMNS, len(panels))
     rows = ceil(len(panels) / columns)
-    figure = figures.Figure(figsize=(INCHES * columns + 0.8, INCHES * rows + 0.5), dpi=DPI, layout="constrained")
+    figure = figures.Figure(
+        figsize=(INCHES * columns + 0.8, INCHES * rows + 0.5), dpi=DPI, layout="constrained"
+    )
     figure.suptitle(literal(title))
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     images = [draw(axis, panel, tokens) for axis, panel in zip(grid, panels, strict=False)]
     for axis in grid[len(panels) :]:
         axis.set_axis_off()
-    figure.colorbar(images[0], ax=list(grid), label="weight (hook_pattern)", fraction=0.02, pad=0.01)
+    figure.colorbar(
+        images[0], ax=list(grid), label="weight (hook_pattern)", fraction=0.02, pad=0.01
+    )
     figure.savefig(path)
 
 

@@ -15,7 +15,12 @@ from ropebridge.plots.panels import Heads, Panel, PlotError, panels_of, tokens_o
 from ropebridge.plots.picture import write_picture
 
 Writer = Callable[[Sequence[Panel], Sequence[str], Path, str], None]
-WRITERS: Mapping[str, Writer] = {".html": write_page, ".png": write_picture, ".svg": write_picture, ".pdf": write_picture}
+WRITERS: Mapping[str, Writer] = {
+    ".html": write_page,
+    ".png": write_picture,
+    ".svg": write_picture,
+    ".pdf": write_picture,
+}
 
 
 def plot_patterns(
@@ -33,9 +38,10 @@ def plot_patterns(
 
     Args:
         inputs: token ids (batch, pos), or the keywords of the model's call.
-        path: where to write, its folder is made: `.html` for one page, with everything in it, that opens from disk;
-            `.png`, `.svg`, `.pdf` for a picture.
-        tokens: what stands at the keys, `tokenizer.convert_ids_to_tokens(ids[0])`; None shows token ids.
+        path: where to write, its folder is made: `.html` for one page, with everything in it, that
+            opens from disk; `.png`, `.svg`, `.pdf` for a picture.
+        tokens: what stands at the keys, `tokenizer.convert_ids_to_tokens(ids[0])`; None shows token
+            ids.
         layers: places in `bridged.layers`; None means all.
         heads: heads of each of these layers, or pairs (layer, head); None means all.
         row: which row of the batch.
@@ -45,13 +51,22 @@ def plot_patterns(
         The path.
 
     Raises:
-        PlotError: another ending, a layer, head or row that is not there, or another number of tokens than of keys.
+        PlotError: another ending, a layer, head or row that is not there, or another number of
+            tokens than of keys.
         MissingExtra: matplotlib or jinja2 is not installed: the extra `[plot]`.
     """
     path = Path(path)
     if path.suffix.lower() not in WRITERS:
-        raise PlotError(f"{path.name!r} ends in {path.suffix or 'nothing'!r}; the ending says what is written: {', '.join(WRITERS)}")
+        raise PlotError(
+            f"{path.name!r} ends in {path.suffix or 'nothing'!r}; the ending says what is written:"
+            f" {', '.join(WRITERS)}"
+        )
     panels = panels_of(bridged, inputs, layers, heads, row)
     path.parent.mkdir(parents=True, exist_ok=True)
-    WRITERS[path.suffix.lower()](panels, tokens_of(tokens, inputs, row, panels[0]), path, title or type(bridged.model).__name__)
+    WRITERS[path.suffix.lower()](
+        panels,
+        tokens_of(tokens, inputs, row, panels[0]),
+        path,
+        title or type(bridged.model).__name__,
+    )
     return path
