@@ -1,21 +1,24 @@
-"""Tiny random models of the eight families that are served, bridges around their layers, and a
-browser."""
+"""Tiny random models of eight families, bridges around their layers, the command, and a browser."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import Result
 from torch import nn
+from typer.testing import CliRunner
 
 from ropebridge import PositionEmbeddingsAttentionBridge
 from ropebridge_conformance import recipes, zoo
+from ropebridge_conformance.cli import app
 
 FAMILIES = ("llama", "mistral", "gemma2", "gemma3", "qwen3", "olmo2", "cohere", "gpt_oss")
-"""One of everything that served families do differently."""
+"""Families that together do one of everything that the core of the zoo does."""
 
 CONFIG = {"max_position_embeddings": 256}
 OWN: dict[str, dict[str, Any]] = {"gpt_oss": {"rope_parameters": {**recipes.YARN, "factor": 16.0}}}
@@ -43,7 +46,7 @@ def build_model(family: str, attn: str = "eager", seed: int = 0, **config: Any) 
     return model.eval()
 
 
-WAITING = ("test_survival.py", "test_wheel.py", "test_plugin.py")
+WAITING = ("test_survival.py", "test_plugin.py")
 """Files whose tests wait for processes of their own, for minutes."""
 
 
@@ -120,6 +123,13 @@ def left_padding() -> torch.Tensor:
     mask = torch.ones(2, 12, dtype=torch.long)
     mask[1, :3] = 0
     return mask
+
+
+@pytest.fixture
+def ropebridge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """`ropebridge(*words)`: the command, run in this process and in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: CliRunner().invoke(app, list(words))
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,11 @@ every option exists."""
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from ropebridge_conformance.cli import app
 from ropebridge_conformance.results import read_results
@@ -36,9 +35,10 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.timeout(600)  # nine processes, each of which imports torch
-def test_every_command_of_the_guide_runs(folder):
+@pytest.mark.slow
+def test_every_command_of_the_guide_runs(folder, monkeypatch):
     """One layer in place of the smoke profile's; else as they stand."""
+    monkeypatch.chdir(folder)
     for line in lines_of_guide():
         words = shlex.split(
             line.replace(
@@ -48,40 +48,20 @@ def test_every_command_of_the_guide_runs(folder):
             )
         )
         assert words[0] == "ropebridge"
-        command = [
-            sys.executable,
-            "-c",
-            "from ropebridge_conformance.command import main; main()",
-            *words[1:],
-        ]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        done = CliRunner().invoke(app, words[1:])
         fails_as_said = words[1] == "check" and "the_output_agrees_with_hugging_face" not in words
-        assert done.returncode == (1 if fails_as_said else 0), (line, done.stderr)
+        assert done.exit_code == (1 if fails_as_said else 0), (line, done.stderr)
     for name in ("report.html", "junit.xml", "badge.json", "results/all.jsonl"):
         assert (folder / name).stat().st_size > 100
 
 
-def test_the_subject_of_the_guide_is_what_is_said_of_it(folder):
+@pytest.mark.slow
+def test_the_subject_of_the_guide_is_what_is_said_of_it(folder, monkeypatch):
     """Gaps are unsupported, what needs them is not exercised, and what fails is order and masks,
     not the judge's own footing."""
-    command = [
-        sys.executable,
-        "-c",
-        "from ropebridge_conformance.command import main; main()",
-        "check",
-        "my_subject:Factory",
-        "--family",
-        "llama",
-        "--device",
-        "cpu",
-    ]
-    subprocess.run(
-        [*command, "--dtype", "float32", "--results", "r.jsonl"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    monkeypatch.chdir(folder)
+    narrow = ("--family=llama", "--device=cpu", "--dtype=float32", "--results=r.jsonl")
+    assert CliRunner().invoke(app, ["check", "my_subject:Factory", *narrow]).exit_code == 1
     _, verdicts = read_results(folder / "r.jsonl")
     outcomes = {
         outcome: {v.clause for v in verdicts if v.verdict == outcome} for outcome in Outcome

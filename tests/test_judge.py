@@ -11,6 +11,7 @@ import torch
 from ropebridge_conformance.bench import Bench, SubjectError, load_subject
 from ropebridge_conformance.checks import CHECK, CHECKS
 from ropebridge_conformance.compare import compare
+from ropebridge_conformance.ids import read_id
 from ropebridge_conformance.judge import judge, plan
 from ropebridge_conformance.known_failures import KnownFailuresError, read_known_failures
 from ropebridge_conformance.mutants import MUTANTS, foils
@@ -325,12 +326,11 @@ def test_a_file_that_is_no_results_is_refused(tmp_path, text, words):
 
 def test_ids_are_distinct_and_read_as_names():
     questions = list(plan(cases=["gemma3_local"], dtypes=("bfloat16",)))
-    ids = [(q.check, q.id) for q in questions]
+    ids = [str(q.id) for q in questions]
     assert len(set(ids)) == len(ids)
-    assert (
-        "a_replacement_is_what_the_rest_of_the_layer_sees",
-        "hook_rot_q-gemma3_local-bfloat16-cpu",
-    ) in ids
+    whole = "test_a_replacement_is_what_the_rest_of_the_layer_sees[hook_rot_q-gemma3_local-bfloat16"
+    assert f"{whole}-cpu]" in ids
+    assert [read_id(text) for text in ids] == [q.id for q in questions]
 
 
 def test_every_check_begins_with_its_clause_and_has_a_test_of_its_name():

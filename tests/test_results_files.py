@@ -2,8 +2,6 @@
 missing is said."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -18,7 +16,6 @@ from ropebridge_conformance.verdicts import Outcome, Verdict
 PASS = Verdict(
     "s", "ROT-1", "c", "hook_rot_q", "llama", "llama-prefill", "float32", "cpu", Outcome.PASS
 )
-RUN = (sys.executable, "-c", "from ropebridge_conformance.command import main; main()")
 
 
 def verdicts(*cases, outcome=Outcome.PASS):
@@ -113,10 +110,7 @@ def test_verdicts_that_contradict_each_other_are_refused(write):
     with pytest.raises(CombineError) as raised:
         combined([one, two])
     first, *lines = str(raised.value).splitlines()
-    assert (
-        first
-        == "two verdicts on one question: s, clause ROT-1, c [hook_rot_q-a-prefill-float32-cpu]"
-    )
+    assert first == "two verdicts on one question: clause ROT-1, test_c[hook_rot_q-a-float32-cpu-s]"
     assert lines == [f"  {one}: pass", f"  {two}: fail", "  leave out the file that is out of date"]
 
 
@@ -127,55 +121,30 @@ def test_a_file_that_was_cut_short_is_refused(write):
         combined([write("a", verdicts("a"), expected=7)])
 
 
-def test_shards_of_a_real_run_make_up_the_run(tmp_path):
+def test_shards_of_a_real_run_make_up_the_run(ropebridge, tmp_path):
     """From the command, start to end: two shards and their combination have what the whole run
     has."""
     narrow = (
-        "--family",
-        "llama",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "--dtype",
-        "float64",
-        "--check",
-        "hooks_fire_once_in_contract_order",
-        "--jobs",
-        "1",
+        *("--family=llama", "--device=cpu", "--dtype=float32", "--dtype=float64"),
+        *("--check=hooks_fire_once_in_contract_order", "--jobs=1"),
     )
 
     def run(*words):
-        done = subprocess.run(
-            [*RUN, *words], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        done = ropebridge(*words)
+        assert done.exit_code == 0, done.stderr
 
-    run("check", "ropebridge.subject:Factory", *narrow, "--results", "whole.jsonl")
+    run("check", "ropebridge.subject:Factory", *narrow, "--results=whole.jsonl")
     for shard in ("1/2", "2/2"):
-        run(
-            "check",
-            "ropebridge.subject:Factory",
-            *narrow,
-            "--shard",
-            shard,
-            "--results",
-            f"{shard[0]}.jsonl",
-        )
+        where = (f"--shard={shard}", f"--results={shard[0]}.jsonl")
+        run("check", "ropebridge.subject:Factory", *narrow, *where)
     run("combine", "1.jsonl", "2.jsonl", "-o", "both.jsonl")
     (_, whole), (provenance, both) = (
         read_results(tmp_path / name) for name in ("whole.jsonl", "both.jsonl")
     )
     assert sorted(v.line() for v in both) == sorted(v.line() for v in whole)
     assert provenance["expected"] == len(whole) > 10
-    refused = subprocess.run(
-        [*RUN, "combine", "1.jsonl", "-o", "x.jsonl"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert refused.returncode == 2
+    refused = ropebridge("combine", "1.jsonl", "-o", "x.jsonl")
+    assert refused.exit_code == 2
     assert refused.stderr.startswith("missing: shard 2/2")
     assert not (tmp_path / "x.jsonl").exists()
 
@@ -252,28 +221,18 @@ def test_a_badge_of_nothing_or_of_half_a_run_is_not_green():
 
 
 @pytest.mark.parametrize("command", ["junit", "badge"])
-def test_the_commands_write_files_and_refuse_what_is_no_results(write, tmp_path, command):
+def test_the_commands_write_files_and_refuse_what_is_no_results(
+    ropebridge, write, tmp_path, command
+):
     write("r.jsonl", verdicts("a"))
-    done = subprocess.run(
-        [*RUN, command, "r.jsonl", "-o", "new/out"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = ropebridge(command, "r.jsonl", "-o", "new/out")
+    assert done.exit_code == 0, done.stderr
     text = (tmp_path / "new" / "out").read_text(encoding="utf-8")
     assert (
         json.loads(text)["message"] == "1 passing"
         if command == "badge"
         else ElementTree.fromstring(text.encode()).tag == "testsuites"
     )
-    refused = subprocess.run(
-        [*RUN, command, "nowhere.jsonl", "-o", "x"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert refused.returncode == 2
+    refused = ropebridge(command, "nowhere.jsonl", "-o", "x")
+    assert refused.exit_code == 2
     assert "nowhere.jsonl holds no results" in refused.stderr

@@ -162,6 +162,7 @@ def test_a_failure_has_an_address_of_its_own(page):
     assert page.errors == []
 
 
+@pytest.mark.slow
 def test_what_is_shown_for_reproduction_reproduces(open_page, tmp_path):
     """Both the command and the script, run as they stand on the page, meet the failure again, and
     the script in the same words."""
@@ -322,6 +323,7 @@ def luminance(rgb):
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
+@pytest.mark.slow
 def test_three_hundred_thousand_verdicts_make_a_small_page_and_a_quick_one(open_page, tmp_path):
     """Of 150 families; one in fifty fails. The page stays under 5 MB, is written within 30 s and
     drawn within 3."""
@@ -419,27 +421,12 @@ def test_heat_is_small_whatever_the_tensor():
     assert set(b64decode(heat.cells)) == {255}
 
 
-def test_the_command_writes_the_page(tmp_path):
+def test_the_command_writes_the_page(ropebridge, tmp_path):
     write_results(tmp_path / "r.jsonl", [PASS], ["s"], ["cpu"])
-    command = [
-        sys.executable,
-        "-c",
-        "from ropebridge_conformance.command import main; main()",
-        "report",
-    ]
-    done = subprocess.run(
-        [*command, "r.jsonl", "-o", "new/report.html"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (
-        (tmp_path / "new" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    )
-    refused = subprocess.run(
-        [*command, "nowhere.jsonl"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 2
+    done = ropebridge("report", "r.jsonl", "-o", "new/report.html")
+    assert done.exit_code == 0, done.stderr
+    page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    refused = ropebridge("report", "nowhere.jsonl")
+    assert refused.exit_code == 2
     assert "nowhere.jsonl holds no results" in refused.stderr

@@ -84,7 +84,7 @@ def test_the_suite_deals_out_the_same_shards_as_the_command(units, pytestconfig)
 
     class Config:
         def getoption(self, name):
-            return {"--shard": "2/3", "--device": ["cpu"]}.get(name)
+            return {"--ropebridge-shard": "2/3", "--ropebridge-device": ["cpu"]}.get(name)
 
     assert {"|".join(layer) for layer in this_shard(Config())} == {
         unit.key for unit in part_of(units, Shard(2, 3))
@@ -93,7 +93,7 @@ def test_the_suite_deals_out_the_same_shards_as_the_command(units, pytestconfig)
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "2", "a/b", "-1/2", "1/0", ""])
 def test_what_is_no_shard_is_refused(text):
-    with pytest.raises(ShardError, match=r"--shard takes i/n, i from 1 to n: --shard 2/4"):
+    with pytest.raises(ShardError, match=r"a shard is i/n, i from 1 to n: 2/4"):
         read_shard(text)
 
 
@@ -105,7 +105,7 @@ def test_more_shards_than_parts_are_refused():
     with pytest.raises(
         ShardError,
         match=(
-            r"2 parts of the plan cannot be shared out among 3 shards\n  use --shard i/n with n at"
+            r"2 parts of the plan cannot be shared out among 3 shards\n  give a shard i/n with n at"
             r" most 2"
         ),
     ):
@@ -135,19 +135,8 @@ def test_what_is_given_goes_before_the_profile():
 def test_a_profile_is_one_of_hypothesis_too(tmp_path):
     """In a process of its own: what is loaded is for all tests of a session."""
     (tmp_path / "test_drawn.py").write_text(DRAWN, encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "ropebridge_conformance",
-        "-p",
-        "no:cacheprovider",
-        "--profile",
-        "smoke",
-        str(tmp_path),
-    ]
+    pytest_with_plugin = [sys.executable, "-m", "pytest", "-q", "-p", "ropebridge_conformance"]
+    command = [*pytest_with_plugin, "-p", "no:cacheprovider", "--ropebridge-profile", "smoke"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "1 passed" in done.stdout, done.stdout
 

@@ -78,7 +78,7 @@ def put_all(folder, monkeypatch):
     """Put one check about one layer to a subject, in another process; a verdict a question."""
     monkeypatch.chdir(folder)
 
-    def put(path, timeout=20.0, hooks=("hook_rot_q", "hook_z", "hook_out")):
+    def put(path, timeout=10.0, hooks=("hook_rot_q", "hook_z", "hook_out")):
         (unit,) = units_of(
             [path], Selection(("llama",), ("float32",), ("cpu",), (ALONE,), hooks, ("prefill",))
         )
@@ -92,14 +92,15 @@ def put_all(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("factory", "words"),
     [
-        ("Hang", "no answer within 20 seconds; its process was stopped"),
-        ("HangInC", "no answer within 20 seconds; its process was stopped"),
+        ("Hang", "no answer within 10 seconds; its process was stopped"),
+        ("HangInC", "no answer within 10 seconds; its process was stopped"),
         ("Crash", "its process ended: killed by SIGSEGV"),
         ("Leave", "its process ended: exit code 3"),
         ("Exit", "raised SystemExit: enough"),
         ("Raise", "raised RuntimeError: midway"),
     ],
 )
+@pytest.mark.slow
 def test_one_verdict_says_so_and_the_rest_goes_on(put_all, factory, words):
     before, odd, after = put_all(f"odd_subjects:{factory}")
     assert (before.verdict, after.verdict) == (Outcome.PASS, Outcome.PASS)
@@ -112,8 +113,9 @@ def test_one_verdict_says_so_and_the_rest_goes_on(put_all, factory, words):
     )
 
 
+@pytest.mark.slow
 def test_a_subject_that_never_answers_is_not_asked_for_ever(put_all):
-    made = put_all("odd_subjects:AlwaysHang", timeout=8.0, hooks=())
+    made = put_all("odd_subjects:AlwaysHang", timeout=3.0, hooks=())
     assert [v.verdict for v in made] == [Outcome.FAIL] * PATIENCE + [Outcome.NOT_EXERCISED] * (
         len(made) - PATIENCE
     )
@@ -124,6 +126,7 @@ def test_a_subject_that_never_answers_is_not_asked_for_ever(put_all):
     )
 
 
+@pytest.mark.slow
 def test_a_foretold_hang_is_known(folder, monkeypatch):
     from ropebridge_conformance.known_failures import KnownFailure
 
@@ -132,7 +135,7 @@ def test_a_foretold_hang_is_known(folder, monkeypatch):
     (unit,) = units_of(
         [path], Selection(("llama",), ("float32",), ("cpu",), (ALONE,), ("hook_z",), ("prefill",))
     )
-    with Pool(1, 20.0) as pool:
+    with Pool(1, 10.0) as pool:
         (made,) = pool.judged(
             [
                 Task(
@@ -147,12 +150,13 @@ def test_a_foretold_hang_is_known(folder, monkeypatch):
     assert (made.verdict, made.reason) == (Outcome.KNOWN_FAILURE, "it hangs there")
 
 
+@pytest.mark.slow
 def test_an_import_that_never_ends_is_a_subject_that_cannot_be_loaded(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    with Pool(1, 15.0) as pool:
+    with Pool(1, 5.0) as pool:
         refused = pool.load("endless_subject:Factory")
         assert refused == Refused(
-            "cannot load subject 'endless_subject:Factory': no answer within 15 seconds; its"
+            "cannot load subject 'endless_subject:Factory': no answer within 5 seconds; its"
             " process was stopped"
         )
         assert pool.load("odd_subjects:Raise") == Loaded("raise_midway"), (
@@ -160,6 +164,7 @@ def test_an_import_that_never_ends_is_a_subject_that_cannot_be_loaded(folder, mo
         )
 
 
+@pytest.mark.slow
 def test_processes_that_are_not_needed_any_more_are_gone(folder, monkeypatch):
     monkeypatch.chdir(folder)
     with Pool(2, 20.0) as pool:
@@ -295,7 +300,7 @@ def run(folder):
     )
 
 
-COMMAND = ("-c", "from ropebridge_conformance.command import main; main()")
+COMMAND = (sys.executable, "-c", "from ropebridge_conformance.command import main; main()")
 NARROW = (
     "--family",
     "llama",
@@ -316,20 +321,21 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_check_goes_on_after_what_cannot_be_loaded_and_what_hangs(run, folder):
-    done = run(
-        *COMMAND,
+@pytest.mark.slow
+def test_check_goes_on_after_what_cannot_be_loaded_and_what_hangs(ropebridge, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    done = ropebridge(
         "check",
         "nowhere:Factory",
         "odd_subjects:HangInC",
         "odd_subjects:Raise",
         *NARROW,
         "--timeout",
-        "20",
+        "10",
         "--results",
         "r.jsonl",
     )
-    assert done.returncode == 1, done.stderr
+    assert done.exit_code == 1, done.stderr
     assert (
         "cannot load subject 'nowhere:Factory': ModuleNotFoundError: No module named 'nowhere'"
         in done.stderr
@@ -346,18 +352,20 @@ def test_check_goes_on_after_what_cannot_be_loaded_and_what_hangs(run, folder):
     assert counts["hang_in_c", "pass"] == counts["raise_midway", "pass"] == len(rest) / 2 - 1 > 5
 
 
-def test_check_leaves_a_verdict_even_if_no_subject_can_be_loaded(run, folder):
-    done = run(*COMMAND, "check", "nowhere:Factory", *NARROW, "--results", "none.jsonl")
-    assert done.returncode == 2
+@pytest.mark.slow
+def test_check_leaves_a_verdict_even_if_no_subject_can_be_loaded(ropebridge, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    done = ropebridge("check", "nowhere:Factory", *NARROW, "--results", "none.jsonl")
+    assert done.exit_code == 2
     assert [v.get("verdict") for v in lines_of(folder / "none.jsonl")] == [None, "fail"]
 
 
+@pytest.mark.slow
 def test_what_was_judged_is_on_disk_while_the_run_goes_on(folder):
     """A run that is killed outright while a question hangs has left every verdict before it."""
     path = folder / "killed.jsonl"
     path.unlink(missing_ok=True)
     command = [
-        sys.executable,
         *COMMAND,
         "check",
         "odd_subjects:Hang",
@@ -390,35 +398,20 @@ def test_what_was_judged_is_on_disk_while_the_run_goes_on(folder):
         (("--shard", "3/2"), "no shard '3/2'"),
     ],
 )
-def test_a_bad_call_of_check_is_refused(run, words, message):
-    done = run(*COMMAND, "check", *words)
-    assert done.returncode == 2
+def test_a_bad_call_of_check_is_refused(ropebridge, words, message):
+    done = ropebridge("check", *words)
+    assert done.exit_code == 2
     assert message in done.stderr
 
 
+@pytest.mark.slow
 def test_the_plugin_survives_a_hang_in_c(run):
-    suite = (
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "ropebridge_conformance",
-        "--pyargs",
-        "ropebridge_conformance",
-        "-p",
-        "no:cacheprovider",
+    done = run(
+        *("-m", "pytest", "-q", "-p", "ropebridge_conformance", "-p", "no:cacheprovider"),
+        *("--pyargs", "ropebridge_conformance", "--ropebridge-subject=odd_subjects:HangInC"),
+        *("--ropebridge-family=llama", "--ropebridge-dtype=float32", "--ropebridge-device=cpu"),
+        *("--ropebridge-timeout=20", "-k", f"{ALONE} and llama-float32"),
     )
-    narrow = (
-        "--family",
-        "llama",
-        "--dtype",
-        "float32",
-        "--device",
-        "cpu",
-        "-k",
-        f"{ALONE} and llama-float32",
-    )
-    done = run(*suite, "--subject", "odd_subjects:HangInC", *narrow, "--check-timeout", "20")
     assert re.search(r"^1 failed, \d\d passed", done.stdout, re.MULTILINE), done.stdout[-2000:]
     assert (
         "fail: clause FIRE-2: no answer within 20 seconds; its process was stopped" in done.stdout

@@ -1,7 +1,8 @@
 """The judge of hooks on rotary attention: a pytest plugin and a command line that judge any
 implementation, stage by stage.
 
-pytest -p ropebridge_conformance --pyargs ropebridge_conformance --subject package.module:Factory
+pytest -p ropebridge_conformance --pyargs ropebridge_conformance \\
+    --ropebridge-subject package.module:Factory
 ropebridge check package.module:Factory
 """
 

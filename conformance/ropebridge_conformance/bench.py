@@ -21,7 +21,6 @@ Watch = Literal["all", "fused", "none"]
 T = TypeVar("T")
 KEPT = 128
 """Edited recordings that are remembered: those of one layer."""
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 class SubjectError(Exception):
@@ -41,8 +40,8 @@ def load_subject(path: str) -> Subject:
         subject = factory()
     except (Exception, SystemExit) as error:
         raise SubjectError(
-            f"cannot load subject {path!r}: {type(error).__name__}: {error}\n  --subject takes"
-            " package.module:Factory"
+            f"cannot load subject {path!r}: {type(error).__name__}: {error}\n  a subject is"
+            " given as package.module:Factory"
         ) from error
     finally:
         sys.path.remove("")

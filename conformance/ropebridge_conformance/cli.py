@@ -27,13 +27,14 @@ from ropebridge_conformance.cli_results import add_to, refusing
 from ropebridge_conformance.coverage import BASELINE, changes, read_baseline, write
 from ropebridge_conformance.coverage import coverage as coverage_of
 from ropebridge_conformance.explanation import explanation
+from ropebridge_conformance.ids import DTYPES, IdError, read_id
 from ropebridge_conformance.judge import single_threaded
 from ropebridge_conformance.kills import equivalent_table, kill_table
 from ropebridge_conformance.known_failures import KnownFailuresError, read_known_failures
 from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT
 from ropebridge_conformance.names import UnknownFamily
 from ropebridge_conformance.planning import PlanError, Selection
-from ropebridge_conformance.plugin import DEFAULT_SUBJECTS, DTYPES
+from ropebridge_conformance.plugin import DEFAULT_SUBJECTS
 from ropebridge_conformance.pool import Pool
 from ropebridge_conformance.profiles import PROFILE, ProfileName
 from ropebridge_conformance.recipes import RECIPES
@@ -116,7 +117,7 @@ def check(
             help="how long a subject may take to be loaded, and to answer one question",
         ),
     ] = 120.0,
-    only: Annotated[
+    checks: Annotated[
         list[str] | None, typer.Option("--check", help="only this check; may be repeated")
     ] = None,
     hook: Annotated[
@@ -125,6 +126,14 @@ def check(
     scenario: Annotated[
         list[str] | None,
         typer.Option("--scenario", help="only this way of calling a layer; may be repeated"),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="ID",
+            help="only the question of this id, as reports and pytest print it; may be repeated",
+        ),
     ] = None,
     installed: Annotated[
         bool,
@@ -140,11 +149,17 @@ def check(
     call is."""
     if installed:
         raise typer.Exit(list_changes())
-    narrowed = Selection(
-        *(tuple(names or ()) for names in (family, dtype, device, only, hook, scenario))
-    )
     chosen = replace(PROFILE[profile], repeated=thorough or PROFILE[profile].repeated)
-    with refusing(PlanError, ShardError, UnknownFamily, KnownFailuresError):
+    with refusing(IdError, PlanError, ShardError, UnknownFamily, KnownFailuresError):
+        narrowed = Selection(
+            families=tuple(family or ()),
+            dtypes=tuple(dtype or ()),
+            devices=tuple(device or ()),
+            checks=tuple(checks or ()),
+            hooks=tuple(hook or ()),
+            scenarios=tuple(scenario or ()),
+            only=tuple(read_id(text) for text in only or ()),
+        )
         known = tuple(read_known_failures(known_failures)) if known_failures else ()
         run = Run(
             subjects or list(DEFAULT_SUBJECTS),
@@ -217,9 +232,10 @@ def report(verdicts: Sequence[Verdict]) -> None:
     bad = [v for v in verdicts if v.verdict in BAD]
     for v in bad[:20]:
         console.print(
-            f"{v.verdict} {v.subject} {v.clause} {v.check}"
-            f" [{v.hook or 'layer'}-{v.case}-{v.dtype}-{v.device}]: {v.reason}",
+            f"{v.verdict} {v.clause} {v.id}: {v.reason}",
             markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
     if len(bad) > 20:
         console.print(f"... and {len(bad) - 20} more in the results file")

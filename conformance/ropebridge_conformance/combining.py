@@ -116,10 +116,7 @@ def merged(parts: Sequence[Part]) -> list[Verdict]:
             before, path = known.setdefault(question_of(verdict), (verdict, part.path))
             if before.verdict != verdict.verdict:
                 raise CombineError(
-                    f"two verdicts on one question: {verdict.subject}, clause {verdict.clause},"
-                    f" {verdict.check}"
-                    f" [{verdict.hook or 'layer'}-{verdict.case}-"
-                    f"{verdict.dtype}-{verdict.device}]\n"
+                    f"two verdicts on one question: clause {verdict.clause}, {verdict.id}\n"
                     f"  {path}: {before.verdict}\n  {part.path}: {verdict.verdict}\n  leave out the"
                     " file that is out of date"
                 )

@@ -12,6 +12,7 @@ from ropebridge_conformance.answers import NotShown
 from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.checks import CHECK, CHECKS
 from ropebridge_conformance.heat import heat_map
+from ropebridge_conformance.ids import DTYPES
 from ropebridge_conformance.known_failures import KnownFailure, covering
 from ropebridge_conformance.questions import About, Finding, Question, failed
 from ropebridge_conformance.verdicts import Outcome, Verdict
@@ -23,7 +24,7 @@ LONGEST = 4000
 
 def plan(
     cases: Sequence[str] | None = None,
-    dtypes: Sequence[str] = ("float32", "bfloat16", "float16", "float64"),
+    dtypes: Sequence[str] = DTYPES,
     devices: Sequence[str] = ("cpu",),
     about: Collection[About] = ("layer", "class"),
 ) -> Iterator[Question]:

@@ -11,8 +11,9 @@ from hashlib import sha256
 
 import transformers
 
-from ropebridge_conformance.bench import DTYPES, available_devices
+from ropebridge_conformance.bench import available_devices
 from ropebridge_conformance.checks import CHECK
+from ropebridge_conformance.ids import DTYPES, Id
 from ropebridge_conformance.judge import plan
 from ropebridge_conformance.names import refuse_unknown_families
 from ropebridge_conformance.profiles import PROFILE, Profile
@@ -38,9 +39,15 @@ class Selection:
     checks: tuple[str, ...] = ()
     hooks: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = ()
+    only: tuple[Id, ...] = ()
 
-    def wants(self, question: Question) -> bool:
-        """Whether a question is one of those that checks, hooks and scenarios are narrowed to."""
+    def wants(self, question: Question, subject: str = "") -> bool:
+        """Return whether a question is to be put to a subject of this name.
+
+        Where no name is said, whether it is to be put to any subject.
+        """
+        if self.only and not any(one.means(question.id, subject) for one in self.only):
+            return False
         pairs = (
             (self.checks, question.check),
             (self.hooks, question.hook),
@@ -85,20 +92,19 @@ def units_of(
         UnknownFamily: a family that the zoo does not have.
         PlanError: another name that is not there, or nothing is left to ask.
     """
-    refuse_unknown_families(selection.families)
+    ids = selection.only
+    refuse_unknown_families(selection.families or [one.case for one in ids])
     refuse_unknown("dtype", selection.dtypes, DTYPES)
     refuse_unknown("check", selection.checks, CHECK)
     refuse_unknown("hook point", selection.hooks, HOOK)
     refuse_unknown("scenario", selection.scenarios, SCENARIO)
-    cases = chosen_cases(selection.families or profile.families)
+    cases = chosen_cases(selection.families or [one.case for one in ids] or profile.families)
     again = set() if profile.repeated else repeats(cases)
     about: dict[str, tuple[About, ...]] = {
         case.id: ("class",) if case.id in again else ("layer", "class") for case in cases
     }
-    dtypes, devices = (
-        selection.dtypes or profile.dtypes,
-        selection.devices or tuple(available_devices()),
-    )
+    dtypes = selection.dtypes or in_order(one.dtype for one in ids) or profile.dtypes
+    devices = selection.devices or in_order(one.device for one in ids) or available_devices()
     units = [
         Unit(path, case, dtype, on, kinds, selection)
         for path in subjects
@@ -107,6 +113,7 @@ def units_of(
         for dtype in dtypes
     ]
     asked = [unit for unit in units if unit.questions]
+    refuse_unknown_ids(ids, asked)
     if not asked:
         raise PlanError(
             "there is nothing to ask: no question is of that family, dtype, check, hook point and"
@@ -123,6 +130,28 @@ def refuse_unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> Non
             near = ", ".join(get_close_matches(name, there, n=3, cutoff=0.3)) or "none"
             raise PlanError(
                 f"no {kind} {name!r}\n  nearest: {near}\n  there are: {', '.join(there)}"
+            )
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Return each name once, in the order in which they first come."""
+    return tuple(dict.fromkeys(names))
+
+
+def refuse_unknown_ids(ids: Iterable[Id], units: Sequence[Unit]) -> None:
+    """Refuse an id that no question of the plan has.
+
+    Raises:
+        PlanError: with the nearest ids of the same layer.
+    """
+    there = {question.id for unit in units for question in unit.questions}
+    for one in ids:
+        if not any(one.means(known) for known in there):
+            known = [str(q.id) for q in plan((one.case,), (one.dtype,), (one.device,))]
+            near = get_close_matches(str(one), known, n=3, cutoff=0.3)
+            raise PlanError(
+                f"no question of this run has the id {one}\n  nearest: {', '.join(near) or 'none'}"
+                "\n  a run prints the id of each verdict that is bad"
             )
 
 

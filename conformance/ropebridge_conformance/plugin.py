@@ -8,10 +8,14 @@ The reference and everything that needs it are imported inside the hooks: jaxtyp
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from ropebridge_conformance.ids import DTYPES
 
 if TYPE_CHECKING:
     from ropebridge_conformance.bench import Bench
@@ -22,77 +26,83 @@ DEFAULT_SUBJECTS = (
     "ropebridge.subject:Factory",
 )
 PROFILES = ("smoke", "default", "soak")
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 KNOWN = pytest.StashKey[Any]()
 RECORDER, DESK = pytest.StashKey[Any](), pytest.StashKey[Any]()
 BENCHES = pytest.StashKey[dict[str, Any]]()
 
 
+PREFIX = "--ropebridge-"
+"""How every option begins: other people's suites have a `--device` and a `--dtype` of their own."""
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "subject": {
+        "action": "append",
+        "metavar": "PKG.MOD:FACTORY",
+        "help": "what to judge; may be repeated (default: reference and bridge)",
+    },
+    "family": {
+        "action": "append",
+        "metavar": "NAME",
+        "help": "only this case or family, or 'all'; may be repeated (default: the core)",
+    },
+    "dtype": {
+        "action": "append",
+        "choices": DTYPES,
+        "help": "only this dtype; may be repeated (default: all)",
+    },
+    "device": {
+        "action": "append",
+        "metavar": "DEVICE",
+        "help": "only this device; may be repeated (default: all that are present)",
+    },
+    "profile": {
+        "choices": PROFILES,
+        "help": "how much is asked and drawn, where nothing narrows it (default: default)",
+    },
+    "shard": {
+        "metavar": "I/N",
+        "help": "only the i-th of n parts of the suite, for many machines",
+    },
+    "timeout": {
+        "type": float,
+        "metavar": "SECONDS",
+        "help": "put questions in another process, which is stopped after so long (default: in"
+        " this one)",
+    },
+    "results": {"type": Path, "metavar": "FILE", "help": "write verdicts as JSON lines"},
+    "known-failures": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "TOML file of failures that are expected",
+    },
+}
+"""The options of the suite: name -> what pytest is told of it. `ropebridge check` has the same
+without the prefix."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options of the suite."""
+    """Add the options of the suite to pytest's."""
     group = parser.getgroup("ropebridge", "hooks on rotary attention")
-    group.addoption(
-        "--subject",
-        action="append",
-        metavar="PKG.MOD:FACTORY",
-        help="what to judge; may be repeated (default: reference and bridge)",
-    )
-    group.addoption(
-        "--family",
-        action="append",
-        metavar="NAME",
-        help="only this case or family, or 'all'; may be repeated (default: the core)",
-    )
-    group.addoption(
-        "--dtype",
-        action="append",
-        choices=DTYPES,
-        help="only this dtype; may be repeated (default: all)",
-    )
-    group.addoption(
-        "--device",
-        action="append",
-        metavar="DEVICE",
-        help="only this device; may be repeated (default: all that are present)",
-    )
-    group.addoption(
-        "--profile",
-        choices=PROFILES,
-        help="how much is asked and drawn, where nothing narrows it (default: default)",
-    )
-    group.addoption(
-        "--shard", metavar="I/N", help="only the i-th of n parts of the suite, for many machines"
-    )
-    group.addoption(
-        "--check-timeout",
-        type=float,
-        metavar="SECONDS",
-        help=(
-            "put questions in another process, which is stopped after so long (default: in this"
-            " one)"
-        ),
-    )
-    group.addoption("--results", type=Path, metavar="FILE", help="write verdicts as JSON lines")
-    group.addoption(
-        "--known-failures",
-        type=Path,
-        metavar="FILE",
-        help="TOML file of failures that are expected",
-    )
+    for name, about in OPTIONS.items():
+        group.addoption(PREFIX + name, **about)
+
+
+def option(config: pytest.Config, name: str) -> Any:
+    """Return what was given for an option of the suite, named without its prefix."""
+    return config.getoption(PREFIX + name)
 
 
 def subjects_of(config: pytest.Config) -> tuple[str, ...]:
     """The import paths of the subjects."""
-    return tuple(config.getoption("--subject") or DEFAULT_SUBJECTS)
+    return tuple(option(config, "subject") or DEFAULT_SUBJECTS)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """With `--profile`, hypothesis draws as many examples as the profile says."""
-    if config.getoption("--profile"):
+    """With `--ropebridge-profile`, hypothesis draws as many examples as the profile says."""
+    if option(config, "profile"):
         from ropebridge_conformance.profiles import PROFILE, use_hypothesis_profile
 
-        use_hypothesis_profile(PROFILE[config.getoption("--profile")])
+        use_hypothesis_profile(PROFILE[option(config, "profile")])
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -103,13 +113,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     from ropebridge_conformance.names import UnknownFamily, refuse_unknown_families
     from ropebridge_conformance.shards import ShardError, read_shard
 
-    path = session.config.getoption("--known-failures")
+    path = option(session.config, "known-failures")
     try:
-        for subject in session.config.getoption("--subject") or ():
+        for subject in option(session.config, "subject") or ():
             load_subject(subject)
-        refuse_unknown_families(session.config.getoption("--family"))
+        refuse_unknown_families(option(session.config, "family"))
         session.config.stash[KNOWN] = read_known_failures(path) if path else []
-        read_shard(session.config.getoption("--shard") or "1/1")
+        read_shard(option(session.config, "shard") or "1/1")
     except (SubjectError, KnownFailuresError, UnknownFamily, ShardError) as error:
         raise pytest.UsageError(str(error)) from error
 
@@ -135,14 +145,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for question in questions
         if (subject, question.case, question.dtype, question.device) in mine
     ]
-    tag = {
-        subject: f"-{load_subject(subject).name}" if len(subjects) > 1 else ""
-        for subject in subjects
-    }
+    tag = {subject: load_subject(subject).name if len(subjects) > 1 else "" for subject in subjects}
     metafunc.parametrize(
         ("subject_bench", "question"),
         pairs,
-        ids=[f"{q.id}{tag[s]}" for s, q in pairs],
+        ids=[replace(q.id, subject=tag[s]).layer for s, q in pairs],
         indirect=["subject_bench"],
     )
 
@@ -152,9 +159,9 @@ def narrowed(config: pytest.Config) -> tuple[tuple[str, ...], tuple[str, ...], t
     from ropebridge_conformance.bench import available_devices
     from ropebridge_conformance.profiles import PROFILE
 
-    profile = PROFILE[config.getoption("--profile") or "default"]
+    profile = PROFILE[option(config, "profile") or "default"]
     families, dtypes, devices = (
-        tuple(config.getoption(name) or ()) for name in ("--family", "--dtype", "--device")
+        tuple(option(config, name) or ()) for name in ("family", "dtype", "device")
     )
     return (
         families or profile.families,
@@ -177,29 +184,39 @@ def this_shard(config: pytest.Config) -> set[tuple[str, str, str, str]]:
         for case in chosen_cases(families)
         for dtype in dtypes
     ]
-    shard = config.getoption("--shard")
+    shard = option(config, "shard")
     try:
         return set(read_shard(shard).of(layers, "|".join) if shard else layers)
     except ShardError as error:
         raise pytest.UsageError(str(error)) from error
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Ask layer by layer, so that what one question needs the next finds made; other tests stay
-    where they are."""
+    """Put the questions layer by layer, so that what one needs the next finds made.
 
+    The questions take the places that questions had; every other test stays where it is. Each can
+    be chosen by its id with `-k`, whoever it is put to: this comes before pytest reads `-k`.
+    """
+    places = [place for place, item in enumerate(items) if question_of(item) is not None]
+    for place, item in zip(places, sorted((items[at] for at in places), key=layer), strict=True):
+        items[place] = item
+        item.extra_keyword_matches.add(str(question_of(item).id))
+
+
+def question_of(item: pytest.Item) -> Any:
+    """Return the question that a test puts; None where it is a test of another kind."""
     from ropebridge_conformance.questions import Question
 
-    def layer(item: pytest.Item) -> tuple[str, ...]:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        question = params.get("question")
-        return (
-            (params["subject_bench"], question.case, question.dtype, question.device)
-            if isinstance(question, Question)
-            else ()
-        )
+    question = getattr(getattr(item, "callspec", None), "params", {}).get("question")
+    return question if isinstance(question, Question) else None
 
-    items.sort(key=layer)
+
+def layer(item: Any) -> tuple[str, ...]:
+    """Return what a question's layer is sorted by: subject, case, dtype, device."""
+    question = question_of(item)
+    subject = item.callspec.params["subject_bench"]
+    return (subject, question.case, question.dtype, question.device)
 
 
 @pytest.fixture
@@ -231,12 +248,12 @@ def expect_pass(bench: Bench, question: Any, config: pytest.Config) -> None:
 
 
 def verdict_on(bench: Bench, question: Any, config: pytest.Config) -> Verdict:
-    """The verdict, from this process, or with `--check-timeout` from another."""
+    """The verdict, from this process, or with `--ropebridge-timeout` from another."""
     from ropebridge_conformance.judge import judge
     from ropebridge_conformance.pool import Desk, put
     from ropebridge_conformance.worker import Task
 
-    timeout = config.getoption("--check-timeout")
+    timeout = option(config, "timeout")
     if timeout is None:
         return judge(bench, question, config.stash[KNOWN])
     if DESK not in config.stash:
@@ -252,7 +269,7 @@ def note(verdict: Verdict, config: pytest.Config) -> None:
     file, named after it."""
     from ropebridge_conformance.results import Recorder, header
 
-    path: Path | None = config.getoption("--results")
+    path: Path | None = option(config, "results")
     if path is None:
         return
     if RECORDER not in config.stash:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ropebridge_conformance.ids import DTYPES
 from ropebridge_conformance.zoo import CORE
 
 ProfileName = Literal["smoke", "default", "soak"]
-FOUR = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ PROFILES: tuple[Profile, ...] = (
         repeated=False,
         examples=10,
     ),
-    Profile("default", tuple(case.id for case in CORE), FOUR, repeated=False, examples=120),
-    Profile("soak", ("all",), FOUR, repeated=True, examples=2000),
+    Profile("default", tuple(case.id for case in CORE), DTYPES, repeated=False, examples=120),
+    Profile("soak", ("all",), DTYPES, repeated=True, examples=2000),
 )
 PROFILE: Mapping[ProfileName, Profile] = {profile.name: profile for profile in PROFILES}
 

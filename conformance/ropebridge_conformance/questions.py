@@ -10,6 +10,7 @@ import torch
 
 from ropebridge_conformance.bench import Bench, hooks_of
 from ropebridge_conformance.compare import Difference
+from ropebridge_conformance.ids import DTYPES, Id
 from ropebridge_conformance.scenarios import SCENARIO, Scenario, possible
 from ropebridge_conformance.verdicts import Outcome
 from ropebridge_conformance.zoo import CASE, Specimen, specimen
@@ -29,12 +30,9 @@ class Question:
     device: str
 
     @property
-    def id(self) -> str:
-        """Names that read on from the check's sentence: hook_rot_q-gemma3_local-bfloat16-cpu."""
-        middle = () if self.scenario == "prefill" else (self.scenario,)
-        return "-".join(
-            part for part in (self.hook, self.case, *middle, self.dtype, self.device) if part
-        )
+    def id(self) -> Id:
+        """Return the id of the question, whoever it is put to."""
+        return Id(self.check, self.hook, self.case, self.scenario, self.dtype, self.device)
 
     @property
     def family(self) -> str:
@@ -104,7 +102,7 @@ class Check:
     ask: Callable[[Bench, Question], Finding]
     scenarios: Sequence[str]
     hooks: Callable[[HookSpec], bool] | None = None
-    dtypes: Sequence[str] = ("float32", "bfloat16", "float16", "float64")
+    dtypes: Sequence[str] = DTYPES
     where: Callable[[Scenario, Variant], bool] = possible
     about: About = "layer"
     also: Sequence[str] = ()

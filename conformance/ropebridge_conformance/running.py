@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ropebridge_conformance.known_failures import KnownFailure
@@ -64,15 +65,22 @@ class Begun:
             if isinstance(found, Refused)
         ]
 
-    @property
-    def asked(self) -> list[Unit]:
-        """The units of the subjects that were loaded."""
-        return [unit for unit in self.units if unit.subject in self.names]
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """Return what the processes are given: the units of the subjects that were loaded, with
+        the questions that are put to them. An id may name one subject."""
+        made = []
+        for unit in (unit for unit in self.units if unit.subject in self.names):
+            name = self.names[unit.subject]
+            put = tuple(q for q in unit.questions if self.run.selection.wants(q, name))
+            if put:
+                made.append(Task(unit.subject, name, unit.key, put, tuple(self.run.known)))
+        return made
 
     @property
     def expected(self) -> int:
         """How many verdicts there will be."""
-        return sum(len(unit.questions) for unit in self.asked) + len(self.refused)
+        return sum(len(task.questions) for task in self.tasks) + len(self.refused)
 
     @property
     def header(self) -> str:
@@ -85,17 +93,6 @@ class Begun:
             devices,
             {"names": self.names, "plan": self.plan, "shard": shard, "expected": self.expected},
         )
-
-    def tasks(self) -> Iterator[Task]:
-        """The units, as what a process is given."""
-        for unit in self.asked:
-            yield Task(
-                unit.subject,
-                self.names[unit.subject],
-                unit.key,
-                unit.questions,
-                tuple(self.run.known),
-            )
 
 
 def begin(run: Run, pool: Pool) -> Begun:
@@ -121,7 +118,7 @@ def carried_out(begun: Begun, pool: Pool, results: Path) -> Iterator[Verdict]:
 def all_verdicts(begun: Begun, pool: Pool) -> Iterator[Verdict]:
     """First of the subjects that could not be loaded, then of the others."""
     yield from begun.refused
-    yield from pool.judged(begun.tasks())
+    yield from pool.judged(begun.tasks)
 
 
 def not_loaded(path: str, reason: str) -> Verdict:

@@ -17,7 +17,7 @@ from ropebridge_conformance.visibility import bias_of
 from ropebridge_conformance.weights import adapted_layer
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_reference import Past
-from ropebridge_spec import OptIn, Source, Variant, layer_type, own_names, position_axes, shared_key
+from ropebridge_spec import OptIn, Source, Variant, layer_type, position_axes, shared_key
 
 BATCH, POS = 2, 13
 SOURCE = 5
@@ -217,12 +217,9 @@ def calls(scenario: Scenario, specimen: Specimen, layer: Any, seed: int = 0) -> 
     made = [
         {**cut(base, variant, *span), **beside, **shared(specimen, base, span[1])} for span in spans
     ]
-    other, names = (
-        0 if variant.source is None else SOURCE,
-        own_names(type(specimen.module), variant),
-    )
+    other = 0 if variant.source is None else SOURCE
     return [
-        CallInputs(handed(specimen, given, first), first, stop + other, names)
+        CallInputs(handed(specimen, given, first), first, stop + other, specimen.names)
         for given, (first, stop) in zip(made, spans, strict=True)
     ]
 

@@ -37,7 +37,7 @@ class Shard:
         if self.count > len(items):
             raise ShardError(
                 f"{len(items)} parts of the plan cannot be shared out among {self.count} shards\n "
-                f" use --shard i/n with n at most {len(items)}"
+                f" give a shard i/n with n at most {len(items)}"
             )
         dealt = sorted(items, key=lambda item: sha256(key(item).encode()).digest())
         mine = {key(item) for item in dealt[self.index - 1 :: self.count]}
@@ -53,5 +53,5 @@ def read_shard(text: str) -> Shard:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     index, count = (int(group) for group in match.groups()) if match else (0, 0)
     if not 1 <= index <= count:
-        raise ShardError(f"no shard {text!r}\n  --shard takes i/n, i from 1 to n: --shard 2/4")
+        raise ShardError(f"no shard {text!r}\n  a shard is i/n, i from 1 to n: 2/4")
     return Shard(index, count)

@@ -1,6 +1,7 @@
 """The contract as tests, one function a check: see the check of the same name for what it does.
 
-pytest -p ropebridge_conformance --pyargs ropebridge_conformance --subject package.module:Factory
+pytest -p ropebridge_conformance --pyargs ropebridge_conformance \\
+    --ropebridge-subject package.module:Factory
 """
 
 from __future__ import annotations

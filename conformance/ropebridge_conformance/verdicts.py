@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from importlib import metadata
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from ropebridge_conformance.heat import HeatMap
+from ropebridge_conformance.ids import Id
 from ropebridge_spec import SPEC_VERSION, spec_hash
 
 
@@ -66,6 +67,20 @@ class Verdict:
     reason: str = ""
     worst: tuple[int, ...] | None = None
     heat: HeatMap | None = None
+
+    @property
+    def id(self) -> str:
+        """Return the id of the question, with the subject it was put to.
+
+        `ropebridge check --only` puts it again. It begins with the name of the test that puts it.
+        """
+        return str(replace(self.question, subject=self.subject))
+
+    @property
+    def question(self) -> Id:
+        """Return the id of the question, whoever it was put to."""
+        case, _, scenario = self.case.partition("-")
+        return Id(self.check, self.hook, case, scenario, self.dtype, self.device)
 
     def line(self) -> str:
         """The verdict as one JSON line; infinities and NaN, which JSON has not, as text."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ropebridge_conformance.recipes import INSTALLED, RECIPE, build_model
 from ropebridge_conformance.selection import pin
-from ropebridge_spec import FAMILIES, Variant, describe
+from ropebridge_spec import FAMILIES, Variant, describe, own_names
 from ropebridge_spec.paths import holds
 
 
@@ -130,6 +130,11 @@ class Specimen:
     variant: Variant
     dtype: torch.dtype
     device: torch.device
+
+    @cached_property
+    def names(self) -> Mapping[str, str | None]:
+        """Return role -> the name that the module's class has for it (`own_names`)."""
+        return own_names(type(self.module), self.variant)
 
 
 def repeats(cases: Sequence[Case]) -> set[str]:

@@ -162,11 +162,17 @@ def forwards_of(kind: type) -> list[Callable[..., Any]]:
     return found
 
 
+@lru_cache(maxsize=4096)
+def read_signature(forward: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a function, which is read once."""
+    return inspect.signature(forward)
+
+
 def takes_more(forward: Callable[..., Any]) -> bool:
     """Return whether a function takes keyword arguments that it does not name."""
     return any(
         parameter.kind is inspect.Parameter.VAR_KEYWORD
-        for parameter in inspect.signature(forward).parameters.values()
+        for parameter in read_signature(forward).parameters.values()
     )
 
 
@@ -180,7 +186,7 @@ def parameters_of(kind: type) -> tuple[str, ...]:
     self, *args and **kwargs."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     signatures = [
-        list(inspect.signature(forward).parameters.values())[1:] for forward in forwards_of(kind)
+        list(read_signature(forward).parameters.values())[1:] for forward in forwards_of(kind)
     ]
     named = [
         parameter.name

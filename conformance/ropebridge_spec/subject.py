@@ -47,7 +47,9 @@ class Layer(Protocol):
 
 @runtime_checkable
 class Subject(Protocol):
-    """An implementation to be judged; `--subject package.module:Factory` calls Factory() for one.
+    """An implementation to be judged.
+
+    `ropebridge check package.module:Factory` calls Factory() for one.
 
     Attributes:
         name: what reports call it.

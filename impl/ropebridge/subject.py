@@ -1,5 +1,6 @@
-"""The bridge as the judge sees it: `--subject ropebridge.subject:Factory`. Nothing of the judge is
-imported here."""
+"""The bridge as the judge sees it: `ropebridge check ropebridge.subject:Factory`.
+
+Nothing of the judge is imported here."""
 
 from __future__ import annotations
 

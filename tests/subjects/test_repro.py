@@ -49,7 +49,7 @@ def test_a_script_is_short_and_needs_nothing_of_ropebridge(script):
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).partition(".")[0]
         for node in nodes
     }
-    assert len(source.splitlines()) < 30
+    assert len(source.splitlines()) < 40
     assert names <= {"sys", "torch", "transformers"}
 
 

@@ -90,6 +90,7 @@ def detail(verdict: Verdict) -> dict[str, object]:
     return {
         **kept,
         "verdict": str(verdict.verdict),
+        "id": str(verdict.question),
         **{key: f"{kept[key]:.4g}" for key in ("error", "bound") if key in kept},
     }
 

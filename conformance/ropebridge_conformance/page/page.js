@@ -257,8 +257,7 @@ function reproduction(detail) {
   const path = Object.hasOwn(data.paths, detail.subject) ? data.paths[detail.subject] : "package.module:Factory", cut = detail.case.lastIndexOf("-");
   if (cut < 0) return [];
   const chosen = {check: detail.check, clause: detail.clause, hook: detail.hook, case: detail.case.slice(0, cut), scenario: detail.case.slice(cut + 1), dtype: detail.dtype, device: detail.device};
-  const options = [["family", chosen.case], ["dtype", chosen.dtype], ["device", chosen.device], ["check", chosen.check], ["scenario", chosen.scenario], ...(detail.hook ? [["hook", detail.hook]] : [])];
-  const command = "ropebridge check " + quoted(path) + options.map(([name, value]) => ` \\\n  --${name} ${quoted(value)}`).join("");
+  const command = `ropebridge check ${quoted(path)} \\\n  --only ${quoted(detail.id)}`;
   const script = ["from ropebridge_conformance.bench import Bench, load_subject", "from ropebridge_conformance.judge import judge",
     "from ropebridge_conformance.questions import Question", "", "question = Question(",
     ...Object.entries(chosen).map(([name, value]) => `    ${name}=${literal(value)},`), ")",
