@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from ropebridge_conformance.oracle import Context, context_of
+from ropebridge_conformance.oracle import Context, contexts_of
 from ropebridge_conformance.scenarios import Scenario, calls
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.zoo import Specimen
@@ -91,7 +91,7 @@ class Bench:
         self.subject = subject
         self.layer = lru_cache(maxsize=16)(self._layer)
         self.traces = lru_cache(maxsize=24)(self._traces)
-        self.contexts = lru_cache(maxsize=16)(self._contexts)
+        self.contexts = lru_cache(maxsize=24)(self._contexts)
         self._found: OrderedDict[tuple[str, ...], tuple[list[Trace], Any]] = OrderedDict()
 
     def _layer(self, specimen: Specimen, opted_in: Sequence[OptIn]) -> Any:
@@ -103,12 +103,11 @@ class Bench:
         layer = self.layer(specimen, scenario.opted_in)
         return record(layer, calls(scenario, specimen, layer), watched(specimen, scenario, watch))
 
-    def _contexts(self, specimen: Specimen, scenario: Scenario) -> list[Context]:
+    def _contexts(
+        self, specimen: Specimen, scenario: Scenario, watch: Watch = "all"
+    ) -> list[Context]:
         """What the oracle recomputes the stages of those calls from."""
-        return [
-            context_of(trace, specimen, scenario)
-            for trace in self.traces(specimen, scenario, "all")
-        ]
+        return contexts_of(self.traces(specimen, scenario, watch), specimen, scenario)
 
     def once_for_the_same(self, traces: list[Trace], question: Any, find: Callable[[], T]) -> T:
         """What `find` makes of recorded calls; not asked again for calls that went the same to the

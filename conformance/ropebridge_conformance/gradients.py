@@ -170,15 +170,9 @@ def with_unseen(context: Context) -> Context:
     """Scores and pattern worked out of query and key, where nobody watched them; gradients flow
     through."""
     scores = expect("hook_attn_scores", context).value
-    pattern = expect(
-        "hook_pattern",
-        replace(context, values={**context.values, "hook_attn_scores": scores}, expected={}),
-    ).value
-    return replace(
-        context,
-        values={**context.values, "hook_attn_scores": scores, "hook_pattern": pattern},
-        expected={},
-    )
+    with_scores = context.but(values={**context.values, "hook_attn_scores": scores})
+    pattern = expect("hook_pattern", with_scores).value
+    return context.but(values={**with_scores.values, "hook_pattern": pattern})
 
 
 def finite(value: Tensor) -> Tensor:
@@ -196,7 +190,7 @@ def magnitudes(
     """The error that a right implementation may have at each hook."""
     dtype = context.dtype
     plain = {name: value.detach() for name, value in context.values.items()}
-    context = replace(context, values=plain, expected={})
+    context = context.but(values=plain)
     relative = share_lost(context, dtype)
     loose = {name: relative * share + bounds.UNDERFLOW[dtype] for name, share in g.items()}
     error: dict[str, Tensor] = {name: torch.zeros_like(value) for name, value in plain.items()}
@@ -259,16 +253,9 @@ def through_unseen(
 
 def longest(context: Context) -> int:
     """The most terms that any product of the backward pass sums."""
-    variant = context.variant
-    return (
-        2
-        * max(
-            variant.d_model,
-            variant.heads * max(variant.d_head, variant.d_head_v),
-            2 * context.keys.shape[1] * variant.group,
-        )
-        + 16
-    )
+    variant, keys = context.variant, context.keys.shape[1]
+    heads = variant.heads * max(variant.d_head, variant.d_head_v)
+    return int(2 * max(variant.d_model, heads, 2 * keys * variant.group) + 16)
 
 
 def slope_error(context: Context) -> Tensor | float:
@@ -276,7 +263,7 @@ def slope_error(context: Context) -> Tensor | float:
     cap = context.variant.softcap
     if cap is None:
         return 0.0
-    bare = replace(context, variant=replace(context.variant, softcap=None), expected={})
+    bare = context.but(variant=replace(context.variant, softcap=None))
     value = bare.stages.scores(bare.query, bare.keys, bare.bias, bare.variant)
     return CURVE / cap * score_bound(bare, value)
 
@@ -338,14 +325,12 @@ def in_absolute_values(context: Context, values: Mapping[str, Tensor]) -> Contex
     )
     stages = replace(STAGES, turns=absolute_turns, gate=steepest, pattern=lambda s, sinks: s)
     bias = torch.where(context.bias.isfinite(), 0.0, context.bias)
-    return replace(
-        context,
+    return context.but(
         variant=variant,
         stages=stages,
         values=values,
         weights=absolute_weights(context.weights),
         bias=bias,
-        expected={},
     )
 
 

@@ -7,16 +7,16 @@ place of the fault.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ropebridge_conformance import carried
-from ropebridge_conformance.answers import Values
 from ropebridge_conformance.carried import Sized, clipped, exact, heads_of, joined, scaled
+from ropebridge_conformance.reads import ReadValues, remembered
 from ropebridge_conformance.scenarios import Scenario
 from ropebridge_conformance.traces import Trace
 from ropebridge_conformance.visibility import selected_bias
@@ -51,7 +51,7 @@ class Context:
 
     variant: Variant
     weights: Weights
-    values: Mapping[str, Tensor]
+    values: ReadValues
     given: Mapping[str, Tensor | None]
     bias: Tensor
     past: Past | None
@@ -61,15 +61,23 @@ class Context:
     value_added: Tensor | None = None
     stages: Stages = STAGES
     expected: dict[str, Expectation] = field(default_factory=dict, compare=False)
+    reads: dict[str, set[str]] = field(default_factory=dict, compare=False)
+    memory: dict[str, Any] = field(default_factory=dict, compare=False)
 
-    @cached_property
+    def but(self, **changes: Any) -> Context:
+        """Return a context with other fields, of which nothing has been worked out yet."""
+        if "values" in changes:
+            changes["values"] = ReadValues(changes["values"])
+        return replace(self, **changes, expected={}, reads={}, memory={})
+
+    @remembered
     def query(self) -> Tensor:
         """What scores are made of, times the query's temperature."""
         return self.stages.temper(
             self.heads(attended(self.variant)[0]), self.positions, self.variant.temperature
         )
 
-    @cached_property
+    @remembered
     def keys(self) -> Tensor:
         """All keys this call sees, cached ones first."""
         if self.variant.kv_given and self.past is not None:
@@ -77,7 +85,7 @@ class Context:
         own = self.heads(attended(self.variant)[1])
         return own if self.past is None else self.stages.recall(self.past.key, own)
 
-    @cached_property
+    @remembered
     def all_values(self) -> Tensor:
         """All values this call sees, cached ones first."""
         if self.variant.kv_given and self.past is not None:
@@ -85,7 +93,7 @@ class Context:
         own = self.heads(attended(self.variant)[2])
         return own if self.past is None else self.stages.recall(self.past.value, own)
 
-    @cached_property
+    @remembered
     def score_bias(self) -> Tensor:
         """What is added to the scores: what the mask says, and where keys are biased by their
         values that too (SCORE-5)."""
@@ -100,7 +108,7 @@ class Context:
             )
         )
 
-    @cached_property
+    @remembered
     def paired_values(self) -> Tensor:
         """What heads mix: all values, side by side where heads come in pairs (DIFF-1)."""
         return (
@@ -150,14 +158,21 @@ def fitting(tables: tuple[Tensor, Tensor], pos: int) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.pad(cos, beyond, value=1.0), torch.nn.functional.pad(sin, beyond)
 
 
+def contexts_of(traces: Sequence[Trace], specimen: Specimen, scenario: Scenario) -> list[Context]:
+    """Return the context of each recorded call; the weights are read once for all of them."""
+    weights = read_weights(specimen.module, specimen.variant, torch.float64)
+    return [context_of(trace, specimen, scenario, weights) for trace in traces]
+
+
 def context_of(
-    trace: Trace, specimen: Specimen, scenario: Scenario, stages: Stages = STAGES
+    trace: Trace, specimen: Specimen, scenario: Scenario, weights: Weights | None = None
 ) -> Context:
-    """The context of one recorded call; a mutant's stages make it a foil."""
+    """Return the context of one recorded call; the weights are read from the module unless they
+    are handed over, in float64."""
     given, call = trace.call.given, trace.call
     tables = call.tables(specimen.variant)
     variant = specimen.variant
-    weights = read_weights(specimen.module, variant, torch.float64)
+    weights = weights or read_weights(specimen.module, variant, torch.float64)
     if "attn_in" in scenario.opted_in:
         weights, variant = a_key_for_every_head(weights, variant)
     x = given["hidden_states"]
@@ -166,36 +181,60 @@ def context_of(
     return Context(
         variant=variant,
         weights=weights,
-        values=Values({name: value.double() for name, value in trace.values.items()}),
+        values=ReadValues({name: value.double() for name, value in trace.values.items()}),
         given={
             "hook_in": x,
             "hook_kv_in": call.source(variant),
             "hook_cos": tables and tables[0],
             "hook_sin": tables and tables[1],
         },
-        bias=selected_bias(
-            given["attention_mask"],
-            x,
-            call.first_query,
-            specimen.variant,
-            stages,
-            call.source_length(specimen.variant),
-        ),
+        bias=bias_in(trace, specimen, STAGES),
         past=past,
         positions=call.positions(variant),
         opted_in=scenario.opted_in,
         dtype=str(specimen.dtype).removeprefix("torch."),
         value_added=call.value_added(specimen.variant),
-        stages=stages,
     )
 
 
+def bias_in(trace: Trace, specimen: Specimen, stages: Stages) -> Tensor:
+    """Return what is added to the scores of a call, (batch or 1, head or 1, query, key)."""
+    given, call, variant = trace.call.given, trace.call, specimen.variant
+    x, others = given["hidden_states"], call.source_length(variant)
+    return selected_bias(given["attention_mask"], x, call.first_query, variant, stages, others)
+
+
+def foil_of(context: Context, trace: Trace, specimen: Specimen, stages: Stages) -> Context:
+    """Return the context of a recorded call with a mutant's stages in place of the right ones."""
+    bias = bias_in(trace, specimen, stages)
+    return context.but(bias=bias, stages=stages)
+
+
 def expect(hook: str, context: Context) -> Expectation:
-    """What a hook point should hold, from the values one stage up; worked out once for each
-    context."""
+    """Return what a hook point should hold, from the values one stage up; worked out once for each
+    context, which then knows what it is made of."""
     if hook not in context.expected:
-        context.expected[hook] = STAGE_ORACLES[hook](hook, context)
+        with context.values.noting() as read:
+            context.expected[hook] = STAGE_ORACLES[hook](hook, context)
+        context.reads[hook] = read
     return context.expected[hook]
+
+
+def unchanged(hook: str, context: Context, before: Context) -> bool:
+    """Return whether a stage, and all that it is made of, is to the bit what it was in an earlier
+    run of the same call: then it is as right, or as wrong, as it was there."""
+    expect(hook, before)
+    return same_past(context.past, before.past) and all(
+        name in context.values and torch.equal(context.values[name], before.values[name])
+        for name in (hook, *before.reads[hook])
+    )
+
+
+def same_past(one: Past | None, other: Past | None) -> bool:
+    """Return whether two calls were left the same keys and values by earlier ones."""
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one.key, other.key) and torch.equal(one.value, other.value)
 
 
 def exactly(value: Tensor) -> Expectation:

@@ -45,12 +45,11 @@ class BridgedLayer:
         until the next call."""
         while self._backward:
             self._backward.pop().remove()
+        points = self.bridge.hook_points
         with ExitStack() as stack:
             for name, fn in hooks:
-                stack.enter_context(self.bridge.hook_points[name].add_hook(fn))
-            self._backward += [
-                self.bridge.hook_points[name].add_hook(fn, dir="bwd") for name, fn in backward_hooks
-            ]
+                stack.enter_context(points[name].add_hook(fn))
+            self._backward += [points[name].add_hook(fn, dir="bwd") for name, fn in backward_hooks]
             returned = dict(
                 zip(self.bridge.variant.calling.returns, self.bridge(**inputs), strict=True)
             )

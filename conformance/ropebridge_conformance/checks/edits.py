@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.compare import compare, fits, ratios
-from ropebridge_conformance.oracle import Context, Expectation, context_of, expect
+from ropebridge_conformance.oracle import Context, Expectation, contexts_of, expect, unchanged
 from ropebridge_conformance.questions import (
     Check,
     Finding,
@@ -161,7 +161,11 @@ def judge_edit(
         {q.hook: edit_and_keep},
     )
     early = first_moved(q, clean, edited) or lost(q, edited, shown)
-    return early or bench.once_for_the_same(edited, q, lambda: what_followed(q, clean, edited))
+    return early or bench.once_for_the_same(
+        edited,
+        q,
+        lambda: what_followed(q, clean, edited, bench.contexts(specimen, scenario, watch)),
+    )
 
 
 def first_moved(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding | None:
@@ -188,28 +192,36 @@ def lost(q: Question, edited: list[Trace], shown: list[Tensor]) -> Finding | Non
     return None
 
 
-def what_followed(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding:
-    """What became of the stages after the edit."""
-    contexts = [context_of(trace, q.specimen, q.situation) for trace in edited]
+def what_followed(
+    q: Question, clean: list[Trace], edited: list[Trace], before: list[Context]
+) -> Finding:
+    """What became of the stages after the edit; `before` has the contexts of the clean run."""
+    contexts = contexts_of(edited, q.specimen, q.situation)
     return (
-        first_divergent(q, clean, edited, contexts)
-        or without_effect(q, clean, edited, contexts[0])
+        first_divergent(q, clean, edited, contexts, before)
+        or without_effect(q, clean, edited, contexts[0], before[0])
         or passed()
     )
 
 
 def first_divergent(
-    q: Question, clean: list[Trace], edited: list[Trace], contexts: list[Context]
+    q: Question,
+    clean: list[Trace],
+    edited: list[Trace],
+    contexts: list[Context],
+    contexts_before: list[Context],
 ) -> Finding | None:
     """The first stage of the edited run that is not what the reference makes of the values before
     it.
 
-    Those before the edit in the first call are bit for bit what they were without it, and other
-    checks judge those.
+    A stage that is made of the same values as without the edit, and holds the same, is as right as
+    it was there, and other checks judge it there.
     """
-    for before, trace, context in zip(clean, edited, contexts, strict=True):
-        for name in later(trace, q) if trace is edited[0] else trace.fired:
-            if name == q.hook:
+    for before, trace, context, context_before in zip(
+        clean, edited, contexts, contexts_before, strict=True
+    ):
+        for name in trace.fired:
+            if name == q.hook or unchanged(name, context, context_before):
                 continue
             if not fits(trace.values[name], expect(name, context)):
                 difference = compare(trace.values[name], expect(name, context))
@@ -235,7 +247,7 @@ def later(trace: Trace, q: Question) -> list[str]:
 
 
 def without_effect(
-    q: Question, clean: list[Trace], edited: list[Trace], context: Context
+    q: Question, clean: list[Trace], edited: list[Trace], context: Context, before: Context
 ) -> Finding | None:
     """Vacuous, if the unedited run's later stages would have passed as well."""
     if q.hook == "hook_out":
@@ -244,7 +256,10 @@ def without_effect(
             if torch.equal(clean[0].out, edited[0].out)  # type: ignore[arg-type]
             else None
         )
-    if all(fits(clean[0].values[name], expect(name, context)) for name in later(edited[0], q)):
+    if all(
+        unchanged(name, context, before) or fits(clean[0].values[name], expect(name, context))
+        for name in later(edited[0], q)
+    ):
         return vacuous(f"the stages after {q.hook} would have passed without the edit too")
     return None
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ropebridge_conformance.bench import Bench
-from ropebridge_conformance.compare import Difference, compare
+from ropebridge_conformance.compare import Difference, compare, fits
 from ropebridge_conformance.mutants import Mutant, foils
-from ropebridge_conformance.oracle import Context, Expectation, context_of, expect
+from ropebridge_conformance.oracle import Context, Expectation, expect, foil_of
 from ropebridge_conformance.questions import (
     Check,
     Finding,
@@ -50,7 +50,7 @@ def judge_stage(
     if any(hook not in trace.values for trace in traces):
         return failed(f"{hook} did not fire, so it has no value", divergent=hook)
     expected = [expect(hook, context) for context in contexts]
-    blind = undetected_foil(hook, traces, specimen, scenario, expected)
+    blind = undetected_foil(hook, traces, contexts, specimen, scenario)
     if blind:
         return vacuous(
             f"this input could not tell the right {hook} from that of mutant {blind.name!r}:"
@@ -87,27 +87,26 @@ def worst_of(differences: list[Difference | str], hook: str) -> Finding:
 def undetected_foil(
     hook: str,
     traces: Sequence[Trace],
+    contexts: Sequence[Context],
     specimen: Specimen,
     scenario: Scenario,
-    expected: Sequence[Expectation],
 ) -> Mutant | None:
     """A mutant of this stage whose wrong values would have passed in every call; None if the input
     is telling."""
     for mutant in foils(hook, specimen, scenario):
-        wrong = [
-            expect(hook, context_of(trace, specimen, scenario, mutant.stages)) for trace in traces
-        ]
         if all(
-            same_shape(w, e) and compare(w.value, e).fits
-            for w, e in zip(wrong, expected, strict=True)
+            passes(hook, context, foil_of(context, trace, specimen, mutant.stages))
+            for trace, context in zip(traces, contexts, strict=True)
         ):
             return mutant
     return None
 
 
-def same_shape(one: Expectation, other: Expectation) -> bool:
-    """Whether two expectations can be compared at all; if not, the foil stands out."""
-    return one.value.shape == other.value.shape
+def passes(hook: str, context: Context, foil: Context) -> bool:
+    """Return whether what a foil makes of a stage would pass for what is right; a value of another
+    shape stands out."""
+    right, wrong = expect(hook, context), expect(hook, foil)
+    return wrong.value.shape == right.value.shape and fits(wrong.value, right)
 
 
 def the_unwatched_stages_give_the_same_z(bench: Bench, q: Question) -> Finding:
@@ -121,7 +120,8 @@ def judge_unwatched(bench: Bench, q: Question) -> Finding:
     traces = bench.traces(q.specimen, q.situation, "fused")
     if any("hook_z" not in trace.values for trace in traces):
         return failed("hook_z did not fire", divergent="hook_z")
-    expected = [expect("hook_z", context_of(trace, q.specimen, q.situation)) for trace in traces]
+    contexts = bench.contexts(q.specimen, q.situation, "fused")
+    expected = [expect("hook_z", context) for context in contexts]
     return worst_of(
         [
             compare_shapes(trace.values["hook_z"], e)

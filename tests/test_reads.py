@@ -1,0 +1,100 @@
+"""What a stage is made of is found by watching what its oracle reads."""
+
+import pytest
+import torch
+
+from ropebridge_conformance.bench import Bench
+from ropebridge_conformance.oracle import expect, unchanged
+from ropebridge_conformance.reads import ReadValues, remembered
+from ropebridge_conformance.scenarios import SCENARIO
+from ropebridge_conformance.subjects.reference import Factory
+from ropebridge_conformance.zoo import specimen
+
+
+class Layer:
+    """Two properties that are worked out once, of which one is made of the other."""
+
+    def __init__(self, values):
+        self.values, self.memory, self.count = ReadValues(values), {}, 0
+
+    @remembered
+    def key(self):
+        self.count += 1
+        return self.values["hook_k"] + 1
+
+    @remembered
+    def scores(self):
+        return self.key * self.values["hook_q"]
+
+
+@pytest.fixture
+def layer():
+    return Layer({"hook_q": torch.ones(1), "hook_k": torch.ones(1)})
+
+
+def test_whoever_asks_for_what_is_remembered_has_read_what_it_was_made_of(layer):
+    with layer.values.noting() as first:
+        layer.scores  # noqa: B018
+    with layer.values.noting() as second:
+        layer.scores  # noqa: B018
+    with layer.values.noting() as of_key:
+        layer.key  # noqa: B018
+    assert layer.count == 1
+    assert first == second == {"hook_q", "hook_k"}
+    assert of_key == {"hook_k"}
+
+
+def test_a_default_that_is_asked_for_counts_as_read_where_it_is_there(layer):
+    with layer.values.noting() as read:
+        assert layer.values.get("hook_gate") is None
+        assert layer.values.get("hook_q") is not None
+    assert read == {"hook_q"}
+
+
+@pytest.fixture(scope="module")
+def context():
+    bench, layer = Bench(Factory()), specimen("gemma3_local", torch.float32, "cpu")
+    (found,) = bench.contexts(layer, SCENARIO["prefill"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("hook", "made_of"),
+    [
+        ("hook_in", set()),
+        ("hook_q", {"hook_in"}),
+        ("hook_q_normed", {"hook_q"}),
+        ("hook_rot_q", {"hook_q", "hook_q_normed", "hook_cos", "hook_sin"}),
+        ("hook_attn_scores", {"hook_q", "hook_k", "hook_rot_q", "hook_rot_k"}),
+        ("hook_pattern", {"hook_attn_scores"}),
+        ("hook_z", {"hook_pattern", "hook_v"}),
+        ("hook_out", {"hook_z"}),
+    ],
+)
+def test_a_stage_has_read_what_the_contract_makes_it_of(context, hook, made_of):
+    expect(hook, context)
+    assert context.reads[hook] == made_of
+
+
+@pytest.mark.parametrize(
+    ("edited", "hook", "as_before"),
+    [
+        ("hook_q", "hook_q_normed", False),
+        ("hook_q", "hook_rot_k", True),
+        ("hook_sin", "hook_rot_k", False),
+        ("hook_z", "hook_pattern", True),
+        ("hook_rot_k", "hook_rot_k", False),
+    ],
+)
+def test_a_stage_is_unchanged_if_it_and_what_it_is_made_of_are(context, edited, hook, as_before):
+    changed = context.but(values={**context.values, edited: context.values[edited] + 1})
+    assert unchanged(hook, changed, context) == as_before
+
+
+def test_no_stage_is_unchanged_after_another_past():
+    bench, layer = Bench(Factory()), specimen("gemma3_local", torch.float32, "cpu")
+    last = bench.contexts(layer, SCENARIO["decode"])[-1]
+    other = last.but(past=type(last.past)(last.past.key + 1, last.past.value))
+    assert unchanged("hook_z", last, last)
+    assert not unchanged("hook_z", other, last)
+    assert not unchanged("hook_z", last.but(past=None), last)
