@@ -511,7 +511,7 @@ def test_the_suite_fails_on_a_subject_that_ignores_the_cache() -> None:
         check for check in CHECKS if check.name == "a_step_leaves_its_positions_in_the_cache"
     )
     verdicts = [judge(bench, question) for question in steps.questions("llama", "float32", "cpu")]
-    assert [verdict.verdict for verdict in verdicts] == [Outcome.FAIL]
+    assert [verdict.outcome for verdict in verdicts] == [Outcome.FAIL]
     assert verdicts[0].reason == "the cache holds 0 positions of this layer after 10"
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from ropebridge import AttachError, ContractError, HookNeverFired, attach, attached
+from ropebridge import AttachError, ContractError, HookNeverFired, attach, get_bridged_model
 
 # its successor is too new
 checkpointed = pytest.mark.filterwarnings(
@@ -348,7 +348,7 @@ def test_a_copy_of_the_model_alone_is_taken_in_hand_and_detached_apart(
     with attach(llama) as bridged:
         bridged.hook_points["blocks.0.attn.hook_z"].add_hook(zero)
         twin = COPIES[how](llama)
-        reached = attached(twin)
+        reached = get_bridged_model(twin)
         assert reached.model is twin
         assert not set(map(id, reached.layers)) & set(map(id, bridged.layers))
         reached.run_with_cache(tokens, names_filter="blocks.0.attn.hook_z")
@@ -365,11 +365,11 @@ def test_attaching_to_a_copy_says_that_it_brought_its_bridge_along(llama: Any, h
         AttachError,
         match=(
             r"\n  a deep copy, or a model out of a pickle, brought .* along:"
-            r" ropebridge\.attached\(model\)\.detach\(\)$"
+            r" ropebridge\.get_bridged_model\(model\)\.detach\(\)$"
         ),
     ):
         attach(twin)
-    attached(twin).detach()
+    get_bridged_model(twin).detach()
     attach(twin).detach()
 
 
@@ -378,7 +378,7 @@ def test_a_model_that_is_not_attached_to_has_no_bridges_to_give(llama: Any) -> N
         AttachError,
         match=r"^LlamaForCausalLM holds no layer that is attached to; call attach\(model\)$",
     ):
-        attached(llama)
+        get_bridged_model(llama)
 
 
 def test_hooks_that_are_deep_copied_belong_to_the_copy(llama: Any, tokens: Tensor) -> None:

@@ -1,9 +1,12 @@
 """The borders between the wings, and what importing them brings along."""
 
 import ast
+import importlib
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -111,6 +114,26 @@ def test_the_command_without_its_extra_says_how_to_install_it():
     )
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_is_hidden_by_a_name_of_its_package(package):
+    """`ropebridge.model` is the module, whatever `ropebridge/__init__.py` offers."""
+    found = importlib.import_module(package)
+    inner = [found, *(importlib.import_module(i.name) for i in packages_in(found))]
+    hidden = [
+        f"{parent.__name__}.{child.name}"
+        for parent in inner
+        for child in pkgutil.iter_modules(parent.__path__)
+        if not isinstance(getattr(parent, child.name, parent), ModuleType)
+    ]
+    assert hidden == []
+
+
+def packages_in(package):
+    """Return every package in a package."""
+    infos = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    return [info for info in infos if info.ispkg]
+
+
 def lines_of_body(function):
     """Return how many lines the statements of a function take, its docstring aside."""
     first = function.body[1 if ast.get_docstring(function) is not None else 0 :]
@@ -154,6 +177,26 @@ def test_what_is_built_on_hooks_is_built_on_public_names(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ropebridge.")
     }
     assert not private
-    assert ours <= {"ropebridge.attach", "ropebridge.extras"} | {
+    assert ours <= {"ropebridge.model", "ropebridge.extras"} | {
         name for name in ours if name.startswith(("ropebridge.methods", "ropebridge.plots"))
     }
+
+
+DOCUMENTED = [
+    pytest.param(path, node, id=f"{path.parent.name}/{path.name}:{getattr(node, 'name', 'module')}")
+    for root in PACKAGES.values()
+    for path in sorted(root.rglob("*.py"))
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    and not getattr(node, "name", "module").startswith("_")
+    and ast.get_docstring(node) is not None
+]
+
+
+@pytest.mark.parametrize(("path", "node"), DOCUMENTED)
+def test_a_docstring_says_what_is_done_in_a_few_words_at_least(path, node):
+    """It begins neither with an article nor with "What", and has four words: "The sizes." says
+    nothing to a stranger."""
+    words = ast.get_docstring(node).split()
+    assert len(words) >= 4
+    assert words[0] not in ("A", "An", "The", "What")

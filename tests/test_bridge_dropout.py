@@ -68,14 +68,14 @@ def test_the_pattern_is_shown_before_dropout(bridge: Any, pos: int) -> None:
 @torch.no_grad()
 def test_dropout_scales_what_it_keeps_by_the_rate(bridge: Any) -> None:
     """Values of one: z is then the sum of what was kept of each row, 1 / (1 - rate) times its
-    share."""
-    inputs = bridge.get_random_inputs(1, 9, seed=0)
+    share. Of 64 * 9 * 4 rows of 9 entries, the mean count has a standard deviation of 0.03."""
+    inputs = bridge.get_random_inputs(64, 9, seed=0)
     bridge.hook_points["hook_v"].add_hook(lambda tensor, hook: torch.ones_like(tensor))
     bridge.hook_points["hook_pattern"].add_hook(lambda tensor, hook: torch.full_like(tensor, 1 / 9))
     _, kept = output(bridge, inputs, 7, "hook_z")
     count = kept["hook_z"] * 9 * (1 - RATE)
     torch.testing.assert_close(count, count.round(), atol=1e-4, rtol=0)
-    assert pytest.approx(float(count.mean()), abs=1.0) == 9 * (1 - RATE)
+    assert pytest.approx(float(count.mean()), abs=0.15) == 9 * (1 - RATE)
 
 
 @pytest.mark.parametrize("watched", [(), ("hook_pattern",)], ids=["unwatched", "watched"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from ropebridge import HookNeverFired
+from ropebridge import HookNeverFired, attach
 from ropebridge_spec import axis_sizes, hook_order, shape_of
 
 ORDER = [
@@ -282,7 +282,6 @@ def test_olmo2_leaves_the_residual_stream_alone_under_an_edit_of_hook_in(
 def test_a_table_edited_in_one_layer_is_whole_in_the_next(
     build: Any, tokens: Tensor, family: str, name: str
 ) -> None:
-    from ropebridge import attach
 
     with attach(build(family)) as bridged:
         plain = bridged.run_with_cache(tokens, names_filter=f"blocks.1.attn.{name}")[1]

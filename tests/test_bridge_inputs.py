@@ -255,12 +255,14 @@ def test_before_a_component_is_set_there_are_no_hook_points() -> None:
 # ---- optional (CFG-1) ----
 
 
+@pytest.mark.clause("CFG-1")
 def test_an_optional_bridge_accepts_that_there_is_no_component() -> None:
     bridge = PositionEmbeddingsAttentionBridge("blocks.0.attn", None, optional=True)
     bridge.set_original_component(None)
     assert bridge.original_component is None
 
 
+@pytest.mark.clause("CFG-1")
 def test_a_bridge_that_is_not_optional_refuses_none() -> None:
     with pytest.raises(
         SubmoduleError,
@@ -271,6 +273,7 @@ def test_a_bridge_that_is_not_optional_refuses_none() -> None:
         PositionEmbeddingsAttentionBridge("blocks.0.attn", None).set_original_component(None)
 
 
+@pytest.mark.clause("CFG-1")
 def test_an_optional_bridge_without_a_component_cannot_run() -> None:
     with pytest.raises(NotBound, match="has no attention module yet"):
         PositionEmbeddingsAttentionBridge("blocks.0.attn", None, optional=True)(
@@ -281,10 +284,12 @@ def test_an_optional_bridge_without_a_component_cannot_run() -> None:
 # ---- requires_attention_mask (CFG-2) ----
 
 
+@pytest.mark.clause("CFG-2")
 def test_a_mask_is_made_where_it_is_required(llama: Any) -> None:
     assert isinstance(llama.get_random_inputs()["attention_mask"], Tensor)
 
 
+@pytest.mark.clause("CFG-2")
 def test_no_mask_is_made_where_it_is_not_required(bridge_layer: Any) -> None:
     assert (
         bridge_layer("llama", requires_attention_mask=False).get_random_inputs()["attention_mask"]
@@ -292,11 +297,13 @@ def test_no_mask_is_made_where_it_is_not_required(bridge_layer: Any) -> None:
     )
 
 
+@pytest.mark.clause("CFG-2")
 def test_a_mask_is_made_for_padding_in_any_case(bridge_layer: Any) -> None:
     inputs = bridge_layer("llama", requires_attention_mask=False).get_random_inputs(left_padding=2)
     assert isinstance(inputs["attention_mask"], Tensor)
 
 
+@pytest.mark.clause("CFG-2")
 @pytest.mark.parametrize("required", [True, False])
 @torch.no_grad()
 def test_forward_takes_a_mask_or_none_either_way(bridge_layer: Any, required: bool) -> None:
@@ -313,6 +320,7 @@ def test_forward_takes_a_mask_or_none_either_way(bridge_layer: Any, required: bo
 # ---- requires_position_embeddings (CFG-3) ----
 
 
+@pytest.mark.clause("CFG-3")
 def test_tables_that_are_required_and_missing_are_refused(llama: Any) -> None:
     with pytest.raises(
         ContractError, match="was given no position_embeddings, and its layer rotates; clause CFG-3"
@@ -320,6 +328,7 @@ def test_tables_that_are_required_and_missing_are_refused(llama: Any) -> None:
         llama(torch.zeros(1, 4, 60))
 
 
+@pytest.mark.clause("CFG-3")
 @torch.no_grad()
 def test_tables_that_are_not_required_are_made(bridge_layer: Any, family: str) -> None:
     bridge = bridge_layer(family, requires_position_embeddings=False)
@@ -330,6 +339,7 @@ def test_tables_that_are_not_required_are_made(bridge_layer: Any, family: str) -
     )
 
 
+@pytest.mark.clause("CFG-3")
 @torch.no_grad()
 def test_position_ids_say_which_tables_to_make(bridge_layer: Any) -> None:
     bridge = bridge_layer("llama", requires_position_embeddings=False)
@@ -341,6 +351,7 @@ def test_position_ids_say_which_tables_to_make(bridge_layer: Any) -> None:
     assert torch.equal(made, bridge(**inputs)[0])
 
 
+@pytest.mark.clause("CFG-3")
 @torch.no_grad()
 def test_tables_without_a_batch_axis_are_accepted(bridge: Any) -> None:
     inputs = bridge.get_random_inputs(2, 8, seed=0)
@@ -348,6 +359,7 @@ def test_tables_without_a_batch_axis_are_accepted(bridge: Any) -> None:
     assert torch.equal(bridge(**{**inputs, "position_embeddings": flat})[0], bridge(**inputs)[0])
 
 
+@pytest.mark.clause("CFG-3")
 @torch.no_grad()
 def test_arguments_may_be_given_by_position_as_the_wrapped_class_takes_them(bridge: Any) -> None:
     inputs = bridge.get_random_inputs(2, 8, seed=0)
@@ -372,6 +384,7 @@ def declared(component: nn.Module, submodules: Any) -> PositionEmbeddingsAttenti
     return bridge
 
 
+@pytest.mark.clause("CFG-4")
 @pytest.mark.parametrize(
     "wrap",
     [str, lambda name: SimpleNamespace(name=name)],
@@ -385,6 +398,7 @@ def test_declared_submodules_are_those_that_are_used(attention: Any, wrap: Any) 
     assert bridge.submodule("q") is attention.renamed
 
 
+@pytest.mark.clause("CFG-4")
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_left_out_is_refused_by_name(attention: Any, role: str) -> None:
     """Left out, its stage would be too: a norm that silently does nothing."""
@@ -394,6 +408,7 @@ def test_a_role_left_out_is_refused_by_name(attention: Any, role: str) -> None:
         declared(attention, {name: attribute for name, attribute in ROLES.items() if name != role})
 
 
+@pytest.mark.clause("CFG-4")
 def test_a_role_that_does_not_exist_is_refused_by_name(attention: Any) -> None:
     with pytest.raises(
         SubmoduleError,
@@ -405,6 +420,7 @@ def test_a_role_that_does_not_exist_is_refused_by_name(attention: Any) -> None:
         declared(attention, {**ROLES, "qkv": "qkv_proj"})
 
 
+@pytest.mark.clause("CFG-4")
 def test_an_attribute_that_is_not_there_is_refused_by_name(attention: Any) -> None:
     with pytest.raises(
         SubmoduleError,
@@ -416,6 +432,7 @@ def test_an_attribute_that_is_not_there_is_refused_by_name(attention: Any) -> No
         declared(attention, {**ROLES, "o": "out"})
 
 
+@pytest.mark.clause("CFG-4")
 @pytest.mark.parametrize(
     ("key", "value", "has"),
     [("hidden_size", 61, 60), ("num_attention_heads", 3, 6), ("num_key_value_heads", 6, 2)],

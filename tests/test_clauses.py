@@ -10,20 +10,20 @@ from ropebridge_reference import (
     Affine,
     Weights,
     adapt,
+    bias_keys,
     clip,
     exclude,
-    gate,
     gated,
-    heat,
-    key_bias,
     latent,
     normalise,
     of_the_largest,
+    open_gate,
+    scale_by_temperature,
     selection_bias,
     side_by_side,
     strength,
     subtract,
-    temper,
+    temperature_at,
 )
 from ropebridge_spec import (
     Differential,
@@ -37,7 +37,7 @@ from ropebridge_spec import (
     Source,
     Temperature,
     Variant,
-    attended,
+    attention_inputs,
     hook_order,
 )
 from ropebridge_spec.variant import Calling
@@ -70,8 +70,8 @@ def test_a_norm_after_rotation_fires_after_it_and_its_key_is_kept() -> None:
         "hook_q_normed",
         "hook_k_normed",
     ]
-    assert attended(LATE) == ("hook_q_normed", "hook_k_normed", "hook_v")
-    assert attended(PLAIN) == ("hook_rot_q", "hook_rot_k", "hook_v")
+    assert attention_inputs(LATE) == ("hook_q_normed", "hook_k_normed", "hook_v")
+    assert attention_inputs(PLAIN) == ("hook_rot_q", "hook_rot_k", "hook_v")
 
 
 def test_clipping_binds_on_both_sides() -> None:
@@ -86,15 +86,17 @@ def test_clipping_binds_on_both_sides() -> None:
 def test_a_query_grows_warmer_with_its_position(position: int, factor: float) -> None:
     """SCORE-4."""
     kind = Temperature(beta=0.5, length=4)
-    assert heat(torch.tensor([[position]]), kind).item() == pytest.approx(factor, rel=1e-12)
-    assert temper(
+    assert temperature_at(torch.tensor([[position]]), kind).item() == pytest.approx(
+        factor, rel=1e-12
+    )
+    assert scale_by_temperature(
         torch.ones(1, 1, 1, 2, dtype=torch.float64), torch.tensor([[position]]), kind
     ).flatten().tolist() == pytest.approx([factor] * 2)
 
 
 def test_a_temperature_may_count_from_one() -> None:
     """SCORE-4: the shift."""
-    assert heat(
+    assert temperature_at(
         torch.tensor([[3]]), Temperature(beta=1.0, length=4, shift=1)
     ).item() == pytest.approx(1 + math.log(2))
 
@@ -102,14 +104,14 @@ def test_a_temperature_may_count_from_one() -> None:
 def test_a_temperature_that_is_given_is_the_factor() -> None:
     """SCORE-4."""
     q = torch.ones(1, 2, 1, 1)
-    assert temper(
-        q, torch.tensor([[1.0, 3.0]]), Temperature(given="attention_scaling")
+    assert scale_by_temperature(
+        q, torch.tensor([[1.0, 3.0]]), Temperature(factor_argument="attention_scaling")
     ).flatten().tolist() == [1.0, 3.0]
 
 
 def test_a_layer_that_is_given_keys_and_values_has_no_hooks_for_its_own() -> None:
     """KV-1."""
-    given = replace(PLAIN, kv_given="shared_kv_states")
+    given = replace(PLAIN, shared_kv_argument="shared_kv_states")
     assert set(names(PLAIN)) - set(names(given)) == {
         "hook_k",
         "hook_v",
@@ -140,8 +142,8 @@ def test_a_layer_with_latents_has_their_hooks_before_its_heads() -> None:
 def test_the_gate_opens_by_its_activation() -> None:
     """GATE-1."""
     logits = torch.zeros(1, 1, 1, 1)
-    assert gate(logits, Gate("gate_proj")).item() == 0.5
-    assert gate(logits, Gate("gate_proj", "softplus")).item() == pytest.approx(math.log(2))
+    assert open_gate(logits, Gate("gate_proj")).item() == 0.5
+    assert open_gate(logits, Gate("gate_proj", "softplus")).item() == pytest.approx(math.log(2))
 
 
 def test_the_gates_hook_has_no_width_where_there_is_one_gate_a_head() -> None:
@@ -221,7 +223,7 @@ def test_a_key_is_biased_by_its_values() -> None:
         A=torch.tensor([2.0]),
     )
     v = torch.tensor([[[[0.0, 0.0]], [[math.log(3), 0.0]]]])
-    biases = key_bias(v, weights, variant)
+    biases = bias_keys(v, weights, variant)
     assert biases.shape == (1, 2, 1, 2)
     assert biases[0, 0, 0].tolist() == pytest.approx([4.0, 16.0])
     assert not variant.splits
@@ -248,7 +250,7 @@ def test_values_that_are_rotated_have_a_hook_of_their_own() -> None:
     """ROT-3."""
     turning = replace(PLAIN, rotary=Rotary("half", 2, values=True))
     assert names(turning)[names(turning).index("hook_rot_k") + 1] == "hook_rot_v"
-    assert attended(turning)[2] == "hook_rot_v"
+    assert attention_inputs(turning)[2] == "hook_rot_v"
 
 
 def test_keys_of_another_sequence_have_positions_of_both() -> None:

@@ -64,10 +64,10 @@ def test_the_subject_of_the_guide_is_what_is_said_of_it(folder, monkeypatch):
     assert CliRunner().invoke(app, ["check", "my_subject:Factory", *narrow]).exit_code == 1
     _, verdicts = read_results(folder / "r.jsonl")
     outcomes = {
-        outcome: {v.clause for v in verdicts if v.verdict == outcome} for outcome in Outcome
+        outcome: {v.clause for v in verdicts if v.outcome == outcome} for outcome in Outcome
     }
     assert {"PAR-1", "IN-1", "IN-2", "OUT-2", "FIRE-2"} <= outcomes[Outcome.PASS]
-    assert {v.case for v in verdicts if v.clause == "PAR-1" and v.verdict == Outcome.FAIL} == {
+    assert {v.case for v in verdicts if v.clause == "PAR-1" and v.outcome == Outcome.FAIL} == {
         "llama-left_padding",
         "llama-no_mask",
     }

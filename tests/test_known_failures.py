@@ -80,13 +80,13 @@ def test_an_entry_has_a_kind(read, kind):
 
 def test_until_its_last_day_a_failure_is_known(read):
     known = read(ENTRY + f"expiry = {date.today()}")
-    assert verdict_on(wrong(), known).verdict == Outcome.KNOWN_FAILURE
+    assert verdict_on(wrong(), known).outcome == Outcome.KNOWN_FAILURE
 
 
 def test_after_its_last_day_it_is_a_failure_again(read):
     yesterday = date.today() - timedelta(days=1)
     verdict = verdict_on(wrong(), read(ENTRY + f"expiry = {yesterday}"))
-    assert verdict.verdict == Outcome.FAIL
+    assert verdict.outcome == Outcome.FAIL
     assert verdict.reason.startswith("hook_rot_q is off by")
     assert verdict.reason.endswith(
         f"(a known failure until {yesterday}: pairs are wrong; mend it, or renew its expiry)"
@@ -95,14 +95,14 @@ def test_after_its_last_day_it_is_a_failure_again(read):
 
 def test_a_strict_entry_turns_a_pass_into_a_failure(read):
     verdict = verdict_on(Factory(), read(ENTRY + "strict = true"))
-    assert (verdict.verdict, verdict.reason) == (
+    assert (verdict.outcome, verdict.reason) == (
         Outcome.FAIL,
         "passes, and is listed as a known failure (pairs are wrong); take it off the list",
     )
 
 
 def test_an_entry_that_is_not_strict_lets_a_pass_be_one(read):
-    assert verdict_on(Factory(), read(ENTRY + "strict = false")).verdict == Outcome.PASS
+    assert verdict_on(Factory(), read(ENTRY + "strict = false")).outcome == Outcome.PASS
 
 
 def test_an_entry_is_strict_and_endless_unless_it_says_otherwise(read):

@@ -57,7 +57,7 @@ def test_a_mutant_is_killed_at_its_stage(mutant):
 def test_a_change_that_is_no_fault_is_not_killed(equivalent, dtype):
     verdicts = list(survives(equivalent, dtype))
     assert len(verdicts) > 10
-    assert not [v.reason for v in verdicts if v.verdict in BAD]
+    assert not [v.reason for v in verdicts if v.outcome in BAD]
     assert equivalent.proof
 
 
@@ -98,7 +98,7 @@ def killed_by_its_clause(mutant):
         for q in arm.questions(case.id, dtype, "cpu")
     )
     return any(
-        judge(bench, q).verdict in BAD for q in questions if mutant.applies(q.specimen, q.situation)
+        judge(bench, q).outcome in BAD for q in questions if mutant.applies(q.specimen, q.situation)
     )
 
 

@@ -64,7 +64,7 @@ def test_the_suite_writes_its_verdicts(run, tmp_path):
     header, *lines = (tmp_path / "out" / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()
     assert done.returncode == 0, done.stdout[-3000:]
     assert json.loads(header)["provenance"]["subjects"] == ["ropebridge.subject:Factory"]
-    assert {json.loads(line)["verdict"] for line in lines} == {"pass"}
+    assert {json.loads(line)["outcome"] for line in lines} == {"pass"}
 
 
 @pytest.mark.slow

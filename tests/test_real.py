@@ -41,8 +41,8 @@ def long_ids():
 
 def judged(model, ids, way="eager"):
     model.set_attn_implementation(way)
-    with attach(model) as attached:
-        recorded, _ = record_model(attached, model, ids, way)
+    with attach(model) as bridged:
+        recorded, _ = record_model(bridged, model, ids, way)
     return [verdict for layer in recorded for verdict in judge_layer(layer, "bridge")]
 
 
@@ -50,18 +50,18 @@ def judged(model, ids, way="eager"):
 def test_every_stage_of_every_layer_passes(gemma3, long_ids, way):
     verdicts = judged(gemma3, long_ids, way)
     assert len(verdicts) == 2 * (1 + 2 * 14)
-    assert {v.verdict for v in verdicts} == {Outcome.PASS}
+    assert {v.outcome for v in verdicts} == {Outcome.PASS}
     assert {v.case for v in verdicts} == {f"{way}-blocks.0", f"{way}-blocks.1"}
     assert {v.family for v in verdicts} == {"gemma3_text"}
 
 
 def test_a_fault_in_one_layer_is_found_in_that_layer_at_its_stage(gemma3, long_ids):
-    with attach(gemma3) as attached:
-        layer = attached.layers[1]
+    with attach(gemma3) as bridged:
+        layer = bridged.layers[1]
         rotate = layer._rotate
         layer._rotate = lambda heads, tables: rotate(heads, (tables[0], -tables[1]))
-        recorded, _ = record_model(attached, gemma3, long_ids, "eager")
-    bad = [v for r in recorded for v in judge_layer(r, "bridge") if v.verdict != Outcome.PASS]
+        recorded, _ = record_model(bridged, gemma3, long_ids, "eager")
+    bad = [v for r in recorded for v in judge_layer(r, "bridge") if v.outcome != Outcome.PASS]
     assert [(v.case, v.hook, v.clause) for v in bad] == [
         ("eager-blocks.1", "hook_rot_q", "ROT-1"),
         ("eager-blocks.1", "hook_rot_k", "ROT-1"),
@@ -70,14 +70,14 @@ def test_a_fault_in_one_layer_is_found_in_that_layer_at_its_stage(gemma3, long_i
 
 def test_a_text_that_cannot_tell_right_from_wrong_is_vacuous(gemma3):
     """One token stands at position 0, where nothing turns."""
-    vacuous = {v.hook for v in judged(gemma3, torch.tensor([[7]])) if v.verdict == Outcome.VACUOUS}
+    vacuous = {v.hook for v in judged(gemma3, torch.tensor([[7]])) if v.outcome == Outcome.VACUOUS}
     assert {"hook_rot_q", "hook_rot_k"} <= vacuous
 
 
 def test_the_model_as_a_whole_passes(gemma3, long_ids):
     real = run.Run(gemma3, attach, "bridge")
     distances = run.judge_model(real, long_ids)
-    assert {v.verdict for v in real.verdicts} == {Outcome.PASS}, real.verdicts
+    assert {v.outcome for v in real.verdicts} == {Outcome.PASS}, real.verdicts
     assert [(v.clause, v.case) for v in real.verdicts] == [
         ("PAR-1", "eager-unwatched"),
         ("PAR-1", "eager-watched"),
@@ -98,7 +98,7 @@ def test_an_attachment_that_moves_the_logits_fails(gemma3, long_ids):
 
     real = run.Run(gemma3, careless, "careless")
     run.judge_model(real, long_ids)
-    assert {v.clause for v in real.verdicts if v.verdict == Outcome.FAIL} == {"PAR-1", "BACK-1"}
+    assert {v.clause for v in real.verdicts if v.outcome == Outcome.FAIL} == {"PAR-1", "BACK-1"}
 
 
 def test_the_distance_counts_best_tokens_that_turned():
@@ -140,7 +140,7 @@ def test_generation_is_that_of_the_model_alone(gemma3, long_ids):
     real = run.Run(gemma3, attach, "bridge")
     theirs = run.judge_generation(real, long_ids)
     assert len(theirs) == run.NEW_TOKENS
-    assert [(v.case, v.verdict) for v in real.verdicts] == [
+    assert [(v.case, v.outcome) for v in real.verdicts] == [
         ("short", Outcome.PASS),
         ("longer_than_the_window", Outcome.PASS),
     ]
@@ -260,7 +260,7 @@ def verdict(**fields):
             **dict.fromkeys(
                 ("subject", "clause", "check", "hook", "family", "case", "dtype", "device"), ""
             ),
-            "verdict": Outcome.PASS,
+            "outcome": Outcome.PASS,
             **fields,
         }
     )
@@ -270,7 +270,7 @@ def test_the_share_of_a_bound():
     assert share(verdict(error=1.0, bound=4.0)) == 0.25
     assert share(verdict(error=0.0, bound=0.0)) == 0.0
     assert share(verdict(error=1.0, bound=0.0)) == float("inf")
-    assert share(verdict(verdict=Outcome.FAIL)) == float("inf")
+    assert share(verdict(outcome=Outcome.FAIL)) == float("inf")
 
 
 def test_the_table_counts_what_is_bad(gemma3, long_ids):
@@ -280,7 +280,7 @@ def test_the_table_counts_what_is_bad(gemma3, long_ids):
     table = stage_table(
         [
             verdict(
-                verdict=Outcome.VACUOUS,
+                outcome=Outcome.VACUOUS,
                 check="a_stage_gives_the_value_of_its_clause",
                 hook="hook_k",
             )
@@ -291,7 +291,7 @@ def test_the_table_counts_what_is_bad(gemma3, long_ids):
 
 def test_a_run_with_a_bad_verdict_exits_1_and_keeps_its_results(tmp_path):
     with pytest.raises(run.typer.Exit) as ended:
-        run.report([verdict(), verdict(verdict=Outcome.FAIL)], [verdict()], tmp_path, "bridge")
+        run.report([verdict(), verdict(outcome=Outcome.FAIL)], [verdict()], tmp_path, "bridge")
     assert ended.value.exit_code == 1
     assert len((tmp_path / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()) == 3
     run.report([verdict()], [verdict()], tmp_path, "bridge")

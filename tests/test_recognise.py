@@ -16,7 +16,7 @@ from ropebridge import attach
 from ropebridge_conformance.recipes import build_model, inputs_of
 from ropebridge_spec import UnsupportedAttention, describe
 from ropebridge_spec.recognise import known_as
-from ropebridge_spec.table import FAMILIES
+from ropebridge_spec.rows import FAMILIES
 
 
 class Kept(modeling_llama.LlamaAttention):

@@ -12,16 +12,16 @@ from ropebridge_conformance.zoo import specimen
 from ropebridge_reference import (
     Affine,
     Past,
-    attention,
+    attention_layer,
     bias_of_mask,
     causal_bias,
-    mix,
+    make_pattern,
+    mix_values,
     normalise,
     padding_bias,
-    pattern,
-    project,
+    project_heads,
     rotate,
-    scores,
+    score_keys,
     turns,
 )
 from ropebridge_spec import ContractError, Norm, Rotary, Variant
@@ -125,14 +125,16 @@ def test_low_additive_entries_forbid_and_others_are_biases():
 
 
 def test_a_sink_takes_its_share_and_has_no_column():
-    p = pattern(torch.zeros(1, 1, 1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    p = make_pattern(
+        torch.zeros(1, 1, 1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    )
     assert p.flatten().tolist() == [0.25, 0.25, 0.25]
 
 
 def test_a_row_that_sees_nothing_is_zero_and_has_finite_gradients():
     """MASK-6."""
     s = torch.full((1, 1, 1, 3), -math.inf, requires_grad=True)
-    p = pattern(s, None)
+    p = make_pattern(s, None)
     p.sum().backward()
     assert p.flatten().tolist() == [0.0, 0.0, 0.0]
     assert s.grad.isfinite().all()
@@ -141,30 +143,43 @@ def test_a_row_that_sees_nothing_is_zero_and_has_finite_gradients():
 def test_scores_are_capped_before_they_are_masked():
     variant = Variant(4, 1, 1, 2, 2, scale=1.0, softcap=2.0)
     q, k = torch.tensor([[[[3.0, 0.0]]]]), torch.tensor([[[[1.0, 0.0]], [[1.0, 0.0]]]])
-    s = scores(q, k, torch.tensor([[[[0.0, -math.inf]]]]), variant)
+    s = score_keys(q, k, torch.tensor([[[[0.0, -math.inf]]]]), variant)
     assert s.flatten().tolist() == [pytest.approx(2 * math.tanh(1.5)), -math.inf]
 
 
 def test_query_heads_read_the_kv_head_of_their_group():
     """Head h mixes kv head h // group."""
     v = torch.tensor([10.0, 20.0]).reshape(1, 1, 2, 1)
-    assert mix(torch.ones(1, 6, 1, 1), v).flatten().tolist() == [10.0, 10.0, 10.0, 20.0, 20.0, 20.0]
+    assert mix_values(torch.ones(1, 6, 1, 1), v).flatten().tolist() == [
+        10.0,
+        10.0,
+        10.0,
+        20.0,
+        20.0,
+        20.0,
+    ]
 
 
 @pytest.mark.parametrize(
     ("call", "axis"),
     [
-        (lambda: project(torch.ones(2, 3, 4), torch.ones(1, 4, 2), None), "an axis too few"),
-        (lambda: project(torch.ones(2, 3, 1, 4), torch.ones(1, 5, 2), None), "d_model"),
-        (lambda: project(torch.ones(2, 3, 1, 4), torch.ones(1, 4, 2), torch.ones(2, 2)), "head"),
+        (lambda: project_heads(torch.ones(2, 3, 4), torch.ones(1, 4, 2), None), "an axis too few"),
+        (lambda: project_heads(torch.ones(2, 3, 1, 4), torch.ones(1, 5, 2), None), "d_model"),
         (
-            lambda: scores(
+            lambda: project_heads(torch.ones(2, 3, 1, 4), torch.ones(1, 4, 2), torch.ones(2, 2)),
+            "head",
+        ),
+        (
+            lambda: score_keys(
                 torch.ones(1, 3, 2, 4), torch.ones(1, 3, 1, 5), NO_BIAS, Variant(4, 2, 1, 4, 4, 1.0)
             ),
             "d_head",
         ),
-        (lambda: mix(torch.ones(1, 2, 3, 3), torch.ones(1, 4, 1, 4)), "key"),
-        (lambda: mix(torch.ones(1, 2, 3, 3, dtype=torch.long), torch.ones(1, 3, 1, 4)), "dtype"),
+        (lambda: mix_values(torch.ones(1, 2, 3, 3), torch.ones(1, 4, 1, 4)), "key"),
+        (
+            lambda: mix_values(torch.ones(1, 2, 3, 3, dtype=torch.long), torch.ones(1, 3, 1, 4)),
+            "dtype",
+        ),
     ],
     ids=["rank", "d_model", "head", "d_head", "key", "dtype"],
 )
@@ -178,7 +193,7 @@ def test_a_layer_that_rotates_needs_tables():
     judged = specimen("llama", torch.float32, "cpu")
     weights = read_weights(judged.module, judged.variant)
     with pytest.raises(ContractError, match="clause CFG-3 requires"):
-        attention(torch.ones(1, 3, 60), None, NO_BIAS, weights, judged.variant)
+        attention_layer(torch.ones(1, 3, 60), None, NO_BIAS, weights, judged.variant)
 
 
 def test_a_past_continues_what_a_single_call_gives():
@@ -193,7 +208,7 @@ def test_a_past_continues_what_a_single_call_gives():
 
     def call(rows, past):
         tables = (cos[:, rows], sin[:, rows])
-        return attention(
+        return attention_layer(
             x[:, rows], tables, bias[:, :, rows, : rows.stop], weights, judged.variant, past=past
         )
 
@@ -213,7 +228,7 @@ def test_nothing_that_is_given_is_changed():
             if isinstance(value, torch.Tensor)
         },
     )
-    attention(
+    attention_layer(
         x,
         judged.rotary(x, torch.arange(3)[None], "sliding_attention"),
         NO_BIAS,

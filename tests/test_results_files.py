@@ -19,7 +19,7 @@ PASS = Verdict(
 
 
 def verdicts(*cases, outcome=Outcome.PASS):
-    return [replace(PASS, case=f"{case}-prefill", verdict=outcome) for case in cases]
+    return [replace(PASS, case=f"{case}-prefill", outcome=outcome) for case in cases]
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_shards_of_a_real_run_make_up_the_run(ropebridge, tmp_path):
 
 
 def test_junit_counts_and_names_every_outcome():
-    made = [replace(PASS, verdict=outcome, reason="because") for outcome in Outcome]
+    made = [replace(PASS, outcome=outcome, reason="because") for outcome in Outcome]
     root = ElementTree.fromstring(junit({"torch": "2"}, made))
     (suite,) = root
     assert dict(suite.items()) == {
@@ -180,7 +180,7 @@ def test_junit_counts_and_names_every_outcome():
 def test_junit_holds_what_xml_cannot():
     evil = "]]></failure><x a='\"'>&amp; \x00\x1b \ud800"
     root = ElementTree.fromstring(
-        junit({evil: evil}, [replace(PASS, verdict=Outcome.FAIL, reason=evil, subject=evil)])
+        junit({evil: evil}, [replace(PASS, outcome=Outcome.FAIL, reason=evil, subject=evil)])
     )
     assert (
         root.find("testsuite/testcase/failure").get("message")
@@ -194,7 +194,7 @@ def test_junit_holds_what_xml_cannot():
 def test_a_badge_names_every_outcome_and_has_the_colour_of_the_worst():
     for place, outcome in enumerate(WORDS):
         made = badge(
-            {"ropebridge_spec": "1.1"}, [replace(PASS, verdict=o) for o in list(WORDS)[place:]]
+            {"ropebridge_spec": "1.1"}, [replace(PASS, outcome=o) for o in list(WORDS)[place:]]
         )
         assert made["color"] == COLOURS[outcome]
         assert made["message"] == ", ".join(f"1 {words}" for words in list(WORDS.values())[place:])
@@ -217,7 +217,7 @@ def test_a_badge_of_nothing_or_of_half_a_run_is_not_green():
         "lightgrey",
         True,
     )
-    assert badge({"expected": 3}, [replace(PASS, verdict=Outcome.FAIL)])["color"] == "red"
+    assert badge({"expected": 3}, [replace(PASS, outcome=Outcome.FAIL)])["color"] == "red"
 
 
 @pytest.mark.parametrize("command", ["junit", "badge"])

@@ -18,7 +18,7 @@ from ropebridge_conformance.judge import judge, plan
 from ropebridge_conformance.mutants import MUTANT
 from ropebridge_conformance.oracle import Expectation
 from ropebridge_conformance.page import digest, write_page
-from ropebridge_conformance.page.digest import KEPT, PER_CELL
+from ropebridge_conformance.page.gathering import KEPT, PER_CELL
 from ropebridge_conformance.results import header, write_results
 from ropebridge_conformance.verdicts import Outcome, Verdict, read_line
 from ropebridge_spec import CLAUSE, HOOKS
@@ -99,7 +99,7 @@ def page(open_page, broken, tmp_path):
 def test_it_opens_from_disk_asks_for_nothing_else_and_finds_no_fault(page, broken):
     assert page.errors == []
     assert {url.partition(":")[0] for url in page.asked} == {"file"}
-    fails = sum(v.verdict == Outcome.FAIL for v in broken)
+    fails = sum(v.outcome == Outcome.FAIL for v in broken)
     assert 0 < fails < len(broken)
     assert (
         page.text_content("#standing")
@@ -130,7 +130,7 @@ def test_a_failures_page_says_clause_stage_element_and_where(page, broken):
     page.get_by_role("link", name="llama, hook_rot_q").click()
     page.locator("#cell a").first.click()
     shown = page.locator("#verdict")
-    worst = next(v for v in broken if v.verdict == Outcome.FAIL)
+    worst = next(v for v in broken if v.outcome == Outcome.FAIL)
     assert page.evaluate("document.activeElement.tagName") == "H2"
     for words in (
         "ROT-1",
@@ -232,7 +232,7 @@ def test_all_of_it_can_be_done_by_keyboard(page):
 
 def test_every_outcome_is_told_apart_and_none_is_merged(open_page, tmp_path):
     verdicts = [
-        replace(PASS, verdict=outcome, family=str(outcome), reason="why") for outcome in Outcome
+        replace(PASS, outcome=outcome, family=str(outcome), reason="why") for outcome in Outcome
     ]
     page = open_page(file_of(tmp_path / "r.jsonl", verdicts))
     marks = {
@@ -329,7 +329,7 @@ def test_three_hundred_thousand_verdicts_make_a_small_page_and_a_quick_one(open_
     drawn within 3."""
     failure = replace(
         PASS,
-        verdict=Outcome.FAIL,
+        outcome=Outcome.FAIL,
         error=1.0,
         bound=0.5,
         reason="hook_rot_q is off by 2 times its bound",
@@ -366,15 +366,15 @@ def test_three_hundred_thousand_verdicts_make_a_small_page_and_a_quick_one(open_
 
 
 def test_every_cell_keeps_something_before_any_keeps_more():
-    many = [replace(PASS, verdict=Outcome.FAIL, case=f"a-{n}") for n in range(KEPT * 2)]
-    few = [replace(PASS, verdict=Outcome.VACUOUS, family=f"f{n}") for n in range(10)]
+    many = [replace(PASS, outcome=Outcome.FAIL, case=f"a-{n}") for n in range(KEPT * 2)]
+    few = [replace(PASS, outcome=Outcome.VACUOUS, family=f"f{n}") for n in range(10)]
     kept = digest([*many, *few]).details
     assert {v.family for v in kept} == {"llama", *(f"f{n}" for n in range(10))}
     assert sum(v.family == "llama" for v in kept) == PER_CELL
     assert (
         len(
             digest(
-                [replace(PASS, verdict=Outcome.FAIL, family=str(n)) for n in range(KEPT * 2)]
+                [replace(PASS, outcome=Outcome.FAIL, family=str(n)) for n in range(KEPT * 2)]
             ).details
         )
         == KEPT
@@ -387,7 +387,7 @@ def test_every_cell_keeps_something_before_any_keeps_more():
 def test_a_failing_verdict_says_where_and_a_passing_one_has_no_more_than_before(broken):
     for verdict in broken:
         fields = json.loads(verdict.line())
-        assert ("worst" in fields) == ("heat" in fields) == (verdict.verdict == Outcome.FAIL)
+        assert ("worst" in fields) == ("heat" in fields) == (verdict.outcome == Outcome.FAIL)
         assert len(verdict.line()) < 1500
         assert read_line(verdict.line()) == verdict
 

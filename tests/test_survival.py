@@ -103,8 +103,8 @@ def put_all(folder, monkeypatch):
 @pytest.mark.slow
 def test_one_verdict_says_so_and_the_rest_goes_on(put_all, factory, words):
     before, odd, after = put_all(f"odd_subjects:{factory}")
-    assert (before.verdict, after.verdict) == (Outcome.PASS, Outcome.PASS)
-    assert (odd.verdict, odd.hook, odd.clause, odd.divergent, odd.reason) == (
+    assert (before.outcome, after.outcome) == (Outcome.PASS, Outcome.PASS)
+    assert (odd.outcome, odd.hook, odd.clause, odd.divergent, odd.reason) == (
         Outcome.FAIL,
         "hook_z",
         "FIRE-2",
@@ -116,7 +116,7 @@ def test_one_verdict_says_so_and_the_rest_goes_on(put_all, factory, words):
 @pytest.mark.slow
 def test_a_subject_that_never_answers_is_not_asked_for_ever(put_all):
     made = put_all("odd_subjects:AlwaysHang", timeout=3.0, hooks=())
-    assert [v.verdict for v in made] == [Outcome.FAIL] * PATIENCE + [Outcome.NOT_EXERCISED] * (
+    assert [v.outcome for v in made] == [Outcome.FAIL] * PATIENCE + [Outcome.NOT_EXERCISED] * (
         len(made) - PATIENCE
     )
     assert len(made) > PATIENCE + 1
@@ -147,7 +147,7 @@ def test_a_foretold_hang_is_known(folder, monkeypatch):
                 )
             ]
         )
-    assert (made.verdict, made.reason) == (Outcome.KNOWN_FAILURE, "it hangs there")
+    assert (made.outcome, made.reason) == (Outcome.KNOWN_FAILURE, "it hangs there")
 
 
 @pytest.mark.slow
@@ -239,7 +239,7 @@ def asked(change):
 )
 def test_an_answer_of_the_wrong_kind_is_named(change, words):
     verdict = asked(change)
-    assert verdict.verdict == Outcome.FAIL
+    assert verdict.outcome == Outcome.FAIL
     assert verdict.reason.startswith(words)
 
 
@@ -341,13 +341,13 @@ def test_check_goes_on_after_what_cannot_be_loaded_and_what_hangs(ropebridge, fo
         in done.stderr
     )
     header, first, *rest = lines_of(folder / "r.jsonl")
-    assert (first["subject"], first["check"], first["verdict"]) == (
+    assert (first["subject"], first["check"], first["outcome"]) == (
         "nowhere:Factory",
         "the_subject_can_be_loaded",
         "fail",
     )
     assert header["provenance"]["expected"] == 1 + len(rest)
-    counts = Counter((v["subject"], v["verdict"]) for v in rest)
+    counts = Counter((v["subject"], v["outcome"]) for v in rest)
     assert counts["hang_in_c", "fail"] == counts["raise_midway", "fail"] == 1
     assert counts["hang_in_c", "pass"] == counts["raise_midway", "pass"] == len(rest) / 2 - 1 > 5
 
@@ -357,7 +357,7 @@ def test_check_leaves_a_verdict_even_if_no_subject_can_be_loaded(ropebridge, fol
     monkeypatch.chdir(folder)
     done = ropebridge("check", "nowhere:Factory", *NARROW, "--results", "none.jsonl")
     assert done.exit_code == 2
-    assert [v.get("verdict") for v in lines_of(folder / "none.jsonl")] == [None, "fail"]
+    assert [v.get("outcome") for v in lines_of(folder / "none.jsonl")] == [None, "fail"]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The judge of hooks on rotary attention: a pytest plugin and a command line that judge any
+"""Judge of hooks on rotary attention: a pytest plugin and a command line that judge any
 implementation, stage by stage.
 
 pytest -p ropebridge_conformance --pyargs ropebridge_conformance \\

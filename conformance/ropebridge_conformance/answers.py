@@ -1,5 +1,5 @@
-"""What a layer may answer: a subject that gives back another kind of thing is told which, and what
-is required."""
+"""Define what a layer may answer: a subject that gives back another kind of thing is told which,
+and what is required."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from torch import Tensor
 
 
 class WrongAnswer(TypeError):
-    """A layer gave back, or showed a hook, something that is not what the protocol says; the
-    message says both."""
+    """Report that a layer gave back, or showed a hook, something that is not what the protocol
+    says; the message says both."""
 
 
 class NotShown(LookupError):
-    """A question needs the value of a hook point that did not fire; `hook` is its name."""
+    """Report that a question needs the value of a hook point that did not fire; `hook` is its
+    name."""
 
     def __init__(self, hook: str) -> None:
         super().__init__(f"{hook} did not fire, and this question needs its value")
@@ -22,14 +23,14 @@ class NotShown(LookupError):
 
 
 class Values(dict[str, Tensor]):
-    """What each hook point held, by name."""
+    """Hold what each hook point held, by name."""
 
     def __missing__(self, hook: str) -> Tensor:
         raise NotShown(hook)
 
 
 def answered(result: Any) -> tuple[Tensor, Tensor | None]:
-    """The output and the weights of `Layer.run`.
+    """Return the output and the weights of `Layer.run`.
 
     Raises:
         WrongAnswer: it is not a pair, the output is not a tensor, or the weights are neither a
@@ -48,7 +49,7 @@ def answered(result: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def shown(name: str, value: Any) -> Tensor:
-    """The tensor a hook was shown.
+    """Return the tensor a hook was shown.
 
     Raises:
         WrongAnswer: it is no tensor.

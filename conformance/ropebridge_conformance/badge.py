@@ -29,9 +29,9 @@ COLOURS: Mapping[Outcome, str] = {
 
 
 def badge(provenance: Mapping[str, object], verdicts: Iterable[Verdict]) -> dict[str, object]:
-    """The badge. Every outcome that came is counted by name; a run that was cut short says so, and
-    one without verdicts too."""
-    counts = Counter(verdict.verdict for verdict in verdicts)
+    """Return the badge. Every outcome that came is counted by name; a run that was cut short says
+    so, and one without verdicts too."""
+    counts = Counter(verdict.outcome for verdict in verdicts)
     label = f"ropebridge spec {provenance.get('ropebridge_spec', '?')}"
     there = [outcome for outcome in WORDS if counts[outcome]]
     said = ", ".join(f"{counts[outcome]} {WORDS[outcome]}" for outcome in there) or "no verdicts"

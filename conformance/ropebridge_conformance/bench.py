@@ -1,4 +1,4 @@
-"""The bench: one subject, its layers, and the traces already made of them."""
+"""Bench: one subject, its layers, and the traces already made of them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ KEPT = 128
 
 
 class SubjectError(Exception):
-    """A subject that cannot be loaded; the message says why and what to do."""
+    """Report a subject that cannot be loaded; the message says why and what to do."""
 
 
 def load_subject(path: str) -> Subject:
-    """The subject at `package.module:Factory`.
+    """Return the subject at `package.module:Factory`.
 
     Raises:
         SubjectError: nothing can be imported from there, or it is not a subject.
@@ -72,7 +72,7 @@ def refuse_wrong_kinds(path: str, subject: Any) -> None:
 
 
 def available_devices() -> list[str]:
-    """cpu, and the accelerators that are present."""
+    """Return cpu, and the accelerators that are present."""
     present = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
@@ -98,7 +98,7 @@ class Bench:
         return self.subject.layer(specimen.module, rotary=specimen.rotary, opted_in=opted_in)
 
     def _traces(self, specimen: Specimen, scenario: Scenario, watch: Watch) -> list[Trace]:
-        """The scenario's calls, recorded: all hooks watched, all but scores and pattern, or
+        """Return the scenario's calls, recorded: all hooks watched, all but scores and pattern, or
         none."""
         layer = self.layer(specimen, scenario.opted_in)
         return record(layer, calls(scenario, specimen, layer), watched(specimen, scenario, watch))
@@ -106,12 +106,12 @@ class Bench:
     def _contexts(
         self, specimen: Specimen, scenario: Scenario, watch: Watch = "all"
     ) -> list[Context]:
-        """What the oracle recomputes the stages of those calls from."""
+        """Return what the oracle recomputes the stages of those calls from."""
         return contexts_of(self.traces(specimen, scenario, watch), specimen, scenario)
 
     def once_for_the_same(self, traces: list[Trace], question: Any, find: Callable[[], T]) -> T:
-        """What `find` makes of recorded calls; not asked again for calls that went the same to the
-        bit: another way to edit, the same edit."""
+        """Return what `find` makes of recorded calls; not asked again for calls that went the same
+        to the bit: another way to edit, the same edit."""
         key = (question.hook, question.case, question.scenario, question.dtype, question.device)
         before = self._found.get(key)
         if before is None or not same_bits(before[0], traces):
@@ -122,7 +122,7 @@ class Bench:
 
 
 def same_bits(one: Sequence[Trace], other: Sequence[Trace]) -> bool:
-    """Whether two recordings fired alike and hold the same numbers."""
+    """Return whether two recordings fired alike and hold the same numbers."""
     return all(
         a.fired == b.fired and all(torch.equal(a.values[name], b.values[name]) for name in a.values)
         for a, b in zip(one, other, strict=True)
@@ -130,12 +130,12 @@ def same_bits(one: Sequence[Trace], other: Sequence[Trace]) -> bool:
 
 
 def hooks_of(specimen: Specimen, scenario: Scenario) -> tuple[HookSpec, ...]:
-    """The hook points a specimen has in a scenario, in contract order."""
+    """Return the hook points a specimen has in a scenario, in contract order."""
     return hook_order(ungrouped(specimen.variant, scenario.opted_in), scenario.opted_in)
 
 
 def watched(specimen: Specimen, scenario: Scenario, watch: Watch) -> tuple[str, ...]:
-    """The names of the hook points to watch."""
+    """Return the names of the hook points to watch."""
     names = tuple(hook.name for hook in hooks_of(specimen, scenario))
     if watch == "fused":
         return tuple(name for name in names if name not in ("hook_attn_scores", "hook_pattern"))

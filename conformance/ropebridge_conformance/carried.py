@@ -12,51 +12,53 @@ from torch import Tensor
 from ropebridge_reference import (
     Affine,
     Weights,
+    bias_keys,
     exclude,
     gated,
-    key_bias,
-    mix,
+    mix_values,
     normalise,
-    project,
+    project_heads,
     rotate,
     strength,
     subtract,
 )
-from ropebridge_reference import gate as activate
+from ropebridge_reference import open_gate as activate
 from ropebridge_spec import Differential, Gate, Norm, Rotary, Variant, bounds
 
 
 @dataclass(frozen=True)
-class Sized:
-    """An exact value, and how far a computation in some dtype may be from it."""
+class WithError:
+    """Hold an exact value, and how far a computation in some dtype may be from it."""
 
     value: Tensor
     error: Tensor
 
 
-def exact(value: Tensor) -> Sized:
-    """A value that nothing is lost of."""
-    return Sized(value, torch.zeros_like(value))
+def exact(value: Tensor) -> WithError:
+    """Return a value that nothing is lost of."""
+    return WithError(value, torch.zeros_like(value))
 
 
-def heads_of(x: Tensor, heads: int) -> Sized:
-    """(batch pos n), exact, as each of so many heads reads it."""
+def heads_of(x: Tensor, heads: int) -> WithError:
+    """Return (batch pos n), exact, as each of so many heads reads it."""
     return exact(x.unsqueeze(2).expand(-1, -1, heads, -1))
 
 
-def projected(x: Sized, W: Tensor, b: Tensor | None, dtype: str) -> Sized:
-    """PROJ-1: (batch pos head n) by (head n m)."""
-    value, carried = project(x.value, W, b), project(x.error, W.abs(), None)
-    magnitude = project(x.value.abs() + x.error, W.abs(), None if b is None else b.abs())
-    product = 0 if b is None else project(x.value, W, None).abs() + carried
-    return Sized(
+def projected(x: WithError, W: Tensor, b: Tensor | None, dtype: str) -> WithError:
+    """Carry value and error through PROJ-1: (batch pos head n) by (head n m)."""
+    value, carried = project_heads(x.value, W, b), project_heads(x.error, W.abs(), None)
+    magnitude = project_heads(x.value.abs() + x.error, W.abs(), None if b is None else b.abs())
+    product = 0 if b is None else project_heads(x.value, W, None).abs() + carried
+    return WithError(
         value,
         carried + bounds.linear(value, magnitude, terms=W.shape[1], dtype=dtype, product=product),
     )
 
 
-def adapted(y: Sized, x: Sized, adapter: tuple[Tensor, Tensor] | None, dtype: str) -> Sized:
-    """PROJ-1: a projection, and what its adapter adds."""
+def adapted(
+    y: WithError, x: WithError, adapter: tuple[Tensor, Tensor] | None, dtype: str
+) -> WithError:
+    """Carry value and error through PROJ-1: a projection, and what its adapter adds."""
     if adapter is None:
         return y
     down, up = adapter
@@ -64,7 +66,7 @@ def adapted(y: Sized, x: Sized, adapter: tuple[Tensor, Tensor] | None, dtype: st
         projected(x, down.expand(x.value.shape[2], -1, -1), None, dtype), up, None, dtype
     )
     total = y.value.abs() + y.error + more.value.abs() + more.error
-    return Sized(
+    return WithError(
         y.value + more.value, y.error + more.error + bounds.rounded(total, times=1, dtype=dtype)
     )
 
@@ -78,62 +80,65 @@ def latent(
     scale: float,
     beside: bool,
     dtype: str,
-) -> Sized:
-    """LAT-1: down, normed and scaled, and as it was beside that where the family brings it up too;
-    with an axis of one head."""
+) -> WithError:
+    """Carry value and error through LAT-1: down, normed and scaled, and as it was beside that where
+    the family brings it up too; with an axis of one head."""
     down = projected(heads_of(x, 1), W[None], None if b is None else b[None], dtype)
     risen = scaled(normed(down, affine, norm, dtype), scale, dtype)
     return joined(risen, down) if beside else risen
 
 
-def rotary_part(x: Sized, weights: Weights, norm: Norm | None, dtype: str) -> Sized:
-    """PROJ-1: the part of a key that all heads share, normed where the family does so."""
+def rotary_part(x: WithError, weights: Weights, norm: Norm | None, dtype: str) -> WithError:
+    """Carry value and error through PROJ-1: the part of a key that all heads share, normed where
+    the family does so."""
     assert weights.W_KR is not None
     part = projected(x, weights.W_KR, weights.b_KR, dtype)
     return part if norm is None else normed(part, weights.k_rotary_norm, norm, dtype)
 
 
-def joined(one: Sized, other: Sized) -> Sized:
-    """Two parts of a head side by side."""
-    return Sized(torch.cat([one.value, other.value], -1), torch.cat([one.error, other.error], -1))
+def joined(one: WithError, other: WithError) -> WithError:
+    """Return two parts of a head side by side, with their errors."""
+    return WithError(
+        torch.cat([one.value, other.value], -1), torch.cat([one.error, other.error], -1)
+    )
 
 
-def copied(x: Sized, heads: int) -> Sized:
-    """One head's value, for so many heads."""
-    return Sized(x.value.expand(-1, -1, heads, -1), x.error.expand(-1, -1, heads, -1))
+def copied(x: WithError, heads: int) -> WithError:
+    """Return one head's value, for so many heads."""
+    return WithError(x.value.expand(-1, -1, heads, -1), x.error.expand(-1, -1, heads, -1))
 
 
-def scaled(x: Sized, factor: float, dtype: str) -> Sized:
-    """A factor, whose product is rounded unless it is 1."""
+def scaled(x: WithError, factor: float, dtype: str) -> WithError:
+    """Return a factor, whose product is rounded unless it is 1."""
     value = factor * x.value
     return (
         x
         if factor == 1
-        else Sized(value, abs(factor) * x.error + bounds.rounded(value, times=1, dtype=dtype))
+        else WithError(value, abs(factor) * x.error + bounds.rounded(value, times=1, dtype=dtype))
     )
 
 
-def rotated(x: Sized, turn: Tensor, rotary: Rotary, dtype: str) -> Sized:
-    """ROT-1."""
+def rotated(x: WithError, turn: Tensor, rotary: Rotary, dtype: str) -> WithError:
+    """Carry value and error through ROT-1: the stage on the value, and its bound."""
     value, magnitude = (
         rotate(x.value, turn, rotary),
         rotate(x.value.abs() + x.error, turn.abs(), rotary),
     )
-    return Sized(
+    return WithError(
         value,
         rotate(x.error, turn.abs(), rotary)
         + bounds.rotate(value, magnitude, precision=rotary.precision, dtype=dtype),
     )
 
 
-def clipped(x: Sized, bound: float | None) -> Sized:
-    """CLIP-1: clipping brings two numbers no further apart."""
-    return x if bound is None else Sized(x.value.clamp(-bound, bound), x.error)
+def clipped(x: WithError, bound: float | None) -> WithError:
+    """Carry value and error through CLIP-1: clipping brings two numbers no further apart."""
+    return x if bound is None else WithError(x.value.clamp(-bound, bound), x.error)
 
 
-def normed(x: Sized, affine: Affine, norm: Norm, dtype: str) -> Sized:
-    """NORM-1: an error along the value itself is divided out, every other is divided by the size.
-    The shape is that of x."""
+def normed(x: WithError, affine: Affine, norm: Norm, dtype: str) -> WithError:
+    """Carry value and error through NORM-1: an error along the value itself is divided out, every
+    other is divided by the size. The shape is that of x."""
     value = normalise(x.value, affine, norm)
     flat, off = (
         (x.value.flatten(2), x.error.flatten(2)) if norm.over == "flat" else (x.value, x.error)
@@ -155,19 +160,19 @@ def normed(x: Sized, affine: Affine, norm: Norm, dtype: str) -> Sized:
         if affine.bias is None
         else bounds.rounded(weight * unit + affine.bias.abs(), times=1, dtype=dtype)
     )
-    return Sized(value.reshape(x.value.shape), (weight * spread + own).reshape(x.value.shape))
+    return WithError(value.reshape(x.value.shape), (weight * spread + own).reshape(x.value.shape))
 
 
 def factor_of(affine: Affine, norm: Norm, *, like: Tensor) -> Tensor:
-    """What a norm multiplies by, made positive."""
+    """Return what a norm multiplies by, made positive."""
     if affine.weight is None:
         return torch.ones_like(like)
     return (affine.weight if norm.weight == "scale" else 1 + affine.weight).abs().expand_as(like)
 
 
 def centring(x: Tensor, weight: Tensor, norm: Norm) -> Tensor:
-    """How large a layer norm's terms are before the mean cancels them, scaled like its result; 0
-    for an rms norm."""
+    """Return how large a layer norm's terms are before the mean cancels them, scaled like its
+    result; 0 for an rms norm."""
     if norm.kind == "rms":
         return torch.zeros_like(weight)
     relative = (
@@ -176,29 +181,31 @@ def centring(x: Tensor, weight: Tensor, norm: Norm) -> Tensor:
     return 2 * relative * (1 + relative) * weight
 
 
-def opened(logits: Sized, kind: Gate, dtype: str) -> Sized:
-    """GATE-1: sigmoid has slope at most 1/4, softplus at most 1."""
+def opened(logits: WithError, kind: Gate, dtype: str) -> WithError:
+    """Carry value and error through GATE-1: sigmoid has slope at most 1/4, softplus at most 1."""
     value = activate(logits.value, kind)
     carried = logits.error * (0.25 if kind.activation == "sigmoid" else 1.0)
-    gate = Sized(value, carried + bounds.activation(value, logits.value, dtype=dtype))
-    return gate if kind.per == "channel" else Sized(gate.value[..., 0], gate.error[..., 0])
+    gate = WithError(value, carried + bounds.activation(value, logits.value, dtype=dtype))
+    return gate if kind.per == "channel" else WithError(gate.value[..., 0], gate.error[..., 0])
 
 
-def mixed(p: Tensor, p_error: Tensor, v: Sized, dtype: str) -> Sized:
-    """The mix of values by a pattern that is itself off."""
-    value, magnitude = mix(p, v.value), mix(p + p_error, v.value.abs() + v.error)
-    carried = mix(p_error, v.value.abs() + v.error) + mix(p, v.error)
-    return Sized(value, carried + bounds.linear(value, magnitude, terms=p.shape[-1], dtype=dtype))
+def mixed(p: Tensor, p_error: Tensor, v: WithError, dtype: str) -> WithError:
+    """Return the mix of values by a pattern that is itself off."""
+    value, magnitude = mix_values(p, v.value), mix_values(p + p_error, v.value.abs() + v.error)
+    carried = mix_values(p_error, v.value.abs() + v.error) + mix_values(p, v.error)
+    return WithError(
+        value, carried + bounds.linear(value, magnitude, terms=p.shape[-1], dtype=dtype)
+    )
 
 
-def key_biased(v: Sized, weights: Weights, variant: Variant, dtype: str) -> Sized:
-    """SCORE-5: (batch, head, 1, key); softplus has slope at most 1, and each step may be
-    rounded."""
+def key_biased(v: WithError, weights: Weights, variant: Variant, dtype: str) -> WithError:
+    """Carry value and error through SCORE-5: (batch, head, 1, key); softplus has slope at most 1,
+    and each step may be rounded."""
     assert weights.W_dt is not None
     assert weights.A is not None
-    value, u = key_bias(v.value, weights, variant), bounds.UNIT[dtype]
+    value, u = bias_keys(v.value, weights, variant), bounds.UNIT[dtype]
     every = replace(weights, A=torch.ones_like(weights.A))
-    soft = key_bias(v.value, every, variant).log()
+    soft = bias_keys(v.value, every, variant).log()
     magnitude = torch.einsum("bkhd,ghd->bgk", v.value.abs() + v.error, weights.W_dt.abs()) + (
         0 if weights.b_dt is None else weights.b_dt.abs()[:, None]
     )
@@ -208,11 +215,12 @@ def key_biased(v: Sized, weights: Weights, variant: Variant, dtype: str) -> Size
     inside = weights.A.abs().repeat_interleave(variant.group)[:, None] * (
         off.repeat_interleave(variant.group, 1) + 2 * u * soft[:, :, 0]
     )
-    return Sized(value, value * (inside.unsqueeze(2).expm1() * (1 + u) + 2 * u))
+    return WithError(value, value * (inside.unsqueeze(2).expm1() * (1 + u) + 2 * u))
 
 
-def excluded(x: Sized, v: Sized, alpha: Tensor, dtype: str) -> Sized:
-    """MIX-3: the unit value, the part along it and what is taken of it may each be rounded."""
+def excluded(x: WithError, v: WithError, alpha: Tensor, dtype: str) -> WithError:
+    """Carry value and error through MIX-3: the unit value, the part along it and what is taken of
+    it may each be rounded."""
     value, group, u = (
         exclude(x.value, v.value, alpha),
         x.value.shape[2] // v.value.shape[2],
@@ -234,7 +242,7 @@ def excluded(x: Sized, v: Sized, alpha: Tensor, dtype: str) -> Sized:
     taken_off = much * (along_off * (unit + unit_off) + along * unit_off) + bounds.rounded(
         much * along * (unit + unit_off), times=4, dtype=dtype
     )
-    return Sized(
+    return WithError(
         value,
         x.error
         + taken_off
@@ -243,9 +251,9 @@ def excluded(x: Sized, v: Sized, alpha: Tensor, dtype: str) -> Sized:
     )
 
 
-def subtracted(x: Sized, lambdas: Tensor, kind: Differential, dtype: str) -> Sized:
-    """DIFF-1: the strength may be rounded at each of its steps, and so are product and
-    difference."""
+def subtracted(x: WithError, lambdas: Tensor, kind: Differential, dtype: str) -> WithError:
+    """Carry value and error through DIFF-1: the strength may be rounded at each of its steps, and
+    so are product and difference."""
     value, half = subtract(x.value, lambdas, kind), x.value.shape[2] // 2
     q1, k1, q2, k2 = lambdas
     parts = [(q * k).abs().sum().item() for q, k in ((q1, k1), (q2, k2))]
@@ -262,13 +270,16 @@ def subtracted(x: Sized, lambdas: Tensor, kind: Differential, dtype: str) -> Siz
         x.value[:, :, half:].abs() + x.error[:, :, half:],
     )
     carried = x.error[:, :, :half] + strong * x.error[:, :, half:] + off * second
-    return Sized(
+    return WithError(
         value, carried + bounds.rounded(first + (strong + off) * second, times=2, dtype=dtype)
     )
 
 
-def finished(x: Sized, g: Sized | None, affine: Affine, norm: Norm | None, dtype: str) -> Sized:
-    """MIX-1: what is mixed, normed and then gated where the family does so."""
+def finished(
+    x: WithError, g: WithError | None, affine: Affine, norm: Norm | None, dtype: str
+) -> WithError:
+    """Carry value and error through MIX-1: what is mixed, normed and then gated where the family
+    does so."""
     x = x if norm is None else normed(x, affine, norm, dtype)
     if g is None:
         return x
@@ -277,6 +288,6 @@ def finished(x: Sized, g: Sized | None, affine: Affine, norm: Norm | None, dtype
     carried = gated(x.error, g.value.abs() + g.error, none, None) + gated(
         x.value.abs(), g.error, none, None
     )
-    return Sized(
+    return WithError(
         value, carried + bounds.rounded(value, times=1, dtype=dtype) + bounds.UNDERFLOW[dtype]
     )

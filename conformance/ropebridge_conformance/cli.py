@@ -1,4 +1,4 @@
-"""The command line: check a subject, try the mutants, explain a hook point, show results again."""
+"""Command line: check a subject, try the mutants, explain a hook point, show results again."""
 
 from __future__ import annotations
 
@@ -24,15 +24,24 @@ from rich.progress import (
 )
 
 from ropebridge_conformance.cli_results import add_to, refusing
-from ropebridge_conformance.coverage import BASELINE, changes, read_baseline, write
-from ropebridge_conformance.coverage import coverage as coverage_of
+from ropebridge_conformance.console_tables import dtype_tables, hook_tables, mutant_table, summary
+from ropebridge_conformance.coverage import (
+    BASELINE,
+    CoverageError,
+    cases_to_judge,
+    changes,
+    merged,
+    read_baseline,
+    stale,
+    write,
+)
 from ropebridge_conformance.explanation import explanation
 from ropebridge_conformance.ids import DTYPES, IdError, read_id
 from ropebridge_conformance.judge import single_threaded
 from ropebridge_conformance.kills import equivalent_table, kill_table
 from ropebridge_conformance.known_failures import KnownFailuresError, read_known_failures
 from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT
-from ropebridge_conformance.names import UnknownFamily
+from ropebridge_conformance.names import UnknownFamily, refuse_unknown_families
 from ropebridge_conformance.planning import PlanError, Selection
 from ropebridge_conformance.plugin import DEFAULT_SUBJECTS
 from ropebridge_conformance.pool import Pool
@@ -41,7 +50,6 @@ from ropebridge_conformance.recipes import RECIPES
 from ropebridge_conformance.results import ResultsError, read_results
 from ropebridge_conformance.running import Begun, Run, begin, carried_out
 from ropebridge_conformance.shards import ShardError, read_shard
-from ropebridge_conformance.tables import dtype_tables, hook_tables, mutant_table, summary
 from ropebridge_conformance.trial import Trial, correct_runs, false_alarms, survives, try_mutant
 from ropebridge_conformance.verdicts import BAD, Verdict
 from ropebridge_spec import UnknownHook
@@ -174,8 +182,8 @@ def check(
 
 
 def judge_all(run: Run, results: Path) -> int:
-    """Carry a run out, and print what came of it: 0 if all is well, 1 if any verdict is bad, 2 if
-    no subject could be loaded."""
+    """Return carry a run out, and print what came of it: 0 if all is well, 1 if any verdict is bad,
+    2 if no subject could be loaded."""
     with Pool(run.jobs, run.timeout) as pool:
         with refusing(PlanError, ShardError, UnknownFamily):
             begun = begin(run, pool)
@@ -186,11 +194,11 @@ def judge_all(run: Run, results: Path) -> int:
     if begun.names:
         report(verdicts)
     console.print(f"results: {results}")
-    return 2 if not begun.names else 1 if any(v.verdict in BAD for v in verdicts) else 0
+    return 2 if not begun.names else 1 if any(v.outcome in BAD for v in verdicts) else 0
 
 
 def say_what_is_absent(run: Run) -> None:
-    """Where every family is asked for, which of them the installed transformers has not."""
+    """Say which families the installed transformers has not, where every family is asked for."""
     absent = [recipe.name for recipe in RECIPES if not recipe.installed]
     if absent and "all" in (run.selection.families or run.profile.families):
         console.print(
@@ -199,7 +207,7 @@ def say_what_is_absent(run: Run) -> None:
 
 
 def counted(begun: Begun, verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """The verdicts, with a bar that shows how far they are."""
+    """Return the verdicts, with a bar that shows how far they are."""
     made = []
     with bar() as progress:
         task = progress.add_task("judging", total=begun.expected)
@@ -214,7 +222,7 @@ def counted(begun: Begun, verdicts: Iterable[Verdict]) -> list[Verdict]:
 
 
 def bar() -> Progress:
-    """A progress bar with counts and times."""
+    """Return a progress bar with counts and times."""
     columns = (
         TextColumn("{task.description:<40}"),
         BarColumn(),
@@ -226,13 +234,13 @@ def bar() -> Progress:
 
 
 def report(verdicts: Sequence[Verdict]) -> None:
-    """The tables, what is bad, and the counts."""
+    """Print the tables, what is bad, and the counts."""
     for table in (*hook_tables(verdicts), *dtype_tables(verdicts)):
         console.print(table)
-    bad = [v for v in verdicts if v.verdict in BAD]
+    bad = [v for v in verdicts if v.outcome in BAD]
     for v in bad[:20]:
         console.print(
-            f"{v.verdict} {v.clause} {v.id}: {v.reason}",
+            f"{v.outcome} {v.clause} {v.id}: {v.reason}",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -259,22 +267,55 @@ def list_changes() -> int:
 
 @app.command()
 def coverage(
-    results: Annotated[Path, typer.Argument(help="results of a run over all families")],
+    results: Annotated[
+        Path | None, typer.Argument(help="results to put into the baseline; else it judges anew")
+    ] = None,
+    family: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--family",
+            help="judge the classes of this case or family, or 'all'; may be repeated (default:"
+            " those that are out of date)",
+        ),
+    ] = None,
+    jobs: Jobs = CORES,
     page: Annotated[Path, typer.Option(help="where to write the page")] = Path("docs/COVERAGE.md"),
+    readme: Annotated[Path, typer.Option(help="where to write how many classes are served")] = Path(
+        "README.md"
+    ),
 ) -> None:
-    """Write the coverage page and the baseline it is made from, with the verdicts of a results
-    file."""
-    _, verdicts = results_of(results)
-    covered = coverage_of(verdicts)
-    write(covered, page, str(results))
-    console.print(
-        f"{sum(c['status'] == 'served' for c in covered['classes'])} classes served; {page} and"
-        f" {BASELINE}"
-    )
+    """Judge the classes whose row, recipe, source or contract changed, and write the coverage page
+    and the baseline it is made from."""
+    made = judge_for_coverage(family or (), jobs) if results is None else results
+    verdicts = [] if made is None else results_of(made)[1]
+    with refusing(CoverageError):
+        covered = merged(read_baseline(), verdicts)
+    write(covered, page, readme)
+    served = sum(entry["status"] == "served" for entry in covered["classes"])
+    console.print(f"{served} classes served; {page} and {BASELINE}", soft_wrap=True)
+
+
+def judge_for_coverage(names: Sequence[str], jobs: int) -> Path | None:
+    """Judge the classes of these families, or those that are out of date, and return where the
+    results are; None where nothing is to be judged. A bad verdict ends the command."""
+    with refusing(UnknownFamily):
+        refuse_unknown_families(names)
+    reasons = stale()
+    for name, reason in reasons.items():
+        console.print(f"{name} is out of date: {reason}", soft_wrap=True, highlight=False)
+    cases = cases_to_judge(names, reasons)
+    if not cases:
+        console.print("nothing is out of date")
+        return None
+    results = Path("results/coverage.jsonl")
+    run = Run(DEFAULT_SUBJECTS, Selection(cases), PROFILE["default"], None, (), jobs, 120.0)
+    if judge_all(run, results):
+        raise typer.Exit(1)
+    return results
 
 
 def results_of(path: Path) -> tuple[dict[str, object], list[Verdict]]:
-    """A results file; a bad one ends the command with exit code 2."""
+    """Return a results file; a bad one ends the command with exit code 2."""
     with refusing(ResultsError):
         return read_results(path)
 
@@ -325,25 +366,25 @@ def advance(progress: Progress, task: TaskID, value: T) -> T:
 
 
 def one_trial(name: str, dtype: str) -> Trial:
-    """A mutant in one dtype, by name: functions do not travel between processes."""
+    """Return a mutant in one dtype, by name: functions do not travel between processes."""
     single_threaded()
     return try_mutant(MUTANT[name], dtype)
 
 
 def count_false_alarms(dtype: str) -> tuple[int, int]:
-    """How many verdicts the unmutated reference was given, and how many of them were bad."""
+    """Return how many verdicts the unmutated reference was given, and how many of them were bad."""
     single_threaded()
     verdicts = list(false_alarms((dtype,)))
-    return len(verdicts), sum(v.verdict in BAD for v in verdicts)
+    return len(verdicts), sum(v.outcome in BAD for v in verdicts)
 
 
 def count_outside(dtype: str) -> tuple[int, int]:
-    """How many correct runs there were, and how many of them had a stage outside its bound; and the
-    equivalent changes that were killed."""
+    """Return how many correct runs there were, and how many of them had a stage outside its bound;
+    and the equivalent changes that were killed."""
     single_threaded()
     runs = list(correct_runs(dtype))
     killed = [
-        v for equivalent in EQUIVALENTS for v in survives(equivalent, dtype) if v.verdict in BAD
+        v for equivalent in EQUIVALENTS for v in survives(equivalent, dtype) if v.outcome in BAD
     ]
     return len(runs), sum(stage is not None for stage in runs) + len(killed)
 

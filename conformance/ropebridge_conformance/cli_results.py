@@ -1,4 +1,4 @@
-"""The commands that make something else out of results files: combine, junit, badge, report."""
+"""Commands that make something else out of results files: combine, junit, badge, report."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rich.console import Console
 
 from ropebridge_conformance.badge import badge
 from ropebridge_conformance.combining import CombineError, combined
+from ropebridge_conformance.console_tables import summary
 from ropebridge_conformance.junit import junit
 from ropebridge_conformance.page import write_page
 from ropebridge_conformance.results import Recorder, ResultsError, read_results
-from ropebridge_conformance.tables import summary
 
 console = Console()
 errors = Console(stderr=True)

@@ -34,7 +34,7 @@ class CombineError(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """One results file."""
+    """Hold one results file: its header and its verdicts."""
 
     path: Path
     header: Header
@@ -42,7 +42,7 @@ class Part:
 
 
 def combined(paths: Sequence[Path]) -> tuple[dict[str, object], list[Verdict]]:
-    """The provenance and the verdicts of several results files as those of one.
+    """Return the provenance and the verdicts of several results files as those of one.
 
     A verdict that several files have is kept once. In the provenance, what differs between files is
     a list.
@@ -105,7 +105,7 @@ def refuse_missing_shards(parts: Sequence[Part]) -> None:
 
 
 def merged(parts: Sequence[Part]) -> list[Verdict]:
-    """Every verdict once.
+    """Return every verdict once.
 
     Raises:
         CombineError: two files say different things of one question.
@@ -114,17 +114,17 @@ def merged(parts: Sequence[Part]) -> list[Verdict]:
     for part in parts:
         for verdict in part.verdicts:
             before, path = known.setdefault(question_of(verdict), (verdict, part.path))
-            if before.verdict != verdict.verdict:
+            if before.outcome != verdict.outcome:
                 raise CombineError(
                     f"two verdicts on one question: clause {verdict.clause}, {verdict.id}\n"
-                    f"  {path}: {before.verdict}\n  {part.path}: {verdict.verdict}\n  leave out the"
+                    f"  {path}: {before.outcome}\n  {part.path}: {verdict.outcome}\n  leave out the"
                     " file that is out of date"
                 )
     return [verdict for verdict, _ in known.values()]
 
 
 def question_of(verdict: Verdict) -> tuple[object, ...]:
-    """What was asked."""
+    """Return what was asked, as a key."""
     return (
         verdict.subject,
         verdict.clause,
@@ -138,13 +138,14 @@ def question_of(verdict: Verdict) -> tuple[object, ...]:
 
 
 def joined_headers(parts: Sequence[Part]) -> dict[str, object]:
-    """One header: a value where all agree, else the list of the different ones."""
+    """Return one header: a value where all agree, else the list of the different ones."""
     keys = dict.fromkeys(key for part in parts for key in part.header)
     return {key: joined([part.header.get(key) for part in parts]) for key in keys}
 
 
 def joined(values: Sequence[object]) -> object:
-    """The value, if it is one, or the different ones; of lists their union, of mappings too."""
+    """Return the value, if it is one, or the different ones; of lists their union, of mappings
+    too."""
     if all(isinstance(value, list) for value in values):
         return list(
             dict.fromkeys(item for value in values if isinstance(value, list) for item in value)

@@ -1,4 +1,4 @@
-"""The command `ropebridge`. Without the extra `[conformance]` it says how to install it, and exits
+"""Command `ropebridge`. Without the extra `[conformance]` it says how to install it, and exits
 2."""
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from ropebridge_conformance.oracle import Expectation
 
 @dataclass(frozen=True)
 class Difference:
-    """The element furthest outside its bound, or nearest to it.
+    """Hold the element furthest outside its bound, or nearest to it.
 
     ratio: error over bound; above 1 breaks the bound; infinite where a bound of 0, an infinity or a
         NaN is missed.
@@ -27,12 +27,12 @@ class Difference:
 
     @property
     def fits(self) -> bool:
-        """Whether every element is within its bound."""
+        """Return whether every element is within its bound."""
         return self.ratio <= 1.0
 
 
 def compare(got: Tensor, expected: Expectation) -> Difference:
-    """The worst element of `got` against an expectation of the same shape."""
+    """Return the worst element of `got` against an expectation of the same shape."""
     if got.numel() == 0:
         return Difference(0.0, 0.0, 0.0, ())
     ratio = ratios(got, expected)
@@ -59,7 +59,7 @@ def fits(got: Tensor, expected: Expectation) -> bool:
 
 
 def unravelled(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The index of an element, from its place in the flattened tensor."""
+    """Return the index of an element, from its place in the flattened tensor."""
     index: list[int] = []
     for length in reversed(shape):
         flat, place = divmod(flat, length)
@@ -68,8 +68,8 @@ def unravelled(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def ratios(got: Tensor, expected: Expectation) -> Tensor:
-    """Error over bound for every element; 0 where equal, infinite where the bound cannot be said to
-    hold."""
+    """Return error over bound for every element; 0 where equal, infinite where the bound cannot be
+    said to hold."""
     got = got.double()
     error = (got - expected.value).abs()
     ratio = torch.where(error == 0, 0.0, error / expected.bound)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.carried import (
-    Sized,
+    WithError,
     adapted,
     clipped,
     copied,
@@ -34,12 +34,12 @@ from ropebridge_reference import (
     Affine,
     Past,
     Weights,
+    make_pattern,
     of_the_largest,
     output,
-    pattern,
-    scores,
+    scale_by_temperature,
+    score_keys,
     side_by_side,
-    temper,
     turns,
 )
 from ropebridge_spec import Rotary, Variant, bounds
@@ -49,7 +49,7 @@ Tables = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """The exact pattern and output of a call, each with a bound on its error."""
+    """Hold the exact pattern and output of a call, each with a bound on its error."""
 
     pattern: Expectation
     out: Expectation
@@ -61,14 +61,14 @@ def end_to_end(
     tables: Tables | None,
     positions: Tensor,
     given_kv: Past | None,
-    value_added: Tensor | None,
+    added_value: Tensor | None,
     bias: Tensor,
     weights: Weights,
     variant: Variant,
     dtype: str,
 ) -> EndToEnd:
-    """The layer in float64, with a-priori error bounds for `dtype` run along with it, stage by
-    stage."""
+    """Return the layer in float64, with a-priori error bounds for `dtype` run along with it, stage
+    by stage."""
     c_q, c_k = latents(x, x_kv, weights, variant, dtype)
     q = placed(
         adapted(
@@ -86,10 +86,10 @@ def end_to_end(
     )
     v = (
         v
-        if value_added is None
-        else Sized(
-            v.value + value_added,
-            v.error + bounds.rounded(v.value.abs() + value_added.abs(), times=2, dtype=dtype),
+        if added_value is None
+        else WithError(
+            v.value + added_value,
+            v.error + bounds.rounded(v.value.abs() + added_value.abs(), times=2, dtype=dtype),
         )
     )
     own = None if variant.key_bias is None else key_biased(v, weights, variant, dtype)
@@ -105,19 +105,20 @@ def end_to_end(
 
 
 def differ(
-    p: Tensor, p_error: Tensor, v: Sized, weights: Weights, variant: Variant, dtype: str
-) -> Sized:
-    """MIX-1; of pairs of heads the difference (DIFF-1)."""
+    p: Tensor, p_error: Tensor, v: WithError, weights: Weights, variant: Variant, dtype: str
+) -> WithError:
+    """Carry value and error through MIX-1: ; of pairs of heads the difference (DIFF-1)."""
     if variant.differential is None or weights.lambdas is None:
         return mixed(p, p_error, v, dtype)
-    both = mixed(p, p_error, Sized(side_by_side(v.value), side_by_side(v.error)), dtype)
+    both = mixed(p, p_error, WithError(side_by_side(v.value), side_by_side(v.error)), dtype)
     return subtracted(both, weights.lambdas, variant.differential, dtype)
 
 
 def keys_and_values(
-    x: Tensor, c: Sized, tables: Tables | None, weights: Weights, variant: Variant, dtype: str
-) -> tuple[Sized, Sized]:
-    """LAT-1, PROJ-1: key, normed and rotated, and value, normed where the family does so."""
+    x: Tensor, c: WithError, tables: Tables | None, weights: Weights, variant: Variant, dtype: str
+) -> tuple[WithError, WithError]:
+    """Carry value and error through LAT-1, PROJ-1: key, normed and rotated, and value, normed where
+    the family does so."""
     assert weights.W_K is not None
     k = adapted(projected(c, weights.W_K, weights.b_K, dtype), c, weights.adapters.get("K"), dtype)
     if weights.W_KR is not None:
@@ -145,8 +146,8 @@ def keys_and_values(
 
 def latents(
     x: Tensor, x_kv: Tensor, weights: Weights, variant: Variant, dtype: str
-) -> tuple[Sized, Sized]:
-    """What query, and key and value, are projected from."""
+) -> tuple[WithError, WithError]:
+    """Return what query, and key and value, are projected from."""
     c_q, c_kv = heads_of(x, variant.heads), heads_of(x_kv, variant.kv_heads)
     if variant.latent is None:
         return c_q, c_kv
@@ -181,8 +182,11 @@ def latents(
     )
 
 
-def placed(x: Sized, affine: Affine, tables: Tables | None, variant: Variant, dtype: str) -> Sized:
-    """NORM-1, CLIP-1 and ROT-1 of query or key, in the family's order."""
+def placed(
+    x: WithError, affine: Affine, tables: Tables | None, variant: Variant, dtype: str
+) -> WithError:
+    """Carry value and error through NORM-1, CLIP-1 and ROT-1: of query or key, in the family's
+    order."""
     norm, late = variant.norm, variant.norm is not None and variant.norm.after_rotation
     if norm is not None and not late:
         x = normed(x, affine, norm, dtype)
@@ -192,34 +196,35 @@ def placed(x: Sized, affine: Affine, tables: Tables | None, variant: Variant, dt
     return normed(x, affine, norm, dtype) if norm is not None and late else x
 
 
-def turned(x: Sized, tables: Tables, rotary: Rotary, dtype: str) -> Sized:
-    """ROT-1, ROT-3."""
+def turned(x: WithError, tables: Tables, rotary: Rotary, dtype: str) -> WithError:
+    """Carry value and error through ROT-1, ROT-3: the stage on the value, and its bound."""
     cos, sin = fitting(tables, x.value.shape[1])
     return rotated(x, turns(cos.double(), sin.double(), rotary), rotary, dtype)
 
 
-def tempered(q: Sized, positions: Tensor, variant: Variant, dtype: str) -> Sized:
-    """SCORE-4: the factor may be rounded, and so is the product."""
+def tempered(q: WithError, positions: Tensor, variant: Variant, dtype: str) -> WithError:
+    """Carry value and error through SCORE-4: the factor may be rounded, and so is the product."""
     if variant.temperature is None:
         return q
-    value = temper(q.value, positions, variant.temperature)
-    return Sized(
+    value = scale_by_temperature(q.value, positions, variant.temperature)
+    return WithError(
         value,
-        temper(q.error, positions, variant.temperature)
+        scale_by_temperature(q.error, positions, variant.temperature)
         + bounds.rounded(value, times=2, dtype=dtype),
     )
 
 
 def attended(
-    q: Sized,
-    k: Sized,
+    q: WithError,
+    k: WithError,
     bias: Tensor,
-    own: Sized | None,
+    own: WithError | None,
     weights: Weights,
     variant: Variant,
     dtype: str,
 ) -> tuple[Tensor, Tensor]:
-    """SCORE-1 and PAT-1: the score error runs through softmax, relative e^(2 delta) - 1.
+    """Carry value and error through SCORE-1 and PAT-1: the score error runs through softmax,
+    relative e^(2 delta) - 1.
 
     Two roundings more than the contract asks, because a witness may round scores again before it
     exponentiates.
@@ -227,9 +232,9 @@ def attended(
     bare, none = replace(variant, softcap=None, scale=abs(variant.scale)), torch.zeros_like(bias)
     if own is not None and variant.key_bias is not None:
         bias = of_the_largest(own.value, bias, variant.key_bias.keep)
-    s = scores(q.value, k.value, bias, variant)
-    magnitude = scores(q.value.abs() + q.error, k.value.abs() + k.error, none, bare)
-    carried = magnitude - scores(q.value.abs(), k.value.abs(), none, bare)
+    s = score_keys(q.value, k.value, bias, variant)
+    magnitude = score_keys(q.value.abs() + q.error, k.value.abs() + k.error, none, bare)
+    carried = magnitude - score_keys(q.value.abs(), k.value.abs(), none, bare)
     finite = s.nan_to_num(neginf=0.0)
     rounding = bounds.scores(
         finite, magnitude, terms=variant.d_head, softcap=variant.softcap, dtype=dtype
@@ -240,7 +245,7 @@ def attended(
         else carried + own.error + bounds.rounded(own.value, times=2, dtype=dtype)
     )
     delta = (carried + rounding).masked_fill(s == -torch.inf, 0).amax(-1, keepdim=True)
-    p = pattern(s, weights.sinks)
+    p = make_pattern(s, weights.sinks)
     below = (s.amax(-1, keepdim=True) - s).nan_to_num(nan=0.0, posinf=0.0)
     rounding = 2 * bounds.UNIT[dtype] * below * p
     return (
@@ -251,16 +256,16 @@ def attended(
     )
 
 
-def gate(x: Sized, weights: Weights, variant: Variant, dtype: str) -> Sized | None:
-    """GATE-1."""
+def gate(x: WithError, weights: Weights, variant: Variant, dtype: str) -> WithError | None:
+    """Carry value and error through GATE-1: the stage on the value, and its bound."""
     if variant.gate is None:
         return None
     assert weights.W_G is not None
     return opened(projected(x, weights.W_G, weights.b_G, dtype), variant.gate, dtype)
 
 
-def put_out(z: Sized, weights: Weights, variant: Variant, dtype: str) -> Expectation:
-    """OUT-1."""
+def put_out(z: WithError, weights: Weights, variant: Variant, dtype: str) -> Expectation:
+    """Carry value and error through OUT-1: the stage on the value, and its bound."""
     b = None if weights.b_O is None else weights.b_O.abs()
     value, magnitude = (
         output(z.value, weights.W_O, weights.b_O),

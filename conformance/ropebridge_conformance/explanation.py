@@ -1,5 +1,5 @@
-"""What the contract says of one hook point or clause, for the terminal. Every word comes from
-`ropebridge_spec`."""
+"""Define what the contract says of one hook point or clause, for the terminal. Every word comes
+from `ropebridge_spec`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ FULL = re.compile(r"(?:\w+\.)*blocks\.\d+\.attn\.(?P<short>\w+)")
 
 
 def explanation(name: str) -> RenderableType:
-    """What there is to say of a hook point, by its short or its full name, or of a clause, by its
-    id.
+    """Return what there is to say of a hook point, by its short or its full name, or of a clause,
+    by its id.
 
     Raises:
         UnknownHook: there is no such hook point and no such clause; the message has the nearest
@@ -50,7 +50,7 @@ def explanation(name: str) -> RenderableType:
 
 
 def refusal(name: str, short: str) -> str:
-    """What was given, what is nearest to it, and what there is."""
+    """Return what was given, what is nearest to it, and what there is."""
     known = (*HOOK, *RESERVED, *CLAUSE)
     near = get_close_matches(short.rsplit(".", 1)[-1], known, n=3, cutoff=0.4)
     return (
@@ -61,7 +61,7 @@ def refusal(name: str, short: str) -> str:
 
 
 def of_hook(hook: HookSpec) -> RenderableType:
-    """Stage, value, axes, condition and clauses of a hook point."""
+    """Return Stage, value, axes, condition and clauses of a hook point."""
     grid = two_columns()
     for label, value in (
         ("full name", f"blocks.{{layer}}.attn.{hook.name}"),
@@ -84,7 +84,7 @@ def of_hook(hook: HookSpec) -> RenderableType:
 
 
 def of_clause(clause: Clause) -> RenderableType:
-    """The sentence of a clause, its formula, and the hook points it is about."""
+    """Return the sentence of a clause, its formula, and the hook points it is about."""
     grid = two_columns()
     grid.add_row("says", Group(*sentences(clause)))
     about = [
@@ -96,7 +96,7 @@ def of_clause(clause: Clause) -> RenderableType:
 
 
 def two_columns() -> Table:
-    """Labels, and what they label."""
+    """Return Labels, and what they label."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column(overflow="fold")
@@ -104,7 +104,7 @@ def two_columns() -> Table:
 
 
 def sentences(clause: Clause) -> Iterator[Text]:
-    """The text of a clause, and each part of its formula on a line of its own."""
+    """Yield the text of a clause, and each part of its formula on a line of its own."""
     yield Text(clause.text)
     yield from (
         Text(f"  {part}", style="cyan") for part in filter(None, clause.formula.split(";  "))
@@ -112,11 +112,11 @@ def sentences(clause: Clause) -> Iterator[Text]:
 
 
 def naming(hook: HookSpec) -> list[Clause]:
-    """The clauses whose text has the name of the hook point."""
+    """Return the clauses whose text has the name of the hook point."""
     word = re.compile(rf"\b{hook.name}\b")
     return [clause for clause in CLAUSES if word.search(clause.text) or word.search(clause.formula)]
 
 
 def cited() -> Text:
-    """Which contract that was."""
+    """Return which contract that was."""
     return Text(f"ropebridge spec {SPEC_VERSION}", style="dim")

@@ -1,5 +1,5 @@
-"""The oracle of gradients, stage by stage: what the gradient at a hook must be, from the subject's
-own values and its gradients one stage down.
+"""Oracle of gradients, stage by stage: what the gradient at a hook must be, from the subject's own
+values and its gradients one stage down.
 
 Let f_n be what the contract makes of the values before hook n, and g_n the subject's gradient at n.
 The gradient at a hook h is the sum, over the stages n that read h, of J^T g_n with J the derivative
@@ -37,7 +37,14 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.answers import Values
-from ropebridge_conformance.oracle import Context, Expectation, context_of, expect, score_bound
+from ropebridge_conformance.oracle import (
+    Context,
+    Expectation,
+    context_of,
+    expect,
+    role_of,
+    score_bound,
+)
 from ropebridge_conformance.scenarios import CallInputs, Scenario
 from ropebridge_conformance.traces import Trace
 from ropebridge_conformance.zoo import Specimen
@@ -112,7 +119,7 @@ def run_backwards(
 
 
 def spy(name: str, made: Backward, edit: Replace | None) -> Callable[..., Tensor | None]:
-    """A backward hook that keeps what it sees, and replaces it where it is to."""
+    """Return a backward hook that keeps what it sees, and replaces it where it is to."""
 
     def fn(gradient: Tensor, hook: Any) -> Tensor | None:
         made.seen.append((name, gradient.detach().clone()))
@@ -122,8 +129,8 @@ def spy(name: str, made: Backward, edit: Replace | None) -> Callable[..., Tensor
 
 
 def served(variant: Variant) -> bool:
-    """Whether every stage that rounds backwards has a hook, so that its bound is known: not inside
-    latents, nor between mix and z.
+    """Return whether every stage that rounds backwards has a hook, so that its bound is known: not
+    inside latents, nor between mix and z.
 
     Nor where values are clipped: at the bound rounding decides whether a gradient flows at all.
     """
@@ -134,14 +141,15 @@ def served(variant: Variant) -> bool:
         or variant.differential
         or variant.exclusive
         or variant.key_bias
-        or variant.kv_given
+        or variant.shared_kv_argument
     )
 
 
 def expected_gradients(
     made: Backward, specimen: Specimen, scenario: Scenario
 ) -> dict[str, Expectation]:
-    """What the gradient at every watched hook but the last must be, and how far off it may be."""
+    """Return what the gradient at every watched hook but the last must be, and how far off it may
+    be."""
     leaves = {name: value.double().requires_grad_() for name, value in made.trace.values.items()}
     context = context_of(replace(made.trace, values=Values(leaves)), specimen, scenario)
     fused = "hook_pattern" not in leaves
@@ -167,8 +175,8 @@ def expected_gradients(
 
 
 def with_unseen(context: Context) -> Context:
-    """Scores and pattern worked out of query and key, where nobody watched them; gradients flow
-    through."""
+    """Return scores and pattern worked out of query and key, where nobody watched them; gradients
+    flow through."""
     scores = expect("hook_attn_scores", context).value
     with_scores = context.but(values={**context.values, "hook_attn_scores": scores})
     pattern = expect("hook_pattern", with_scores).value
@@ -176,7 +184,7 @@ def with_unseen(context: Context) -> Context:
 
 
 def finite(value: Tensor) -> Tensor:
-    """Forbidden scores as 0: no gradient flows there."""
+    """Return forbidden scores as 0: no gradient flows there."""
     return torch.where(value.isfinite(), value, 0.0)
 
 
@@ -187,7 +195,7 @@ def magnitudes(
     leaves: Mapping[str, Tensor],
     fused: bool,
 ) -> dict[str, Tensor]:
-    """The error that a right implementation may have at each hook."""
+    """Return the error that a right implementation may have at each hook."""
     dtype = context.dtype
     plain = {name: value.detach() for name, value in context.values.items()}
     context = context.but(values=plain)
@@ -219,7 +227,7 @@ def magnitudes(
 
 
 def share_lost(context: Context, dtype: str) -> float:
-    """The share of the magnitude that one stage backwards may lose in a dtype."""
+    """Return the share of the magnitude that one stage backwards may lose in a dtype."""
     return (  # type: ignore[no-any-return]
         bounds.rounded(1.0, times=STEPS, dtype=dtype)
         + bounds.growth(longest(context), dtype)
@@ -228,8 +236,8 @@ def share_lost(context: Context, dtype: str) -> float:
 
 
 def coarser(context: Context, value: Tensor, dtype: str) -> float:
-    """How many times as much is lost at a value of a coarser dtype than the layer's: tables may be
-    float32 in a float64 layer."""
+    """Return how many times as much is lost at a value of a coarser dtype than the layer's: tables
+    may be float32 in a float64 layer."""
     own = str(value.dtype).removeprefix("torch.")
     return max(1.0, share_lost(context, own) / share_lost(context, dtype))
 
@@ -237,8 +245,8 @@ def coarser(context: Context, value: Tensor, dtype: str) -> float:
 def through_unseen(
     context: Context, g: Mapping[str, Tensor], loose: dict[str, Tensor], relative: float
 ) -> None:
-    """The errors at scores that nobody saw, of the pattern's factor and of the steps from z; and
-    z's own, for the values it is mixed of."""
+    """Add the errors at scores that nobody saw, of the pattern's factor and of the steps from z;
+    and z's own."""
     scores, p = context.values["hook_attn_scores"], context.values["hook_pattern"]
     factor = (2 * score_bound(context, scores).amax(-1, keepdim=True)).expm1()
     at_pattern = linear_shares(context, {"hook_z": g["hook_z"]})["hook_pattern"]
@@ -252,14 +260,15 @@ def through_unseen(
 
 
 def longest(context: Context) -> int:
-    """The most terms that any product of the backward pass sums."""
+    """Return the most terms that any product of the backward pass sums."""
     variant, keys = context.variant, context.keys.shape[1]
     heads = variant.heads * max(variant.d_head, variant.d_head_v)
     return int(2 * max(variant.d_model, heads, 2 * keys * variant.group) + 16)
 
 
 def slope_error(context: Context) -> Tensor | float:
-    """How far the slope of the softcap may be off, the score that it is taken at being off."""
+    """Return how far the slope of the softcap may be off, the score that it is taken at being
+    off."""
     cap = context.variant.softcap
     if cap is None:
         return 0.0
@@ -269,13 +278,13 @@ def slope_error(context: Context) -> Tensor | float:
 
 
 def softmax_share(p: Tensor, g: Tensor) -> Tensor:
-    """|J|^T g of the softmax that gave p."""
+    """Return |J|^T g of the softmax that gave p."""
     return p * (g + (p * g).sum(-1, keepdim=True))
 
 
 def norm_share(hook: str, context: Context, g: Tensor) -> tuple[str, Tensor]:
-    """The hook point that a norm reads, and |J|^T g of the norm."""
-    role, variant = hook[5], context.variant
+    """Return the hook point that a norm reads, and |J|^T g of the norm."""
+    role, variant = role_of(hook), context.variant
     late = role != "v" and variant.norm is not None and variant.norm.after_rotation
     source = f"hook_rot_{role}" if late else f"hook_{role}"
     norm, affine = variant.norm_in(f"{role}_norm"), getattr(context.weights, f"{role}_norm")
@@ -290,14 +299,14 @@ def norm_share(hook: str, context: Context, g: Tensor) -> tuple[str, Tensor]:
 
 
 def weight_of(affine: Affine, norm: Norm) -> Tensor | float:
-    """What a norm multiplies by, made positive."""
+    """Return what a norm multiplies by, made positive."""
     if affine.weight is None:
         return 1.0
     return (affine.weight if norm.weight == "scale" else 1 + affine.weight).abs()
 
 
 def linear_shares(context: Context, g: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """|J|^T g, at every hook, of the stages that are linear in each of their inputs: their
+    """Return |J|^T g, at every hook, of the stages that are linear in each of their inputs: their
     gradients at absolute values."""
     absolute = {
         name: torch.where(value.isfinite(), value.abs(), 0.0).requires_grad_()
@@ -318,7 +327,8 @@ def linear_shares(context: Context, g: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def in_absolute_values(context: Context, values: Mapping[str, Tensor]) -> Context:
-    """The context with nothing negative in it, and every stage linear in each of its inputs."""
+    """Return the context with nothing negative in it, and every stage linear in each of its
+    inputs."""
     variant = replace(context.variant, softcap=None, clip=None, scale=abs(context.variant.scale))
     variant = replace(
         variant, k_multiplier=abs(variant.k_multiplier), v_multiplier=abs(variant.v_multiplier)
@@ -335,25 +345,25 @@ def in_absolute_values(context: Context, values: Mapping[str, Tensor]) -> Contex
 
 
 def absolute_turns(cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
-    """The rotations of non-negative tables, with no minus."""
+    """Return the rotations of non-negative tables, with no minus."""
     signs = torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=cos.dtype, device=cos.device)
     return turns(cos, sin, replace(rotary, direction="forward")) * signs
 
 
 def steepest(logits: Tensor, kind: Gate) -> Tensor:
-    """An activation at its steepest."""
+    """Return an activation at its steepest."""
     return SLOPE[kind.activation] * logits
 
 
 def absolute_weights(weights: Weights) -> Weights:
-    """Every learned tensor without its sign."""
+    """Return every learned tensor without its sign."""
     return replace(
         weights, **{f.name: absolute_of(getattr(weights, f.name)) for f in fields(weights)}
     )
 
 
 def absolute_of(value: Any) -> Any:
-    """A tensor, or those of a norm, a pair or a mapping, without sign; None as it is."""
+    """Return a tensor, or those of a norm, a pair or a mapping, without sign; None as it is."""
     if isinstance(value, Affine):
         return Affine(absolute_of(value.weight), absolute_of(value.bias))
     if isinstance(value, Mapping):

@@ -34,7 +34,8 @@ class HeatMap:
 
 
 def heat_map(ratios: Tensor, hook: str | None) -> HeatMap | None:
-    """The map of `ratios`, error over bound of every element at a hook point; None for a scalar."""
+    """Return the map of `ratios`, error over bound of every element at a hook point; None for a
+    scalar."""
     if ratios.ndim < 2 or ratios.numel() == 0:
         return None
     names = axis_names(HOOK[hook].axes) if hook is not None and hook in HOOK else ()
@@ -55,8 +56,8 @@ def heat_map(ratios: Tensor, hook: str | None) -> HeatMap | None:
 
 
 def flattened(ratios: Tensor, names: tuple[str, ...]) -> tuple[Tensor, tuple[str, str]]:
-    """Rows by columns: scores and pattern have a row for each query of each head, all else a row a
-    position."""
+    """Return a tensor as rows by columns: scores and pattern have one row per query of each head,
+    all else one row per position."""
     if ratios.ndim == 2:
         return ratios, (names[0], names[1])
     worst = ratios.amax(0)
@@ -66,5 +67,5 @@ def flattened(ratios: Tensor, names: tuple[str, ...]) -> tuple[Tensor, tuple[str
 
 
 def level(ratio: float) -> int:
-    """One byte for a ratio."""
+    """Return one byte for a ratio."""
     return 0 if ratio == 0 else max(1, min(255, round(128 + 8 * math.log2(ratio))))

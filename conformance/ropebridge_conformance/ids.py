@@ -1,4 +1,4 @@
-"""The id of a question: the name of its test, which reports print and `--only` reads."""
+"""Id of a question: the name of its test, which reports print and `--only` reads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ SHAPE = re.compile(r"(?:.*::)?test_(?P<check>\w+)\[(?P<layer>[^\[\]]+)\]", re.DO
 
 
 class IdError(Exception):
-    """A text that is no id; the message says what was given and how an id looks."""
+    """Report a text that is no id; the message says what was given and how an id looks."""
 
 
 @dataclass(frozen=True)
 class Id:
-    """The parts of an id: `test_{check}[{hook}-{case}-{scenario}-{dtype}-{device}-{subject}]`.
+    """Hold the parts of an id: `test_{check}[{hook}-{case}-{scenario}-{dtype}-{device}-{subject}]`.
 
     hook: None where the question is about the layer as a whole.
     subject: the name of the one subject that is meant; "" where every subject of the run is.

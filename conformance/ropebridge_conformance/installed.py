@@ -1,5 +1,5 @@
-"""The rotary attention classes of the installed transformers, read from its source without
-importing a model."""
+"""Rotary attention classes of the installed transformers, read from its source without importing a
+model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from ropebridge_spec import FAMILIES, OTHERS
+from ropebridge_spec import FAMILIES, LEFT_ALONE
 
 TABLES = "position_embeddings"
 ROTARY = re.compile(r"rotary|\bcos\b")
@@ -40,7 +40,7 @@ that is found counts."""
 
 @dataclass(frozen=True)
 class Found:
-    """An attention class whose forward is given rotary tables.
+    """Hold an attention class whose forward is given rotary tables.
 
     file: below transformers' own folder. fingerprint: changes when the source of the class does,
         comments and layout aside.
@@ -53,14 +53,14 @@ class Found:
 
     @property
     def status(self) -> str:
-        """served, left alone, or refused."""
+        """Return served, left alone, or refused."""
         if self.name in FAMILIES:
             return "served"
-        return "left alone" if self.name in OTHERS else "refused"
+        return "left alone" if self.name in LEFT_ALONE else "refused"
 
     @property
     def reason(self) -> str:
-        """Why a class that is refused is."""
+        """Return why a class that is refused is."""
         if self.status != "refused":
             return ""
         head = f"{self.name} {self.file}".lower()
@@ -69,8 +69,8 @@ class Found:
 
 
 def installed_classes() -> Iterator[Found]:
-    """Every attention class of the installed transformers whose forward takes rotary tables, by
-    name."""
+    """Yield every attention class of the installed transformers whose forward takes rotary tables,
+    by name."""
     spec = find_spec("transformers")
     assert spec is not None
     assert spec.origin is not None
@@ -84,7 +84,7 @@ def installed_classes() -> Iterator[Found]:
 
 
 def classes_of(path: Path, root: Path) -> Iterator[Found]:
-    """The rotary attention classes of one file."""
+    """Yield the rotary attention classes of one file."""
     text = path.read_text(encoding="utf-8")
     if TABLES not in text and not any(name in text for name in FAMILIES):
         return
@@ -96,12 +96,12 @@ def classes_of(path: Path, root: Path) -> Iterator[Found]:
     ):
         source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
         if ROTARY.search(source) and (takes_tables(node) or node.name in FAMILIES):
-            digest = hashlib.sha256(ast.dump(without_docstrings(node)).encode()).hexdigest()[:12]
+            digest = hashlib.sha256(ast.unparse(without_docstrings(node)).encode()).hexdigest()[:12]
             yield Found(node.name, str(path.relative_to(root)), source, digest)
 
 
 def takes_tables(node: ast.ClassDef) -> bool:
-    """Whether the forward of a class has an argument for rotary tables."""
+    """Return whether the forward of a class has an argument for rotary tables."""
     forwards = (
         item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "forward"
     )
@@ -113,7 +113,7 @@ def takes_tables(node: ast.ClassDef) -> bool:
 
 
 def without_docstrings(node: ast.ClassDef) -> ast.ClassDef:
-    """The class, its bare strings left out."""
+    """Return the class, its bare strings left out."""
     for inner in ast.walk(node):
         if isinstance(inner, ast.ClassDef | ast.FunctionDef):
             inner.body = [

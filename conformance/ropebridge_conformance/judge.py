@@ -1,4 +1,4 @@
-"""The judge: puts a question to a subject and gives a verdict, whatever the subject does."""
+"""Judge: puts a question to a subject and gives a verdict, whatever the subject does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plan(
     devices: Sequence[str] = ("cpu",),
     about: Collection[About] = ("layer", "class"),
 ) -> Iterator[Question]:
-    """Every question there is, case by case, so that what one needs the next finds made."""
+    """Yield every question there is, case by case, so that what one needs the next finds made."""
     for case in chosen_cases(cases):
         for device in devices:
             for dtype in dtypes:
@@ -37,8 +37,8 @@ def plan(
 
 
 def judge(bench: Bench, question: Question, known: Sequence[KnownFailure] = ()) -> Verdict:
-    """The verdict on one question. An exception of the subject is a failure, and the run goes
-    on."""
+    """Return the verdict on one question. An exception of the subject is a failure, and the run
+    goes on."""
     gap = declared_gap(bench.subject.unsupported, question)
     if gap:
         return verdict(bench.subject.name, question, Finding(Outcome.UNSUPPORTED, gap))
@@ -56,8 +56,8 @@ def judge(bench: Bench, question: Question, known: Sequence[KnownFailure] = ()) 
 
 
 def not_shown(unsupported: Mapping[str, str], error: NotShown) -> Finding:
-    """A question that cannot be put without a hook point the subject declares not to have is not
-    its fault; otherwise it is."""
+    """Return a question that cannot be put without a hook point the subject declares not to have is
+    not its fault; otherwise it is."""
     if error.hook in unsupported:
         return Finding(
             Outcome.NOT_EXERCISED,
@@ -67,7 +67,7 @@ def not_shown(unsupported: Mapping[str, str], error: NotShown) -> Finding:
 
 
 def raised(error: BaseException) -> str:
-    """What an exception says, however long; one that cannot say it is named."""
+    """Return what an exception says, however long; one that cannot say it is named."""
     try:
         said = str(error)
     except Exception as again:
@@ -76,7 +76,7 @@ def raised(error: BaseException) -> str:
 
 
 def declared_gap(unsupported: Mapping[str, str], question: Question) -> str:
-    """Why the subject says it does not have this; nothing if it says no such thing."""
+    """Return why the subject says it does not have this; nothing if it says no such thing."""
     wanted = (question.clause, question.check, question.hook, *question.situation.opted_in)
     return next((reason for name, reason in unsupported.items() if name in wanted), "")
 
@@ -84,8 +84,8 @@ def declared_gap(unsupported: Mapping[str, str], question: Question) -> str:
 def expected_to_fail(
     finding: Finding, question: Question, known: Sequence[KnownFailure]
 ) -> Finding:
-    """A failure that was foretold is known, until the foretelling expires; where it is strict, one
-    that did not come is a failure."""
+    """Return a failure that was foretold is known, until the foretelling expires; where it is
+    strict, one that did not come is a failure."""
     entry = covering(known, question)
     if entry is None or finding.outcome not in (Outcome.FAIL, Outcome.PASS):
         return finding
@@ -109,7 +109,7 @@ def expected_to_fail(
 
 
 def verdict(subject: str, question: Question, finding: Finding) -> Verdict:
-    """The line of results for a finding about a subject, by its name."""
+    """Return the line of results for a finding about a subject, by its name."""
     difference = finding.difference
     return Verdict(
         subject=subject,
@@ -120,7 +120,7 @@ def verdict(subject: str, question: Question, finding: Finding) -> Verdict:
         case=f"{question.case}-{question.scenario}",
         dtype=question.dtype,
         device=question.device,
-        verdict=finding.outcome,
+        outcome=finding.outcome,
         error=difference.error if difference else None,
         bound=difference.bound if difference else None,
         divergent=finding.divergent,
@@ -135,5 +135,6 @@ def verdict(subject: str, question: Question, finding: Finding) -> Verdict:
 
 
 def single_threaded() -> None:
-    """Tiny layers run fastest on one thread, and several processes share the cores."""
+    """Let torch use one thread: tiny layers run fastest so, and several processes share the
+    cores."""
     torch.set_num_threads(1)

@@ -14,8 +14,8 @@ UNSAYABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit(provenance: Mapping[str, object], verdicts: Iterable[Verdict]) -> str:
-    """The document: a suite a subject, a case a verdict. Outcomes are not merged: the type of a
-    failure and the message of a skip name them."""
+    """Return the document: a suite a subject, a case a verdict. Outcomes are not merged: the type
+    of a failure and the message of a skip name them."""
     root = Element("testsuites", name="ropebridge")
     by_subject: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
@@ -29,9 +29,9 @@ def junit(provenance: Mapping[str, object], verdicts: Iterable[Verdict]) -> str:
 def add_suite(
     root: Element, subject: str, verdicts: list[Verdict], provenance: Mapping[str, object]
 ) -> None:
-    """The suite of one subject, with what its verdicts were made under."""
-    failures = sum(v.verdict in BAD for v in verdicts)
-    skipped = sum(v.verdict not in (*BAD, Outcome.PASS) for v in verdicts)
+    """Add the suite of one subject, with what its verdicts were made under."""
+    failures = sum(v.outcome in BAD for v in verdicts)
+    skipped = sum(v.outcome not in (*BAD, Outcome.PASS) for v in verdicts)
     suite = SubElement(
         root,
         "testsuite",
@@ -49,7 +49,7 @@ def add_suite(
 
 
 def add_case(suite: Element, verdict: Verdict) -> None:
-    """One verdict."""
+    """Add the test case of one verdict to its suite."""
     name = "-".join((verdict.hook or "layer", verdict.case, verdict.dtype, verdict.device))
     case = SubElement(
         suite,
@@ -57,21 +57,21 @@ def add_case(suite: Element, verdict: Verdict) -> None:
         classname=sayable(f"{verdict.subject}.{verdict.check}"),
         name=sayable(name),
     )
-    if verdict.verdict in BAD:
+    if verdict.outcome in BAD:
         failure = SubElement(
             case,
             "failure",
-            type=str(verdict.verdict),
+            type=str(verdict.outcome),
             message=sayable(f"clause {verdict.clause}: {verdict.reason}"),
         )
         failure.text = sayable(
             f"first divergent stage: {verdict.divergent}\nerror: {verdict.error}\nbound:"
             f" {verdict.bound}"
         )
-    elif verdict.verdict != Outcome.PASS:
-        SubElement(case, "skipped", message=sayable(f"{verdict.verdict}: {verdict.reason}"))
+    elif verdict.outcome != Outcome.PASS:
+        SubElement(case, "skipped", message=sayable(f"{verdict.outcome}: {verdict.reason}"))
 
 
 def sayable(value: object) -> str:
-    """Text that XML can hold; what it cannot is shown as its code."""
+    """Return text that XML can hold; what it cannot is shown as its code."""
     return UNSAYABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", str(value))

@@ -1,4 +1,4 @@
-"""The kill table: what became of the mutants, by stage and dtype."""
+"""Kill table: what became of the mutants, by stage and dtype."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ropebridge_spec import HOOKS
 
 
 def kill_table(trials: Sequence[Trial]) -> Table:
-    """Stages by dtypes: of so many mutants that can show, so many killed and so many named at their
-    stage."""
+    """Return stages by dtypes: of so many mutants that can show, so many killed and so many named
+    at their stage."""
     dtypes = list(dict.fromkeys(trial.dtype for trial in trials))
     table = Table(title="killed / at the right stage / can show", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("stage", no_wrap=True)
@@ -39,7 +39,7 @@ def kill_table(trials: Sequence[Trial]) -> Table:
 
 
 def count(trials: Sequence[Trial]) -> str:
-    """killed / named / exercised; a dash where no mutant can show."""
+    """Return killed / named / exercised; a dash where no mutant can show."""
     shown = [trial for trial in trials if trial.exercised]
     if not shown:
         return "-"
@@ -49,7 +49,7 @@ def count(trials: Sequence[Trial]) -> str:
 
 
 def equivalent_table() -> Table:
-    """The changes that are no faults, each with the proof."""
+    """Return the changes that are no faults, each with the proof."""
     table = Table(title="equivalent: nothing may kill them", box=box.SIMPLE_HEAD)
     for column in ("change", "what it does", "why nothing is wrong with it"):
         table.add_column(column)

@@ -20,7 +20,8 @@ MATCHED = ("clause", "check", "hook", "family", "case", "scenario", "dtype")
 
 
 class KnownFailuresError(Exception):
-    """A known-failures file that cannot be read; the message says where and what is required."""
+    """Report a known-failures file that cannot be read; the message says where and what is
+    required."""
 
 
 @dataclass(frozen=True)
@@ -64,29 +65,29 @@ class KnownFailure:
     dtype: tuple[str, ...] = ()
 
     def covers(self, question: Question) -> bool:
-        """Whether a question is one of those foretold to fail."""
+        """Return whether a question is one of those foretold to fail."""
         return all(
             not getattr(self, name) or getattr(question, name) in getattr(self, name)
             for name in MATCHED
         )
 
     def expired(self, today: date) -> bool:
-        """Whether its last day is past."""
+        """Return whether its last day is past."""
         return self.expiry is not None and today > self.expiry
 
     @property
     def says(self) -> str:
-        """What a verdict says of it."""
+        """Return what a verdict says of it."""
         return f"{self.reason} {self.link}".strip()
 
 
 def covering(known: Sequence[KnownFailure], question: Question) -> KnownFailure | None:
-    """The first entry that covers a question."""
+    """Return the first entry that covers a question."""
     return next((entry for entry in known if entry.covers(question)), None)
 
 
 def read_known_failures(path: Path) -> list[KnownFailure]:
-    """The entries of a file.
+    """Return the entries of a file.
 
     Raises:
         KnownFailuresError: it is not TOML, or an entry has unknown fields, lacks clause or reason,
@@ -105,7 +106,7 @@ def read_known_failures(path: Path) -> list[KnownFailure]:
 
 
 def entry_of(entry: Any, where: str) -> KnownFailure:
-    """One entry; `where` begins what an error says."""
+    """Return one entry; `where` begins what an error says."""
     allowed = {field.name for field in fields(KnownFailure)}
     required = {field.name for field in fields(KnownFailure) if field.default is MISSING}
     if not isinstance(entry, dict) or not required <= set(entry) <= allowed:
@@ -123,7 +124,7 @@ def entry_of(entry: Any, where: str) -> KnownFailure:
 
 
 def names_of(field: str, value: Any, where: str) -> tuple[str, ...]:
-    """One name, or a list of them."""
+    """Return one name, or a list of them."""
     names = value if isinstance(value, list) else [value]
     if not names or not all(isinstance(name, str) and name for name in names):
         raise KnownFailuresError(
@@ -133,7 +134,7 @@ def names_of(field: str, value: Any, where: str) -> tuple[str, ...]:
 
 
 def complaints(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Field -> what is required of it, for fields that are not so."""
+    """Return field -> what is required of it, for fields that are not so."""
     right: dict[str, tuple[bool, str]] = {
         "clause": (set(entry["clause"]) <= set(CLAUSE), "SPEC.md lists the clauses there are"),
         "reason": (
@@ -152,5 +153,5 @@ def complaints(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_day(value: Any) -> bool:
-    """Whether it is a date, or nothing."""
+    """Return whether it is a date, or nothing."""
     return value is None or (isinstance(value, date) and not isinstance(value, datetime))

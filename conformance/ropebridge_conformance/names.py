@@ -1,4 +1,4 @@
-"""The names a run can be narrowed to."""
+"""Names a run can be narrowed to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ropebridge_conformance.zoo import CASES
 
 
 class UnknownFamily(Exception):
-    """A family that the zoo does not have; the message lists what there is."""
+    """Report a family that the zoo does not have; the message lists what there is."""
 
 
 def refuse_unknown_families(chosen: Sequence[str] | None) -> None:

@@ -1,5 +1,5 @@
-"""The stage-local oracle: each stage recomputed in float64 from what the subject's own hooks held
-one stage up.
+"""Stage-local oracle: each stage recomputed in float64 from what the subject's own hooks held one
+stage up.
 
 Errors therefore do not pile up: bounds stay tight, and the first stage that breaks its bound is the
 place of the fault.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance import carried
-from ropebridge_conformance.carried import Sized, clipped, exact, heads_of, joined, scaled
+from ropebridge_conformance.carried import WithError, clipped, exact, heads_of, joined, scaled
 from ropebridge_conformance.reads import ReadValues, remembered
 from ropebridge_conformance.scenarios import Scenario
 from ropebridge_conformance.traces import Trace
@@ -28,18 +28,18 @@ from ropebridge_reference import (
     Stages,
     Weights,
     of_the_largest,
-    project,
+    project_heads,
     side_by_side,
 )
 from ropebridge_reference.attention import a_key_for_every_head
 from ropebridge_reference.attention import joined as joined_states
-from ropebridge_spec import OptIn, Variant, attended, bounds
+from ropebridge_spec import HOOK, OptIn, Role, Variant, attention_inputs, bounds
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a stage should have given, and how far off each element may be; bound 0 asks for the
-    very bits."""
+    """Hold what a stage should have given, and how far off each element may be; bound 0 asks for
+    the very bits."""
 
     value: Tensor
     bound: Tensor
@@ -58,7 +58,7 @@ class Context:
     positions: Tensor
     opted_in: tuple[OptIn, ...]
     dtype: str
-    value_added: Tensor | None = None
+    added_value: Tensor | None = None
     stages: Stages = STAGES
     expected: dict[str, Expectation] = field(default_factory=dict, compare=False)
     reads: dict[str, set[str]] = field(default_factory=dict, compare=False)
@@ -72,31 +72,31 @@ class Context:
 
     @remembered
     def query(self) -> Tensor:
-        """What scores are made of, times the query's temperature."""
-        return self.stages.temper(
-            self.heads(attended(self.variant)[0]), self.positions, self.variant.temperature
+        """Return what scores are made of, times the query's temperature."""
+        return self.stages.scale_by_temperature(
+            self.heads(attention_inputs(self.variant)[0]), self.positions, self.variant.temperature
         )
 
     @remembered
     def keys(self) -> Tensor:
-        """All keys this call sees, cached ones first."""
-        if self.variant.kv_given and self.past is not None:
+        """Return all keys this call sees, cached ones first."""
+        if self.variant.shared_kv_argument and self.past is not None:
             return self.past.key
-        own = self.heads(attended(self.variant)[1])
+        own = self.heads(attention_inputs(self.variant)[1])
         return own if self.past is None else self.stages.recall(self.past.key, own)
 
     @remembered
     def all_values(self) -> Tensor:
-        """All values this call sees, cached ones first."""
-        if self.variant.kv_given and self.past is not None:
+        """Return all values this call sees, cached ones first."""
+        if self.variant.shared_kv_argument and self.past is not None:
             return self.past.value
-        own = self.heads(attended(self.variant)[2])
+        own = self.heads(attention_inputs(self.variant)[2])
         return own if self.past is None else self.stages.recall(self.past.value, own)
 
     @remembered
     def score_bias(self) -> Tensor:
-        """What is added to the scores: what the mask says, and where keys are biased by their
-        values that too (SCORE-5)."""
+        """Return what is added to the scores: what the mask says, and where keys are biased by
+        their values that too (SCORE-5)."""
         kind = self.variant.key_bias
         return (
             self.bias
@@ -110,32 +110,30 @@ class Context:
 
     @remembered
     def paired_values(self) -> Tensor:
-        """What heads mix: all values, side by side where heads come in pairs (DIFF-1)."""
+        """Return what heads mix: all values, side by side where heads come in pairs (DIFF-1)."""
         return (
             self.all_values if self.variant.differential is None else side_by_side(self.all_values)
         )
 
     def heads(self, hook: str) -> Tensor:
-        """What a hook point held, head by head: a flat norm shows all heads as one axis."""
-        role = hook.removeprefix("hook_").removeprefix("rot_")[0]
-        return self.values[hook].reshape(self.values[f"hook_{role}"].shape)
+        """Return what a hook point held, head by head: a flat norm shows all heads as one axis."""
+        return self.values[hook].reshape(self.values[f"hook_{role_of(hook)}"].shape)
 
     def turned(self, role: str) -> Tensor:
-        """What rotation is given."""
+        """Return what rotation is given."""
         late = role == "v" or self.variant.norm is None or self.variant.norm.after_rotation
         return self.heads(f"hook_{role}" if late else f"hook_{role}_normed")
 
     def clips(self, hook: str) -> float | None:
-        """The bound that a hook point's value is clipped to: query and key after a norm that comes
-        before rotation (CLIP-1)."""
+        """Return the bound that a hook point's value is clipped to: query and key after a norm that
+        comes before rotation (CLIP-1)."""
         early = self.variant.norm is not None and not self.variant.norm.after_rotation
-        last = (
-            "hook_v" if hook.startswith("hook_v") else f"{hook[:6]}_normed" if early else hook[:6]
-        )
-        return self.variant.clip if hook == last else None
+        spec = HOOK[hook]
+        last = "norm" if early and spec.role in ("q", "k") else "project"
+        return self.variant.clip if spec.stage == last else None
 
     def input_of(self, role: str) -> Tensor:
-        """(batch, pos, heads, d_model or rank): what the heads of a role read."""
+        """Return (batch, pos, heads, d_model or rank): what the heads of a role read."""
         shared = {"attn_in": "hook_attn_in", "split_qkv_input": f"hook_{role}_input"}
         for opt_in, name in shared.items():
             if opt_in in self.opted_in:
@@ -150,8 +148,15 @@ class Context:
         return heads_of(x, self.variant.heads if role == "q" else self.variant.kv_heads).value
 
 
+def role_of(hook: str) -> Role:
+    """Return whether a hook point holds something of query, key or value."""
+    role = HOOK[hook].role
+    assert role is not None, f"{hook} is of none of the three"
+    return role
+
+
 def fitting(tables: tuple[Tensor, Tensor], pos: int) -> tuple[Tensor, Tensor]:
-    """The last rows of the tables, or so many that nothing turns the positions beyond them
+    """Return the last rows of the tables, or so many that nothing turns the positions beyond them
     (KV-2)."""
     cos, sin = (table[..., -pos:, :] for table in tables)
     beyond = (0, 0, 0, pos - cos.shape[-2])
@@ -193,7 +198,7 @@ def context_of(
         positions=call.positions(variant),
         opted_in=scenario.opted_in,
         dtype=str(specimen.dtype).removeprefix("torch."),
-        value_added=call.value_added(specimen.variant),
+        added_value=call.added_value(specimen.variant),
     )
 
 
@@ -238,19 +243,19 @@ def same_past(one: Past | None, other: Past | None) -> bool:
 
 
 def exactly(value: Tensor) -> Expectation:
-    """A stage that only hands on what it is given."""
+    """Return a stage that only hands on what it is given."""
     return Expectation(value.double(), torch.zeros_like(value, dtype=torch.float64))
 
 
 def given_exactly(hook: str, c: Context) -> Expectation:
-    """IN-1, POS-1."""
+    """Return what IN-1, POS-1 makes of the values before."""
     value = c.given[hook]
     assert value is not None
     return exactly(value)
 
 
 def copied_exactly(hook: str, c: Context) -> Expectation:
-    """SPLIT-1: copies of what hook_in left."""
+    """Return what SPLIT-1 makes of the values before: copies of what hook_in left."""
     heads = c.variant.heads if hook in ("hook_attn_in", "hook_q_input") else c.variant.kv_heads
     x = c.values["hook_in"]
     shown: dict[str, Tensor] = {}
@@ -261,7 +266,7 @@ def copied_exactly(hook: str, c: Context) -> Expectation:
 
 
 def brought_down(hook: str, c: Context) -> Expectation:
-    """LAT-1."""
+    """Return what LAT-1 makes of the values before."""
     latent = c.variant.latent
     assert latent is not None
     role, scale = ("Q", latent.q_scale) if hook == "hook_q_latent" else ("KV", latent.kv_scale)
@@ -277,9 +282,9 @@ def brought_down(hook: str, c: Context) -> Expectation:
 
 
 def projected(hook: str, c: Context) -> Expectation:
-    """PROJ-1, CLIP-1. An implementation may project hook_in once and add what the split inputs
-    moved: both magnitudes count."""
-    role = hook.removeprefix("hook_")
+    """Return what PROJ-1, CLIP-1 makes of the values before. An implementation may project hook_in
+    once and add what the split inputs moved: both magnitudes count."""
+    role = role_of(hook)
     if role == "v" and c.variant.value_is_key:
         return exactly(c.values["hook_k"])
     x, W, b = (
@@ -291,7 +296,7 @@ def projected(hook: str, c: Context) -> Expectation:
     adapter = c.weights.adapters.get(role.upper())
     bound = carried.adapted(carried.projected(exact(x), W, b, c.dtype), exact(x), adapter, c.dtype)
     if c.opted_in and c.variant.splits:
-        bound = Sized(
+        bound = WithError(
             bound.value, bound.error + moved_after_projection(x, c.values["hook_in"], W, b, c.dtype)
         )
     value = c.stages.adapt(c.stages.project(x, W, b), x, adapter)
@@ -306,13 +311,14 @@ def projected(hook: str, c: Context) -> Expectation:
     bound = clipped(scaled(bound, factor, c.dtype), c.clips(hook))
     return (
         Expectation(value, bound.error)
-        if role != "v" or c.value_added is None
-        else with_added(bound, value, c.value_added, c.dtype)
+        if role != "v" or c.added_value is None
+        else with_added(bound, value, c.added_value, c.dtype)
     )
 
 
-def with_added(bound: Sized, value: Tensor, added: Tensor, dtype: str) -> Expectation:
-    """PROJ-1: a value, and what the model hands down to be added to it."""
+def with_added(bound: WithError, value: Tensor, added: Tensor, dtype: str) -> Expectation:
+    """Return what PROJ-1 makes of the values before: a value, and what the model hands down to be
+    added to it."""
     added = added.repeat_interleave(value.shape[2] // added.shape[2], dim=2)
     return Expectation(
         value + added,
@@ -323,20 +329,20 @@ def with_added(bound: Sized, value: Tensor, added: Tensor, dtype: str) -> Expect
 def moved_after_projection(
     x: Tensor, hook_in: Tensor, W: Tensor, b: Tensor | None, dtype: str
 ) -> Tensor:
-    """What is lost where hook_in is projected, and W times what hooks moved is added: both are sums
-    of so many terms, and three roundings."""
-    before = project(
+    """Return what is lost where hook_in is projected, and W times what hooks moved is added: both
+    are sums of so many terms, and three roundings."""
+    before = project_heads(
         heads_of(hook_in, x.shape[2]).value.abs(), W.abs(), None if b is None else b.abs()
     )
-    after = project(x.abs(), W.abs(), None if b is None else b.abs())
+    after = project_heads(x.abs(), W.abs(), None if b is None else b.abs())
     return 3 * bounds.UNIT[dtype] * (before + after) + bounds.growth(W.shape[1] + 2, dtype) * (
         2 * before + after
     )
 
 
 def normed(hook: str, c: Context) -> Expectation:
-    """NORM-1, CLIP-1."""
-    role = hook[5]
+    """Return what NORM-1, CLIP-1 makes of the values before."""
+    role = role_of(hook)
     late = role != "v" and c.variant.norm is not None and c.variant.norm.after_rotation
     x, affine, norm = (
         c.heads(f"hook_rot_{role}" if late else f"hook_{role}"),
@@ -351,8 +357,8 @@ def normed(hook: str, c: Context) -> Expectation:
 
 
 def rotated(hook: str, c: Context) -> Expectation:
-    """ROT-1; a copy in a layer that does not rotate."""
-    x = c.turned(hook[-1])
+    """Return what ROT-1 makes of the values before. ; a copy in a layer that does not rotate."""
+    x = c.turned(role_of(hook))
     if c.variant.rotary is None:
         return exactly(x)
     rotary, (cos, sin) = (
@@ -366,13 +372,14 @@ def rotated(hook: str, c: Context) -> Expectation:
 
 
 def scored(hook: str, c: Context) -> Expectation:
-    """SCORE-1, SCORE-4. Forbidden entries are -inf to the bit."""
+    """Return what SCORE-1, SCORE-4 makes of the values before. Forbidden entries are -inf to the
+    bit."""
     value = c.stages.scores(c.query, c.keys, c.score_bias, c.variant)
     return Expectation(value, score_bound(c, value))
 
 
 def score_bound(c: Context, value: Tensor) -> Tensor:
-    """The bound of the scores, 0 where they are forbidden."""
+    """Return the bound of the scores, 0 where they are forbidden."""
     bare = replace(c.variant, softcap=None, scale=abs(c.variant.scale))
     magnitude = c.stages.scores(c.query.abs(), c.keys.abs(), torch.zeros_like(c.bias), bare)
     finite = value.nan_to_num(neginf=0.0)
@@ -388,14 +395,15 @@ def score_bound(c: Context, value: Tensor) -> Tensor:
 
 
 def patterned(hook: str, c: Context) -> Expectation:
-    """PAT-1, from the scores the subject itself gave to softmax."""
+    """Return what PAT-1 makes of the values before: from the scores the subject itself gave to
+    softmax."""
     scores = c.values["hook_attn_scores"]
     value = c.stages.pattern(scores, c.weights.sinks)
     return Expectation(value, softmax_bound(c, scores, value))
 
 
 def softmax_bound(c: Context, scores: Tensor, value: Tensor) -> Tensor:
-    """The bound of the pattern, 0 where a key is forbidden."""
+    """Return the bound of the pattern, 0 where a key is forbidden."""
     top = scores.amax(-1, keepdim=True)
     top = top if c.weights.sinks is None else top.maximum(c.weights.sinks[None, :, None, None])
     below = (top - scores).nan_to_num(nan=0.0, posinf=0.0)
@@ -404,13 +412,14 @@ def softmax_bound(c: Context, scores: Tensor, value: Tensor) -> Tensor:
 
 
 def gate_projected(hook: str, c: Context) -> Expectation:
-    """GATE-1: the gate's rows of the query projection, which read hook_in."""
+    """Return what GATE-1 makes of the values before: the gate's rows of the query projection, which
+    read hook_in."""
     value, bound = gate_logits(c)
     return Expectation(value, bound.error)
 
 
-def gate_logits(c: Context) -> tuple[Tensor, Sized]:
-    """The gate before its activation, and the bound on it."""
+def gate_logits(c: Context) -> tuple[Tensor, WithError]:
+    """Return the gate before its activation, and the bound on it."""
     assert c.weights.W_G is not None
     x = heads_of(c.values["hook_q_latent" if c.variant.gate_rises else "hook_in"], c.variant.heads)
     return c.stages.project(x.value, c.weights.W_G, c.weights.b_G), carried.projected(
@@ -419,7 +428,7 @@ def gate_logits(c: Context) -> tuple[Tensor, Sized]:
 
 
 def gate_opened(hook: str, c: Context) -> Expectation:
-    """GATE-1."""
+    """Return what GATE-1 makes of the values before."""
     gate = c.variant.gate
     assert gate is not None
     seen = c.values.get("hook_q_gate")
@@ -432,8 +441,8 @@ def gate_opened(hook: str, c: Context) -> Expectation:
 
 
 def mixed(hook: str, c: Context) -> Expectation:
-    """MIX-1, from the recorded pattern and gate; over the fused stages where nobody watched the
-    pattern."""
+    """Return what MIX-1 makes of the values before: from the recorded pattern and gate; over the
+    fused stages where nobody watched the pattern."""
     if "hook_pattern" not in c.values:
         return mixed_unseen(c)
     pattern = c.values["hook_pattern"]
@@ -442,7 +451,7 @@ def mixed(hook: str, c: Context) -> Expectation:
 
 
 def mixed_unseen(c: Context) -> Expectation:
-    """z end to end over score, softmax and mix, with the score error carried through the
+    """Return z end to end over score, softmax and mix, with the score error carried through the
     softmax."""
     scores = c.stages.scores(c.query, c.keys, c.score_bias, c.variant)
     pattern = c.stages.pattern(scores, c.weights.sinks)
@@ -452,13 +461,15 @@ def mixed_unseen(c: Context) -> Expectation:
     return finished(
         c,
         value,
-        Sized(value, bounds.fused(value, magnitude, delta, keys=scores.shape[-1], dtype=c.dtype)),
+        WithError(
+            value, bounds.fused(value, magnitude, delta, keys=scores.shape[-1], dtype=c.dtype)
+        ),
     )
 
 
-def finished(c: Context, value: Tensor, bound: Sized) -> Expectation:
-    """The mix of values, normed and gated where the family does so, by the gate that its hook
-    held."""
+def finished(c: Context, value: Tensor, bound: WithError) -> Expectation:
+    """Return the mix of values, normed and gated where the family does so, by the gate that its
+    hook held."""
     g, kind, lambdas = c.values.get("hook_gate"), c.variant.differential, c.weights.lambdas
     if kind is not None and lambdas is not None:
         value, bound = (
@@ -482,7 +493,7 @@ def finished(c: Context, value: Tensor, bound: Sized) -> Expectation:
 
 
 def resulted(hook: str, c: Context) -> Expectation:
-    """RES-1."""
+    """Return what RES-1 makes of the values before."""
     z, W = c.values["hook_z"], c.weights.W_O
     value = c.stages.result(z, W)
     return Expectation(
@@ -492,7 +503,8 @@ def resulted(hook: str, c: Context) -> Expectation:
 
 
 def put_out(hook: str, c: Context) -> Expectation:
-    """OUT-1; where results were made, their sum, whose terms may each have been rounded."""
+    """Return what OUT-1 makes of the values before. ; where results were made, their sum, whose
+    terms may each have been rounded."""
     z, W, b = c.values["hook_z"], c.weights.W_O, c.weights.b_O
     magnitude = c.stages.output(z.abs(), W.abs(), None if b is None else b.abs())
     terms = c.variant.z_heads * c.variant.d_z

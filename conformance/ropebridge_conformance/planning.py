@@ -1,4 +1,4 @@
-"""The plan of a run: which questions, as units that a process takes one at a time."""
+"""Plan of a run: which questions, as units that a process takes one at a time."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ropebridge_conformance.profiles import PROFILE, Profile
 from ropebridge_conformance.questions import About, Question
 from ropebridge_conformance.scenarios import SCENARIO
 from ropebridge_conformance.shards import Shard
-from ropebridge_conformance.zoo import chosen_cases, repeats
+from ropebridge_conformance.zoo import chosen_cases, earlier_of_the_same
 from ropebridge_spec import HOOK, spec_hash
 
 
 class PlanError(Exception):
-    """A plan that cannot be made; the message says what was given and what there is."""
+    """Report a plan that cannot be made; the message says what was given and what there is."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a run is narrowed to. What is empty is not narrowed; families and dtypes are then the
-    profile's."""
+    """Hold what a run is narrowed to. What is empty is not narrowed; families and dtypes are then
+    the profile's."""
 
     families: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
@@ -58,8 +58,8 @@ class Selection:
 
 @dataclass(frozen=True)
 class Unit:
-    """What one process does at a time: the questions about one layer in one dtype on one device,
-    put to one subject."""
+    """Hold what one process does at a time: the questions about one layer in one dtype on one
+    device, put to one subject."""
 
     subject: str
     case: str
@@ -70,12 +70,12 @@ class Unit:
 
     @property
     def key(self) -> str:
-        """What tells the unit from others of its plan."""
+        """Return what tells the unit from others of its plan."""
         return "|".join((self.subject, self.case, self.dtype, self.device))
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:
-        """Its questions, in the order in which they are put."""
+        """Return its questions, in the order in which they are put."""
         return tuple(
             filter(
                 self.narrowed.wants, plan((self.case,), (self.dtype,), (self.device,), self.about)
@@ -86,7 +86,8 @@ class Unit:
 def units_of(
     subjects: Sequence[str], selection: Selection, profile: Profile = PROFILE["default"]
 ) -> list[Unit]:
-    """Every unit of a run, subject by subject, device by device, layer by layer, dtype by dtype.
+    """Return every unit of a run, subject by subject, device by device, layer by layer, dtype by
+    dtype.
 
     Raises:
         UnknownFamily: a family that the zoo does not have.
@@ -99,7 +100,7 @@ def units_of(
     refuse_unknown("hook point", selection.hooks, HOOK)
     refuse_unknown("scenario", selection.scenarios, SCENARIO)
     cases = chosen_cases(selection.families or [one.case for one in ids] or profile.families)
-    again = set() if profile.repeated else repeats(cases)
+    again = {} if profile.repeated else earlier_of_the_same(cases)
     about: dict[str, tuple[About, ...]] = {
         case.id: ("class",) if case.id in again else ("layer", "class") for case in cases
     }
@@ -156,8 +157,8 @@ def refuse_unknown_ids(ids: Iterable[Id], units: Sequence[Unit]) -> None:
 
 
 def plan_hash(units: Sequence[Unit]) -> str:
-    """Twelve hexadecimal digits, the same wherever the same questions are planned: shards of one
-    plan have it in common."""
+    """Return twelve hexadecimal digits, the same wherever the same questions are planned: shards of
+    one plan have it in common."""
     said = [
         spec_hash(),
         transformers.__version__,
@@ -168,7 +169,7 @@ def plan_hash(units: Sequence[Unit]) -> str:
 
 
 def part_of(units: Sequence[Unit], shard: Shard | None) -> list[Unit]:
-    """What of a plan is this machine's.
+    """Return what of a plan is this machine's.
 
     Raises:
         ShardError: there are more shards than units.

@@ -1,5 +1,4 @@
-"""The pytest plugin: `-p ropebridge_conformance`. One test a question, with ids that read as
-sentences.
+"""Pytest plugin: `-p ropebridge_conformance`. One test a question, with ids that read as sentences.
 
 The reference and everything that needs it are imported inside the hooks: jaxtyping's
 `--jaxtyping-packages` checks only what is imported after it (a test says so).
@@ -93,12 +92,12 @@ def option(config: pytest.Config, name: str) -> Any:
 
 
 def subjects_of(config: pytest.Config) -> tuple[str, ...]:
-    """The import paths of the subjects."""
+    """Return the import paths of the subjects."""
     return tuple(option(config, "subject") or DEFAULT_SUBJECTS)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """With `--ropebridge-profile`, hypothesis draws as many examples as the profile says."""
+    """Let hypothesis draw as many examples as the profile says, where one is given."""
     if option(config, "profile"):
         from ropebridge_conformance.profiles import PROFILE, use_hypothesis_profile
 
@@ -125,7 +124,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each question about each subject."""
+    """Make one test for each question about each subject."""
     if "question" not in metafunc.fixturenames:
         return
     from ropebridge_conformance.bench import load_subject
@@ -155,7 +154,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def narrowed(config: pytest.Config) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """The families, dtypes and devices to ask about."""
+    """Return the families, dtypes and devices to ask about."""
     from ropebridge_conformance.bench import available_devices
     from ropebridge_conformance.profiles import PROFILE
 
@@ -171,7 +170,7 @@ def narrowed(config: pytest.Config) -> tuple[tuple[str, ...], tuple[str, ...], t
 
 
 def this_shard(config: pytest.Config) -> set[tuple[str, str, str, str]]:
-    """The layers to ask about: subject, case, dtype, device. Dealt out as `ropebridge check
+    """Return the layers to ask about: subject, case, dtype, device. Dealt out as `ropebridge check
     --shard` deals them."""
     from ropebridge_conformance.shards import ShardError, read_shard
     from ropebridge_conformance.zoo import chosen_cases
@@ -221,7 +220,7 @@ def layer(item: Any) -> tuple[str, ...]:
 
 @pytest.fixture
 def subject_bench(request: pytest.FixtureRequest) -> Bench:
-    """The bench of the subject a question is about."""
+    """Return the bench of the subject a question is about."""
     from ropebridge_conformance.bench import Bench, load_subject
     from ropebridge_conformance.judge import single_threaded
 
@@ -239,16 +238,16 @@ def expect_pass(bench: Bench, question: Any, config: pytest.Config) -> None:
 
     verdict = verdict_on(bench, question, config)
     note(verdict, config)
-    if verdict.verdict in BAD:
-        pytest.fail(f"{verdict.verdict}: clause {verdict.clause}: {verdict.reason}", pytrace=False)
-    if verdict.verdict == Outcome.KNOWN_FAILURE:
+    if verdict.outcome in BAD:
+        pytest.fail(f"{verdict.outcome}: clause {verdict.clause}: {verdict.reason}", pytrace=False)
+    if verdict.outcome == Outcome.KNOWN_FAILURE:
         pytest.xfail(verdict.reason)
-    if verdict.verdict in (Outcome.UNSUPPORTED, Outcome.NOT_EXERCISED):
-        pytest.skip(f"{verdict.verdict}: {verdict.reason}")
+    if verdict.outcome in (Outcome.UNSUPPORTED, Outcome.NOT_EXERCISED):
+        pytest.skip(f"{verdict.outcome}: {verdict.reason}")
 
 
 def verdict_on(bench: Bench, question: Any, config: pytest.Config) -> Verdict:
-    """The verdict, from this process, or with `--ropebridge-timeout` from another."""
+    """Return the verdict, from this process, or with `--ropebridge-timeout` from another."""
     from ropebridge_conformance.judge import judge
     from ropebridge_conformance.pool import Desk, put
     from ropebridge_conformance.worker import Task

@@ -23,7 +23,7 @@ START = 300.0
 
 
 class WorkerError(Exception):
-    """A process of the judge's own that does not start; the message says what came of it."""
+    """Report a process of the judge's own that does not start; the message says what came of it."""
 
 
 class Desk:
@@ -42,12 +42,12 @@ class Desk:
 
     @property
     def deadline(self) -> float:
-        """When the next word from the process must have come, on the monotonic clock."""
+        """Return when the next word from the process must have come, on the monotonic clock."""
         return self._since + (self.timeout if self._ready else START)
 
     @property
     def ears(self) -> tuple[Any, Any]:
-        """What becomes ready when the process says something, or ends."""
+        """Return what becomes ready when the process says something, or ends."""
         return self._pipe, self._process.sentinel
 
     def give(self, task: Task) -> list[Verdict]:
@@ -61,8 +61,8 @@ class Desk:
         return []
 
     def heard(self) -> list[Verdict]:
-        """What the next word comes to, or that none came. The task is over when it has no question
-        left."""
+        """Return what the next word comes to, or that none came. The task is over when it has no
+        question left."""
         try:
             message = self._pipe.recv() if self._pipe.poll() else None
         except (EOFError, OSError):
@@ -117,20 +117,20 @@ class Desk:
         return made
 
     def _finish(self) -> None:
-        """The task is over when nothing of it is left."""
+        """End the task where nothing of it is left."""
         if not self._left:
             self.task = None
 
     def _all_failed(self, reason: str) -> list[Verdict]:
-        """A subject that cannot be loaded fails every question of its task."""
+        """Return a subject that cannot be loaded fails every question of its task."""
         assert self.task is not None
         made = [unanswered(self.task, question, reason) for question in self._left]
         self._left.clear()
         return made
 
     def _unanswered(self, what: str) -> list[Verdict]:
-        """The process is gone, or is made to go: a verdict on the question it was at, and a new
-        process for what is left."""
+        """Return a verdict on the question that the process was at, which is gone or is made to go,
+        and start a new process for what is left."""
         self.close()
         if not self._ready:
             raise WorkerError(f"a process of the judge did not start: {what}")
@@ -148,7 +148,7 @@ class Desk:
 
 
 def unanswered(task: Task, question: Question, reason: str) -> Verdict:
-    """The verdict in place of one that did not come."""
+    """Return the verdict in place of one that did not come."""
     return verdict(
         task.name,
         question,
@@ -157,7 +157,7 @@ def unanswered(task: Task, question: Question, reason: str) -> Verdict:
 
 
 def not_asked(task: Task, question: Question) -> Verdict:
-    """The verdict on what a subject is not asked any more."""
+    """Return the verdict on what a subject is not asked any more."""
     return verdict(
         task.name,
         question,
@@ -198,7 +198,7 @@ class Pool:
         return desk.loaded
 
     def judged(self, tasks: Iterable[Task]) -> Iterator[Verdict]:
-        """Every verdict of every task, as they come."""
+        """Yield every verdict of every task, as they come."""
         waiting = deque(tasks)
         while waiting or any(desk.task for desk in self.desks):
             for desk in self.desks:
@@ -208,7 +208,7 @@ class Pool:
 
 
 def put(desk: Desk, task: Task) -> Verdict:
-    """The verdict on a task of one question, which an idle desk is given."""
+    """Return the verdict on a task of one question, which an idle desk is given."""
     made = desk.give(task)
     while not made:
         made = list(listen([desk]))

@@ -36,23 +36,23 @@ class Question:
 
     @property
     def family(self) -> str:
-        """The family's name."""
+        """Return the name of the layer's family."""
         return CASE[self.case].family
 
     @property
     def specimen(self) -> Specimen:
-        """The layer in question."""
+        """Return the layer in question."""
         return specimen(self.case, getattr(torch, self.dtype), self.device)
 
     @property
     def situation(self) -> Scenario:
-        """How the layer is called."""
+        """Return how the layer is called."""
         return SCENARIO[self.scenario]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: an outcome other than unsupported and known-failure, which are not a
+    """Hold what a check found: an outcome other than unsupported and known-failure, which are not a
     check's to give."""
 
     outcome: Outcome
@@ -62,19 +62,19 @@ class Finding:
 
 
 def passed(difference: Difference | None = None) -> Finding:
-    """The clause is kept."""
+    """Return the finding that the clause is kept."""
     return Finding(Outcome.PASS, difference=difference)
 
 
 def failed(
     reason: str, difference: Difference | None = None, divergent: str | None = None
 ) -> Finding:
-    """The clause is broken, first at hook point `divergent`."""
+    """Return the finding that the clause is broken, first at hook point `divergent`."""
     return Finding(Outcome.FAIL, reason, difference, divergent)
 
 
 def vacuous(reason: str) -> Finding:
-    """The input could not have shown a fault."""
+    """Return the finding that the input could not have shown a fault."""
     return Finding(Outcome.VACUOUS, reason)
 
 
@@ -109,14 +109,14 @@ class Check:
 
     @property
     def clauses(self) -> frozenset[str]:
-        """Every clause it decides."""
+        """Return every clause it decides."""
         points: Sequence[HookSpec | None] = (
             [hook for hook in HOOKS if self.hooks(hook)] if self.hooks else [None]
         )
         return frozenset([*map(self.clause, points), *self.also])
 
     def questions(self, case: str, dtype: str, device: str) -> Iterator[Question]:
-        """Every question this check has about one layer in one dtype on one device."""
+        """Yield every question this check has about one layer in one dtype on one device."""
         if dtype not in self.dtypes:
             return
         shape = specimen(case, torch.float32, "cpu")
@@ -139,22 +139,22 @@ class Check:
 
 
 def clause(id: str) -> Callable[[HookSpec | None], str]:
-    """One clause, whatever the hook point."""
+    """Return one clause, whatever the hook point."""
     return lambda hook: id
 
 
 def value_clause(hook: HookSpec | None) -> str:
-    """The clause that says what a hook point holds."""
+    """Return the clause that says what a hook point holds."""
     assert hook is not None
     return hook.value_clause
 
 
 def axes_clause(hook: HookSpec | None) -> str:
-    """The clause that says how it lies."""
+    """Return the clause that says how it lies."""
     assert hook is not None
     return hook.axes_clause
 
 
 def any_hook(hook: HookSpec) -> bool:
-    """Every hook point."""
+    """Accept every hook point of the contract."""
     return True

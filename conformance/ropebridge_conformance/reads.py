@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class ReadValues(Values):
-    """What each hook point held, by name, and the names that were read.
+    """Hold what each hook point held, by name, and the names that were read.
 
     read: the names read since `noting` began.
     """

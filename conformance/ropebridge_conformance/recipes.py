@@ -1,5 +1,5 @@
-"""A tiny random model of every served family, as data: which classes of transformers, and what
-their configs set.
+"""Tiny random model of every served family, as data: which classes of transformers, and what their
+configs set.
 
 What makes a family's attention differ (norms, windows, multipliers, layers that do not rotate) is
 switched on, even where the config's default leaves it off.
@@ -76,7 +76,7 @@ YARN = {
     "original_max_position_embeddings": 16,
 }
 LINEAR_FULL = ["linear_attention", "full_attention"]
-WARM = {
+TEMPERATURE = {
     **YARN,
     "original_max_position_embeddings": 4,
     "mscale": 1.0,
@@ -216,8 +216,8 @@ SMALL_PICTURES = {
 
 
 def mrope(*section: int) -> dict[str, Any]:
-    """Rotary parameters of a model whose positions have three axes, each with its share of the
-    frequencies."""
+    """Return rotary parameters of a model whose positions have three axes, each with its share of
+    the frequencies."""
     return {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(section)}
 
 
@@ -255,14 +255,14 @@ class Recipe:
 
     @property
     def installed(self) -> bool:
-        """Whether the installed transformers has the family: an older one may not."""
+        """Return whether the installed transformers has the family: an older one may not."""
         new_enough = not self.since or Version(version("transformers")) >= Version(self.since)
         return (
             new_enough and find_spec(f"transformers.models.{self.package or self.name}") is not None
         )
 
     def load(self, stem: str, name: str) -> Any:
-        """A class of the family's package."""
+        """Return a class of the family's package."""
         package = self.package or self.name
         package = self.model_package or package if stem == "modeling" else package
         return getattr(import_module(f"transformers.models.{package}.{stem}_{package}"), name)
@@ -1140,7 +1140,10 @@ RECIPES: tuple[Recipe, ...] = (
     ),
     # temperature, other tables
     Recipe(
-        "ministral3", "Ministral3Config", "Ministral3ForCausalLM", config={"rope_parameters": WARM}
+        "ministral3",
+        "Ministral3Config",
+        "Ministral3ForCausalLM",
+        config={"rope_parameters": TEMPERATURE},
     ),
     Recipe(
         "cohere_compass",
@@ -1682,7 +1685,7 @@ RECIPES: tuple[Recipe, ...] = (
         "mistral4",
         "Mistral4Config",
         "Mistral4ForCausalLM",
-        config={**LATENT, "head_dim": 20, "rope_parameters": WARM},
+        config={**LATENT, "head_dim": 20, "rope_parameters": TEMPERATURE},
     ),
 )
 INSTALLED = tuple(recipe for recipe in RECIPES if recipe.installed)
@@ -1690,7 +1693,7 @@ RECIPE: Mapping[str, Recipe] = {recipe.name: recipe for recipe in RECIPES}
 
 
 def build_config(name: str, **changes: Any) -> Any:
-    """The tiny config of a family; `changes` replace what its recipe sets."""
+    """Return the tiny config of a family; `changes` replace what its recipe sets."""
     recipe = RECIPE[name]
     config_class = recipe.load("configuration", recipe.config_class)
     aliases = getattr(config_class, "attribute_map", {})
@@ -1708,8 +1711,8 @@ def build_config(name: str, **changes: Any) -> Any:
 
 
 def build_model(name: str, attn: str = "eager", **changes: Any) -> Any:
-    """A family's tiny model as transformers initialises it, in float32 on the cpu and in eval mode,
-    attending by `attn`."""
+    """Return a family's tiny model as transformers initialises it, in float32 on the cpu and in
+    eval mode, attending by `attn`."""
     recipe, config = RECIPE[name], build_config(name, **changes)
     config._experts_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
@@ -1721,8 +1724,8 @@ def build_model(name: str, attn: str = "eager", **changes: Any) -> Any:
 
 
 def inputs_of(name: str, config: Any, batch: int = 2, pos: int = 12) -> dict[str, Tensor]:
-    """What one forward of a family's tiny model is given, position by position; longer than the
-    window, no special token."""
+    """Return what one forward of a family's tiny model is given, position by position; longer than
+    the window, no special token."""
     draw = torch.Generator().manual_seed(1)
     recipe = RECIPE[name]
     if recipe.inputs == "embeds":
@@ -1767,7 +1770,7 @@ def cache_name(model: Any) -> str:
 
 
 def extra_of(name: str) -> dict[str, Tensor]:
-    """What every forward of a family's tiny model is given beside."""
+    """Return what every forward of a family's tiny model is given beside."""
     draw = torch.Generator().manual_seed(2)
     ids = {
         key: torch.randint(3, 20, shape, generator=draw)

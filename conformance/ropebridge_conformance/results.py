@@ -11,14 +11,14 @@ from ropebridge_conformance.verdicts import Verdict, provenance, read_line
 
 
 class ResultsError(Exception):
-    """A file that does not hold results; the message says which line and why."""
+    """Report a file that does not hold results; the message says which line and why."""
 
 
 def header(
     subjects: Sequence[str], devices: Sequence[str], run: Mapping[str, object] | None = None
 ) -> str:
-    """The first line of a results file: under what the verdicts were made, and `run`, what is known
-    of the run."""
+    """Return the first line of a results file: under what the verdicts were made, and `run`, what
+    is known of the run."""
     return json.dumps({"provenance": {**provenance(subjects, devices), **(run or {})}})
 
 
@@ -34,7 +34,7 @@ def write_results(
 
 
 class Recorder:
-    """A results file that is written line by line, so that an interrupted run loses nothing."""
+    """Write a results file line by line, so that an interrupted run loses nothing."""
 
     def __init__(self, path: Path, header: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,12 +46,12 @@ class Recorder:
         print(verdict.line(), file=self._file, flush=True)
 
     def close(self) -> None:
-        """The file is whole."""
+        """Close the file, which is then whole."""
         self._file.close()
 
 
 def read_results(path: Path) -> tuple[dict[str, object], list[Verdict]]:
-    """The provenance and the verdicts of a results file.
+    """Return the provenance and the verdicts of a results file.
 
     Raises:
         ResultsError: the file cannot be read, or a line of it is no verdict.
@@ -60,7 +60,7 @@ def read_results(path: Path) -> tuple[dict[str, object], list[Verdict]]:
 
 
 def read_provenance(path: Path) -> dict[str, object]:
-    """The provenance header of a results file.
+    """Return the provenance header of a results file.
 
     Raises:
         ResultsError: the file cannot be read, or does not begin with one.
@@ -77,7 +77,7 @@ def read_provenance(path: Path) -> dict[str, object]:
 
 
 def verdicts_in(path: Path) -> Iterator[Verdict]:
-    """The verdicts of a results file, one after another, however many there are.
+    """Yield the verdicts of a results file, one after another, however many there are.
 
     Raises:
         ResultsError: a line is no verdict.
@@ -88,7 +88,7 @@ def verdicts_in(path: Path) -> Iterator[Verdict]:
 
 
 def verdict_at(path: Path, number: int, line: str) -> Verdict:
-    """The verdict of one line."""
+    """Return the verdict of one line."""
     try:
         return read_line(line)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""A run: load the subjects, put every question of a plan to them, and have each verdict on disk as
+"""Run: load the subjects, put every question of a plan to them, and have each verdict on disk as
 soon as it is given."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ it."""
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is to do.
+    """Hold what a run is to do.
 
     subjects: import paths. jobs: processes. timeout: seconds for a subject to be loaded, and to
         answer one question.
@@ -42,7 +42,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Begun:
-    """A run whose subjects were loaded, or were not."""
+    """Hold a run whose subjects were loaded, or were not."""
 
     run: Run
     units: Sequence[Unit]
@@ -51,14 +51,14 @@ class Begun:
 
     @property
     def names(self) -> dict[str, str]:
-        """The name of each subject that was loaded, by its import path."""
+        """Return the name of each subject that was loaded, by its import path."""
         return {
             path: found.name for path, found in self.loaded.items() if isinstance(found, Loaded)
         }
 
     @property
     def refused(self) -> list[Verdict]:
-        """One verdict for each subject that was not."""
+        """Return one verdict for each subject that was not."""
         return [
             not_loaded(path, found.reason)
             for path, found in self.loaded.items()
@@ -79,13 +79,13 @@ class Begun:
 
     @property
     def expected(self) -> int:
-        """How many verdicts there will be."""
+        """Return how many verdicts there will be."""
         return sum(len(task.questions) for task in self.tasks) + len(self.refused)
 
     @property
     def header(self) -> str:
-        """The first line of results: provenance, and what a reader needs to tell whether the run is
-        whole."""
+        """Return the first line of results: provenance, and what a reader needs to tell whether the
+        run is whole."""
         shard = str(self.run.shard) if self.run.shard else None
         devices = sorted({unit.device for unit in self.units})
         return header(
@@ -96,7 +96,7 @@ class Begun:
 
 
 def begin(run: Run, pool: Pool) -> Begun:
-    """Plan, while the processes start, and load each subject.
+    """Return Plan, while the processes start, and load each subject.
 
     Raises:
         UnknownFamily, PlanError, ShardError: what is asked for is not there.
@@ -107,8 +107,8 @@ def begin(run: Run, pool: Pool) -> Begun:
 
 
 def carried_out(begun: Begun, pool: Pool, results: Path) -> Iterator[Verdict]:
-    """Every verdict, written to `results` before it is handed on: a run that is interrupted loses
-    nothing."""
+    """Yield every verdict, written to `results` before it is handed on: a run that is interrupted
+    loses nothing."""
     with closing(Recorder(results, begun.header)) as recorder:
         for verdict in all_verdicts(begun, pool):
             recorder.note(verdict)
@@ -116,12 +116,12 @@ def carried_out(begun: Begun, pool: Pool, results: Path) -> Iterator[Verdict]:
 
 
 def all_verdicts(begun: Begun, pool: Pool) -> Iterator[Verdict]:
-    """First of the subjects that could not be loaded, then of the others."""
+    """Yield the verdicts, first of the subjects that could not be loaded, then of the others."""
     yield from begun.refused
     yield from pool.judged(begun.tasks)
 
 
 def not_loaded(path: str, reason: str) -> Verdict:
-    """The one verdict on a subject that cannot be loaded; it has no layer, so no family, case,
-    dtype or device."""
+    """Return the one verdict on a subject that cannot be loaded; it has no layer, so no family,
+    case, dtype or device."""
     return Verdict(path, "-", LOADING, None, "-", "-", "-", "-", Outcome.FAIL, reason=reason)

@@ -29,7 +29,7 @@ is CACHE_OFFSET."""
 
 @dataclass(frozen=True)
 class Scenario:
-    """A way to call a layer.
+    """Hold a way to call a layer.
 
     mask: the form in which visibility is handed down: `free` is an additive mask by head, of keys
         by lot, later ones too, with a number of its own for each; `padding` one of two axes.
@@ -98,13 +98,13 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
 )
 SCENARIO: Mapping[str, Scenario] = {scenario.id: scenario for scenario in SCENARIOS}
-CORE = ("prefill", "left_padding", "no_mask", "decode")
+CORE_CALLS = ("prefill", "left_padding", "no_mask", "decode")
 OPTED = ("split", "attn_in", "result")
 
 
 def possible(scenario: Scenario, variant: Variant) -> bool:
-    """Whether a layer can be called so: one that sees later positions keeps no cache, and not every
-    layer's inputs can be split."""
+    """Return whether a layer can be called so: one that sees later positions keeps no cache, and
+    not every layer's inputs can be split."""
     split = bool({"attn_in", "split_qkv_input"} & set(scenario.opted_in))
     if scenario.id == "result":
         return not variant.splits
@@ -112,7 +112,7 @@ def possible(scenario: Scenario, variant: Variant) -> bool:
 
 
 def tables_go_on(variant: Variant) -> bool:
-    """Whether tables are made for any position: not where they are rows of a buffer or of an
+    """Return whether tables are made for any position: not where they are rows of a buffer or of an
     embedding."""
     return (
         variant.calling.table_buffer is None and variant.calling.tables_in == "position_embeddings"
@@ -121,7 +121,7 @@ def tables_go_on(variant: Variant) -> bool:
 
 @dataclass(frozen=True)
 class CallInputs:
-    """What one call is given, and where its positions stand.
+    """Hold what one call is given, and where its positions stand.
 
     given: the arguments, tables, mask and cache under the contract's names for them
         (`ropebridge_spec.arguments.RENAMED`).
@@ -136,34 +136,34 @@ class CallInputs:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What the layer is called with: the same under the names of its class's own signature,
-        without what that does not take."""
+        """Return what the layer is called with: the same under the names of its class's own
+        signature, without what that does not take."""
         named = ((self.names.get(role, role), value) for role, value in self.given.items())
         return {name: value for name, value in named if name is not None}
 
     def given_kv(self, variant: Variant) -> Past | None:
-        """Keys and values that an earlier layer hands down (KV-1)."""
-        if variant.kv_given is None:
+        """Return keys and values that an earlier layer hands down (KV-1)."""
+        if variant.shared_kv_argument is None:
             return None
-        (pair,) = self.given[variant.kv_given].values()
+        (pair,) = self.given[variant.shared_kv_argument].values()
         return Past(*(heads.transpose(1, 2) for heads in pair))
 
-    def value_added(self, variant: Variant) -> Tensor | None:
-        """(batch, pos, kv_head, d_head_v) float64: what the model hands down to be added to the
-        value (PROJ-1)."""
-        given: Tensor | None = self.given[variant.value_added] if variant.value_added else None
+    def added_value(self, variant: Variant) -> Tensor | None:
+        """Return (batch, pos, kv_head, d_head_v) float64: what the model hands down to be added to
+        the value (PROJ-1)."""
+        given: Tensor | None = self.given[variant.added_value] if variant.added_value else None
         return None if given is None else given.double().unflatten(-1, (variant.kv_heads, -1))
 
     def source(self, variant: Variant) -> Tensor | None:
-        """(batch, source, d_model): the states of another sequence (KV-2)."""
+        """Return (batch, source, d_model): the states of another sequence (KV-2)."""
         return None if variant.source is None else self.given[variant.source.argument]
 
     def source_length(self, variant: Variant) -> int:
-        """How many positions another sequence has (KV-2)."""
+        """Return how many positions another sequence has (KV-2)."""
         return 0 if variant.source is None else SOURCE
 
     def tables(self, variant: Variant) -> tuple[Tensor, Tensor] | None:
-        """cos and sin of this call's positions: the last, where the layer is handed those of
+        """Return cos and sin of this call's positions: the last, where the layer is handed those of
         earlier ones too (POS-1)."""
         pair, pos = (
             tables_of(self.given["position_embeddings"], variant),
@@ -174,11 +174,11 @@ class CallInputs:
         return pair and (pair[0][..., -pos:, :], pair[1][..., -pos:, :])
 
     def positions(self, variant: Variant) -> Tensor:
-        """(1 or batch, pos): the positions that a temperature reads, or the temperatures where they
-        are given (SCORE-4)."""
+        """Return (1 or batch, pos): the positions that a temperature reads, or the temperatures
+        where they are given (SCORE-4)."""
         x = self.given["hidden_states"]
-        if variant.temperature is not None and variant.temperature.given is not None:
-            factor = self.given[variant.temperature.given]
+        if variant.temperature is not None and variant.temperature.factor_argument is not None:
+            factor = self.given[variant.temperature.factor_argument]
             return (
                 torch.ones(1, x.shape[1], device=x.device) if factor is None else factor[:, 0, :, 0]
             )
@@ -189,19 +189,20 @@ class CallInputs:
         )
 
     def ids(self) -> Tensor:
-        """(1 or batch, pos): the positions the call is told of, or those that go on where the cache
-        ends."""
+        """Return (1 or batch, pos): the positions the call is told of, or those that go on where
+        the cache ends."""
         ids = self.given.get("position_ids")
         return ids if isinstance(ids, Tensor) else self.counted()
 
     def counted(self) -> Tensor:
-        """(1, pos): the positions that go on where the cache ends."""
+        """Return (1, pos): the positions that go on where the cache ends."""
         x = self.given["hidden_states"]
         return torch.arange(self.first_query, self.first_query + x.shape[1], device=x.device)[None]
 
 
 def calls(scenario: Scenario, specimen: Specimen, layer: Any, seed: int = 0) -> list[CallInputs]:
-    """The calls of a scenario, in order; a scenario with steps shares one fresh cache between them.
+    """Return the calls of a scenario, in order; a scenario with steps shares one fresh cache
+    between them.
 
     Built on the layer's own `get_random_inputs` where it has one; masks, paddings and their tables
     are the judge's.
@@ -232,35 +233,40 @@ def cache_layer(given: Mapping[str, Any], module: Any, variant: Variant) -> int:
 
 
 def handed(specimen: Specimen, given: dict[str, Any], first: int) -> dict[str, Any]:
-    """The inputs of a call, with an earlier layer's picks where the layer is handed them
+    """Return the inputs of a call, with an earlier layer's picks where the layer is handed them
     (SEL-1)."""
     selector, x = specimen.variant.selector, given["hidden_states"]
-    if selector is None or selector.given is None:
+    if selector is None or selector.picks_argument is None:
         return given
     visible = (
         bias_of(given["attention_mask"], first, x.shape[1], specimen.variant, x.device) > -torch.inf
     )
     return {
         **given,
-        selector.given: numbers(selector, visible.expand(x.shape[0], -1, -1, -1), first),
+        selector.picks_argument: numbers(selector, visible.expand(x.shape[0], -1, -1, -1), first),
     }
 
 
 def shared(specimen: Specimen, base: Mapping[str, Any], stop: int) -> dict[str, Any]:
-    """Where a layer leaves its keys and values for later ones, and those that it is given."""
+    """Return where a layer leaves its keys and values for later ones, and those that it is
+    given."""
     variant, kind = specimen.variant, shared_key(specimen.module)
     given = (
         {kind: tuple(heads[:, :, :stop].clone() for heads in base["shared_kv"])}
-        if variant.kv_given
+        if variant.shared_kv_argument
         else {}
     )
-    return {name: given for name in (variant.kv_given, variant.calling.kv_left) if name}
+    return {
+        name: given
+        for name in (variant.shared_kv_argument, variant.calling.kept_kv_argument)
+        if name
+    }
 
 
 @lru_cache(maxsize=32)
 def base_inputs(scenario: Scenario, specimen: Specimen, layer: Any, seed: int) -> dict[str, Any]:
-    """hidden_states, position_embeddings and attention_mask over all positions; calls are given
-    copies of parts of them."""
+    """Return hidden_states, position_embeddings and attention_mask over all positions; calls are
+    given copies of parts of them."""
     own = getattr(layer, "get_random_inputs", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -285,7 +291,7 @@ def base_inputs(scenario: Scenario, specimen: Specimen, layer: Any, seed: int) -
         "attention_mask": mask_of(scenario, specimen, padded),
         "shared_kv": random_kv(scenario, specimen, seed),
     }
-    handed_down = specimen.variant.selector and specimen.variant.selector.given
+    handed_down = specimen.variant.selector and specimen.variant.selector.picks_argument
     calling = specimen.variant.calling
     dropped = {handed_down, calling.layer, calling.tables_in, calling.mask_in} - {
         "position_embeddings",
@@ -300,7 +306,8 @@ def base_inputs(scenario: Scenario, specimen: Specimen, layer: Any, seed: int) -
 
 
 def with_source(ids: Tensor, variant: Variant) -> Tensor:
-    """Position ids after those of another sequence that comes before and is rotated too (KV-2)."""
+    """Return position ids after those of another sequence that comes before and is rotated too
+    (KV-2)."""
     if variant.source is None or variant.source.place == "after":
         return ids
     return torch.cat(
@@ -309,7 +316,7 @@ def with_source(ids: Tensor, variant: Variant) -> Tensor:
 
 
 def other_sequence(scenario: Scenario, specimen: Specimen, seed: int) -> dict[str, Tensor]:
-    """States of another sequence that keys and values are made of too (KV-2)."""
+    """Return states of another sequence that keys and values are made of too (KV-2)."""
     source, draw = specimen.variant.source, torch.Generator().manual_seed(seed + 2)
     if source is None:
         return {}
@@ -323,18 +330,18 @@ def other_sequence(scenario: Scenario, specimen: Specimen, seed: int) -> dict[st
 
 
 def added(scenario: Scenario, specimen: Specimen, seed: int) -> dict[str, Tensor]:
-    """What a model might hand down to be added to the value (PROJ-1)."""
+    """Return what a model might hand down to be added to the value (PROJ-1)."""
     variant, draw = specimen.variant, torch.Generator().manual_seed(seed + 1)
-    if variant.value_added is None:
+    if variant.added_value is None:
         return {}
     shape = (scenario.batch, scenario.pos, variant.kv_heads * variant.d_head_v)
     return {
-        variant.value_added: torch.randn(shape, generator=draw).to(specimen.device, specimen.dtype)
+        variant.added_value: torch.randn(shape, generator=draw).to(specimen.device, specimen.dtype)
     }
 
 
 def random_kv(scenario: Scenario, specimen: Specimen, seed: int) -> tuple[Tensor, Tensor]:
-    """Keys and values (batch, kv_head, pos, width) such as an earlier layer might leave."""
+    """Return keys and values (batch, kv_head, pos, width) such as an earlier layer might leave."""
     variant, draw = specimen.variant, torch.Generator().manual_seed(seed)
     widths = (variant.d_head, variant.d_head_v)
     k, v = (
@@ -347,8 +354,8 @@ def random_kv(scenario: Scenario, specimen: Specimen, seed: int) -> tuple[Tensor
 
 
 def placed(variant: Variant, ids: Tensor, first: int) -> dict[str, Tensor]:
-    """What a layer that needs them is told of its positions: the positions, from `first` on, or its
-    temperatures (SCORE-4).
+    """Return what a layer that needs them is told of its positions: the positions, from `first` on,
+    or its temperatures (SCORE-4).
 
     A selector reads from them how many keys there are, and is told the places in this call.
     """
@@ -358,14 +365,14 @@ def placed(variant: Variant, ids: Tensor, first: int) -> dict[str, Tensor]:
         return {"position_ids": ids + first}
     if variant.temperature is None or variant.temperature.counted:
         return {}
-    if variant.temperature.given is None:
+    if variant.temperature.factor_argument is None:
         return {"position_ids": ids + first}
-    return {variant.temperature.given: 1.0 + 0.1 * ids.float()[:, None, :, None]}
+    return {variant.temperature.factor_argument: 1.0 + 0.1 * ids.float()[:, None, :, None]}
 
 
 def get_random_inputs(specimen: Specimen, batch: int, pos: int) -> dict[str, Any]:
-    """Standard normal hidden states and the model's own tables, for subjects that have no inputs of
-    their own."""
+    """Return standard normal hidden states and the model's own tables, for subjects that have no
+    inputs of their own."""
     x = torch.randn(batch, pos, specimen.variant.d_model).to(specimen.device, specimen.dtype)
     return {
         "hidden_states": x,
@@ -374,8 +381,8 @@ def get_random_inputs(specimen: Specimen, batch: int, pos: int) -> dict[str, Any
 
 
 def tables_of(given: Any, variant: Variant) -> tuple[Tensor, Tensor] | None:
-    """cos and sin of what a layer is given; of a complex table real and imaginary part, of a real
-    one its second half and its first (POS-1)."""
+    """Return cos and sin of what a layer is given; of a complex table real and imaginary part, of a
+    real one its second half and its first (POS-1)."""
     if isinstance(given, Tensor) and given.is_complex():
         return given.real, given.imag
     if isinstance(given, Tensor):
@@ -389,7 +396,7 @@ def tables_of(given: Any, variant: Variant) -> tuple[Tensor, Tensor] | None:
 
 
 def tables(specimen: Specimen, x: Tensor, ids: Tensor) -> Any:
-    """The tables of the model's own rotary module for these position ids; None where a layer
+    """Return the tables of the model's own rotary module for these position ids; None where a layer
     neither rotates nor must be given any."""
     return tables_for(specimen.module, specimen.rotary, specimen.variant, x, ids)
 
@@ -397,8 +404,8 @@ def tables(specimen: Specimen, x: Tensor, ids: Tensor) -> Any:
 def tables_for(
     module: nn.Module, rotary: nn.Module, variant: Variant, x: Tensor, ids: Tensor
 ) -> Any:
-    """The tables that a rotary module makes for a layer at these position ids (1 or batch, pos), as
-    its model calls it."""
+    """Return the tables that a rotary module makes for a layer at these position ids (1 or batch,
+    pos), as its model calls it."""
     if variant.rotary is None and variant.calling.tables == "rotating":
         return None
     axes = position_axes(rotary, variant)
@@ -409,7 +416,7 @@ def tables_for(
 
 
 def mask_of(scenario: Scenario, specimen: Specimen, padded: Tensor) -> Tensor | None:
-    """(batch, 1, query, key): what may be seen, in the scenario's form."""
+    """Return (batch, 1, query, key): what may be seen, in the scenario's form."""
     if scenario.mask == "none":
         return None
     if scenario.mask == "padding":
@@ -439,8 +446,8 @@ def mask_of(scenario: Scenario, specimen: Specimen, padded: Tensor) -> Tensor | 
 
 
 def free_mask(scenario: Scenario, specimen: Specimen) -> Tensor:
-    """(batch, head, query, key): every other key by lot, and each query's own; a number between -1
-    and 1 where a key may be seen."""
+    """Return (batch, head, query, key): every other key by lot, and each query's own; a number
+    between -1 and 1 where a key may be seen."""
     keys = scenario.pos + (SOURCE if specimen.variant.source else 0)
     draw, shape = (
         torch.Generator().manual_seed(3),
@@ -458,7 +465,7 @@ EARLIER = ("shared_kv", "shared_kv_states")
 
 
 def with_other_keys(real: Tensor, variant: Variant) -> Tensor:
-    """(batch, key): which keys are real; those of another sequence are."""
+    """Return (batch, key): which keys are real; those of another sequence are."""
     if variant.source is None:
         return real
     other = torch.ones(real.shape[0], SOURCE, dtype=torch.bool, device=real.device)
@@ -466,30 +473,31 @@ def with_other_keys(real: Tensor, variant: Variant) -> Tensor:
 
 
 def beside_source(visible: Tensor, source: Source) -> Tensor:
-    """What may be seen of both sequences: of the other all, but for the first position in the last
-    of the batch; by padding nothing."""
+    """Return what may be seen of both sequences: of the other all, but for the first position in
+    the last of the batch; by padding nothing."""
     other = visible.any(-1, keepdim=True).repeat(1, 1, 1, SOURCE)
     other[-1, ..., 0] = False
     return torch.cat([other, visible] if source.place == "before" else [visible, other], dim=-1)
 
 
 def own_keys(visible: Tensor, variant: Variant) -> Tensor:
-    """Of what may be seen (..., key) the part that stands for the layer's own positions."""
+    """Return the part of what may be seen, (..., key), that stands for the layer's own
+    positions."""
     if variant.source is None:
         return visible
     return visible[..., SOURCE:] if variant.source.place == "before" else visible[..., :-SOURCE]
 
 
 def rows_of(table: Any, span: slice) -> Any:
-    """The tables of some positions."""
+    """Return the tables of some positions."""
     if isinstance(table, Tensor):
         return table[..., span, :].clone()
     return table and tuple(t[..., span, :].clone() for t in table)
 
 
 def cut(base: Mapping[str, Any], variant: Variant, start: int, stop: int) -> dict[str, Any]:
-    """The inputs of the positions from start to stop, which see keys up to stop; another sequence
-    is given whole."""
+    """Return the inputs of the positions from start to stop, which see keys up to stop; another
+    sequence is given whole."""
     mask, table, source = base["attention_mask"], base["position_embeddings"], variant.source
     first, other = 0 if variant.calling.tables_of == "keys" else start, SOURCE if source else 0
     whole = {source.argument: base[source.argument].clone()} if source else {}
@@ -498,7 +506,7 @@ def cut(base: Mapping[str, Any], variant: Variant, start: int, stop: int) -> dic
         for name in base
         if name not in ("hidden_states", "position_embeddings", "attention_mask", *EARLIER, *whole)
     ]
-    along = {name: 1 if name in ("position_ids", variant.value_added) else 2 for name in others}
+    along = {name: 1 if name in ("position_ids", variant.added_value) else 2 for name in others}
     return {
         "hidden_states": base["hidden_states"][:, start:stop].clone(),
         "position_embeddings": rows_of(table, slice(first, stop + other)),

@@ -28,7 +28,7 @@ LOTS = torch.rand(16, BLOCK_HEADS, 64, 64, generator=torch.Generator().manual_se
 def pin(module: Any, selector: Selector | None) -> None:
     """Let a layer's selector, if it has one, pick by lot; `seen` on it holds what it was last
     given."""
-    if selector is None or selector.given is not None:
+    if selector is None or selector.picks_argument is not None:
         return
     own = getattr(module, selector.module)
     signature = inspect.signature(own.forward)
@@ -42,8 +42,8 @@ def pin(module: Any, selector: Selector | None) -> None:
 
 
 def extent(given: Mapping[str, Any]) -> tuple[Tensor, int]:
-    """What may be seen (batch, 1, query, key), as far as the selector is told, and the position of
-    the first query."""
+    """Return what may be seen (batch, 1, query, key), as far as the selector is told, and the
+    position of the first query."""
     x, mask = given["hidden_states"], given.get("attention_mask")
     if mask is None:
         # the first row of a batch is never padded
@@ -55,7 +55,7 @@ def extent(given: Mapping[str, Any]) -> tuple[Tensor, int]:
 
 
 def numbers(selector: Selector, visible: Tensor, first: int) -> Tensor:
-    """The picks, in the family's own form: the best lots of what may be seen."""
+    """Return the picks, in the family's own form: the best lots of what may be seen."""
     batch, _, query, key = visible.shape
     rows, keys = (torch.arange(count) % LOTS.shape[-1] for count in (first + query, key))
     lots = LOTS[:batch, :, rows[first:]][..., keys].to(visible.device)
@@ -78,12 +78,12 @@ def numbers(selector: Selector, visible: Tensor, first: int) -> Tensor:
 
 
 def as_mask(numbers: Tensor, keys: int) -> Tensor:
-    """(..., n) numbers as booleans (..., keys)."""
+    """Return (..., n) numbers as booleans (..., keys)."""
     return (numbers.unsqueeze(-1) == torch.arange(keys, device=numbers.device)).any(-2)
 
 
 def picked(picks: Tensor, selector: Selector, variant: Variant, keys: int) -> Tensor:
-    """(batch, head or 1, query, key): whether a key was picked for a query."""
+    """Return (batch, head or 1, query, key): whether a key was picked for a query."""
     if selector.picks == "mask":
         return picks
     if selector.picks == "keys":
@@ -95,8 +95,8 @@ def picked(picks: Tensor, selector: Selector, variant: Variant, keys: int) -> Te
 
 
 def picked_for(bias: Tensor, variant: Variant, batch: int, first: int) -> Tensor | None:
-    """(batch, head or 1, query, key): what the pinned selector of a layer picks, given what the
-    mask allows; None where it has no selector."""
+    """Return (batch, head or 1, query, key): what the pinned selector of a layer picks, given what
+    the mask allows; None where it has no selector."""
     if variant.selector is None:
         return None
     visible = (bias > -torch.inf)[:, :1].expand(batch, -1, -1, -1)
@@ -108,8 +108,8 @@ def picked_for(bias: Tensor, variant: Variant, batch: int, first: int) -> Tensor
 def call_selector(
     module: Any, selector: Selector, given: Mapping[str, Any], bias: Tensor
 ) -> Tensor:
-    """What a layer's own selector makes of hook_in, hook_q_latent, the tables, the mask and the
-    positions."""
+    """Return what a layer's own selector makes of hook_in, hook_q_latent, the tables, the mask and
+    the positions."""
     x = given["hidden_states"]
     visible = (bias > -torch.inf)[:, :1].expand(x.shape[0], -1, -1, -1)
     offered = {**given, "attention_mask": visible[:, 0] if selector.picks == "keys" else visible}

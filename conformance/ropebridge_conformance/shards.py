@@ -12,12 +12,13 @@ T = TypeVar("T")
 
 
 class ShardError(Exception):
-    """A shard that cannot be; the message says what was given and what is required."""
+    """Report a shard that cannot be; the message says what was given and what is required."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The `index`-th of `count` parts of a plan; they are disjoint, and their union is the plan."""
+    """Hold the `index`-th of `count` parts of a plan; they are disjoint, and their union is the
+    plan."""
 
     index: int
     count: int
@@ -26,7 +27,7 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def of(self, items: Sequence[T], key: Callable[[T], str]) -> list[T]:
-        """This shard's part, in the order of the plan.
+        """Return this shard's part, in the order of the plan.
 
         Items are dealt out like cards, in the order of the hashes of their keys: equally many to
         each, whatever order they come in, and the same on every machine.
@@ -45,7 +46,7 @@ class Shard:
 
 
 def read_shard(text: str) -> Shard:
-    """The shard that `i/n` says.
+    """Return the shard that `i/n` says.
 
     Raises:
         ShardError: it says none.

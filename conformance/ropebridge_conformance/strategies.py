@@ -62,7 +62,7 @@ def register_profiles() -> None:
 
 
 class DrawnNorm(nn.Module):
-    """A norm with random weights: the formula of clause NORM-1, in at least float32."""
+    """Normalise with random weights: the formula of clause NORM-1, in at least float32."""
 
     def __init__(self, norm: Norm, heads: int, width: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class DrawnNorm(nn.Module):
             self.bias = nn.Parameter(0.3 * torch.randn(shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width), normed over the last axis."""
+        """Return (..., width), normed over the last axis."""
         wide = x.float()
         wide = wide - wide.mean(-1, keepdim=True) if self.norm.kind == "layer" else wide
         unit = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.norm.eps)
@@ -119,7 +119,7 @@ class ToyAttention(nn.Module):
         attention_mask: Any = None,
         past_key_values: Any = None,
     ) -> Tensor:
-        """Not there: a drawn layer is for subjects that read its weights."""
+        """Return not there: a drawn layer is for subjects that read its weights."""
         raise NotImplementedError(
             "a drawn layer has no forward of its own; judge a subject that computes it from its"
             " description"
@@ -127,7 +127,7 @@ class ToyAttention(nn.Module):
 
 
 def inward(v: Variant) -> dict[str, tuple[int, int]]:
-    """Names and widths, in and out, of the projections of hook_in."""
+    """Return names and widths, in and out, of the projections of hook_in."""
     in_query = v.gate is not None and v.gate.in_query
     made = (
         {}
@@ -147,7 +147,7 @@ def inward(v: Variant) -> dict[str, tuple[int, int]]:
 
 
 def down_and_up(v: Variant, latent: Latent) -> dict[str, tuple[int, int]]:
-    """Names and widths of the projections of multi-head latent attention."""
+    """Return names and widths of the projections of multi-head latent attention."""
     width = v.rotary.width if v.rotary else 2
     down = {
         latent.kv_down: (v.d_model, latent.kv_rank + width),
@@ -162,7 +162,7 @@ def down_and_up(v: Variant, latent: Latent) -> dict[str, tuple[int, int]]:
 
 
 def normed_widths(v: Variant) -> dict[str, tuple[int, int]]:
-    """How many heads of which width each norm is given."""
+    """Return how many heads of which width each norm is given."""
     heads = {
         "q_norm": (v.heads, v.d_head),
         "k_norm": (v.kv_heads, v.d_head),
@@ -184,14 +184,14 @@ class ToyRotary(nn.Module):
         self.rotary = rotary
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Any:
-        """cos and sin (batch or 1, pos, rotary_dim), or one complex table, in x's dtype."""
+        """Return cos and sin (batch or 1, pos, rotary_dim), or one complex table, in x's dtype."""
         angle = position_ids[..., None].float() * 0.7 ** torch.arange(self.rotary.width // 2)
         if self.rotary.table == "complex":
             return torch.polar(torch.ones_like(angle), angle)
         return tuple(self.laid(table).to(x.dtype) for table in (angle.cos(), angle.sin()))
 
     def laid(self, table: Tensor) -> Tensor:
-        """A table with each frequency once, as the layout has it."""
+        """Return a table with each frequency once, as the layout has it."""
         if self.rotary.table == "full":
             return torch.cat([table, table], -1)
         return table.repeat_interleave(2, -1) if self.rotary.table == "repeated" else table
@@ -199,8 +199,8 @@ class ToyRotary(nn.Module):
 
 @dataclass(frozen=True)
 class Drawn:
-    """A layer that was drawn, and how it is to be called; `specimen` makes it, the same one every
-    time."""
+    """Hold a layer that was drawn, and how it is to be called; `specimen` makes it, the same one
+    every time."""
 
     variant: Variant
     scenario: Scenario
@@ -210,7 +210,7 @@ class Drawn:
 
     @property
     def specimen(self) -> Specimen:
-        """The layer, with weights of its seed."""
+        """Return the layer, with weights of its seed."""
         dtype = getattr(torch, self.dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -229,7 +229,7 @@ class Drawn:
 def norms(
     *places: Place, weights: Iterable[Weight] = ("scale", "one_plus", "none"), **names: str
 ) -> SearchStrategy[Norm]:
-    """A norm over one of these places; names are those of its modules, `q` and `k`."""
+    """Return a norm over one of these places; names are those of its modules, `q` and `k`."""
 
     def at(place: Place) -> SearchStrategy[Norm]:
         return st.builds(
@@ -249,7 +249,7 @@ def norms(
 
 
 def rotaries(width: int) -> SearchStrategy[Rotary]:
-    """A rotation of this width."""
+    """Return a rotation of this width."""
     return st.builds(
         Rotary,
         st.sampled_from(["half", "interleaved"]),
@@ -262,7 +262,7 @@ def rotaries(width: int) -> SearchStrategy[Rotary]:
 
 
 def gates() -> SearchStrategy[Gate]:
-    """A gate of either kind, with a projection of its own or in the query's."""
+    """Return a gate of either kind, with a projection of its own or in the query's."""
     activations = st.sampled_from(["sigmoid", "softplus"])
     own = st.builds(
         Gate,
@@ -275,7 +275,7 @@ def gates() -> SearchStrategy[Gate]:
 
 
 def latents() -> SearchStrategy[Latent]:
-    """Latents of narrow ranks."""
+    """Return latents of narrow ranks."""
     return st.builds(
         Latent,
         kv_rank=st.integers(1, 6),
@@ -288,7 +288,7 @@ def latents() -> SearchStrategy[Latent]:
 
 @st.composite
 def sizes(draw: DrawFn, *, grouped: bool = True) -> dict[str, int]:
-    """Widths and head counts, small and odd; `pairs` of dimensions rotate."""
+    """Return widths and head counts, small and odd; `pairs` of dimensions rotate."""
     kv_heads, group, pairs = (
         draw(st.integers(1, 3)),
         draw(st.integers(1, 3)) if grouped else 1,
@@ -305,7 +305,7 @@ def sizes(draw: DrawFn, *, grouped: bool = True) -> dict[str, int]:
 
 @st.composite
 def variants(draw: DrawFn) -> Variant:
-    """Any layer with weights of its own that this version of the contract can say, but for
+    """Return any layer with weights of its own that this version of the contract can say, but for
     selectors, differences and biases of keys."""
     latent = draw(st.none() | st.none() | latents())
     size = draw(sizes(grouped=latent is None))
@@ -346,14 +346,14 @@ def variants(draw: DrawFn) -> Variant:
 
 
 def temperatures() -> SearchStrategy[Temperature]:
-    """A temperature that is made of positions."""
+    """Return a temperature that is made of positions."""
     return st.builds(
         Temperature, st.just(0.3), st.sampled_from([1.0, 2.0]), st.integers(0, 1), st.booleans()
     )
 
 
 def reaches() -> SearchStrategy[dict[str, Any]]:
-    """How far a layer sees by itself: causal or not, window, chunk."""
+    """Return how far a layer sees by itself: causal or not, window, chunk."""
     some = st.integers(1, 6)
     return st.fixed_dictionaries(
         {
@@ -373,17 +373,17 @@ OPTED: tuple[tuple[OptIn, ...], ...] = (
 
 
 def masks() -> SearchStrategy[str]:
-    """The forms in which a mask is handed down, none among them."""
+    """Return the forms in which a mask is handed down, none among them."""
     return st.sampled_from(["additive", "boolean", "none", "free", "padding"])
 
 
 def caches() -> SearchStrategy[int]:
-    """How many of the last positions come one by one, from a cache; 0 is no cache."""
+    """Return how many of the last positions come one by one, from a cache; 0 is no cache."""
     return st.integers(0, 2)
 
 
 def scenarios() -> SearchStrategy[Scenario]:
-    """Any way of calling that the judge has, in any size."""
+    """Return any way of calling that the judge has, in any size."""
     return st.builds(
         Scenario,
         id=st.just("drawn"),
@@ -398,13 +398,13 @@ def scenarios() -> SearchStrategy[Scenario]:
 
 
 def dtypes() -> SearchStrategy[str]:
-    """The dtypes of the contract."""
+    """Return the dtypes of the contract."""
     return st.sampled_from(["float32", "bfloat16", "float16", "float64"])
 
 
 @st.composite
 def drawn_layers(draw: DrawFn) -> Drawn:
-    """A layer, and a way to call it that it allows."""
+    """Return a layer, and a way to call it that it allows."""
     variant = draw(variants())
     scenario = draw(scenarios().filter(lambda scenario: possible(scenario, variant)))
     return Drawn(variant, scenario, draw(dtypes()), draw(st.booleans()), draw(st.integers(0, 9)))
@@ -451,7 +451,7 @@ LOW_RANK = Variant(
 
 
 def called(**how: Any) -> Scenario:
-    """A scenario without a name."""
+    """Return a scenario without a name."""
     return Scenario("drawn", "", **how)
 
 
@@ -476,8 +476,8 @@ CORPUS: tuple[Drawn, ...] = (
 
 
 def first_fault(subject: Subject, drawn: Drawn) -> str | None:
-    """What is wrong with a subject on a drawn layer, at the first stage that is: out of order, or
-    outside its bound; None if nothing is.
+    """Return what is wrong with a subject on a drawn layer, at the first stage that is: out of
+    order, or outside its bound; None if nothing is.
 
     Everything is watched, and then everything but scores and pattern.
     """

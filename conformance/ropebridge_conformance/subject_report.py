@@ -1,4 +1,4 @@
-"""A page about a subject: its verdicts by clause and dtype, what it declares it has not, and each
+"""Page about a subject: its verdicts by clause and dtype, what it declares it has not, and each
 distinct failure with its cause.
 
 python -m ropebridge_conformance.subject_report results.jsonl --known-failures known.toml --page
@@ -29,7 +29,7 @@ from ropebridge_conformance.questions import Question
 from ropebridge_conformance.results import read_results
 from ropebridge_conformance.verdicts import BAD, Outcome, Verdict
 from ropebridge_spec import CLAUSE
-from ropebridge_spec.document import table
+from ropebridge_spec.document import markdown_table
 
 PACKAGES = ("ropebridge", "torch", "transformers")
 KIND_MEANS = {
@@ -82,14 +82,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @dataclass(frozen=True)
 class Cause:
-    """What entries of one link foretold, and the failures they cover."""
+    """Hold what entries of one link foretold, and the failures they cover."""
 
     entries: tuple[KnownFailure, ...]
     verdicts: tuple[Verdict, ...]
 
 
 def question_of(verdict: Verdict) -> Question:
-    """The question a verdict answers."""
+    """Return the question a verdict answers."""
     case, _, scenario = verdict.case.partition("-")
     return Question(
         verdict.check, verdict.clause, verdict.hook, case, scenario, verdict.dtype, verdict.device
@@ -99,10 +99,11 @@ def question_of(verdict: Verdict) -> Question:
 def causes(
     verdicts: Sequence[Verdict], known: Sequence[KnownFailure]
 ) -> tuple[list[Cause], list[Verdict]]:
-    """The failures by cause, in the order of the file, and those of which the file says nothing."""
+    """Return the failures by cause, in the order of the file, and those of which the file says
+    nothing."""
     found: dict[str, list[Verdict]] = {entry.link: [] for entry in known}
     unexplained: list[Verdict] = []
-    for verdict in (v for v in verdicts if v.verdict in BAD):
+    for verdict in (v for v in verdicts if v.outcome in BAD):
         entry = covering(known, question_of(verdict))
         (unexplained if entry is None else found[entry.link]).append(verdict)
     return [
@@ -113,19 +114,19 @@ def causes(
 
 
 def clause_table(verdicts: Sequence[Verdict]) -> str:
-    """Verdicts by clause and dtype."""
+    """Return verdicts by clause and dtype."""
     dtypes = list(dict.fromkeys(v.dtype for v in verdicts))
     cells: dict[tuple[str, str], Counter[Outcome]] = defaultdict(Counter)
     for v in verdicts:
-        cells[v.clause, v.dtype][v.verdict] += 1
+        cells[v.clause, v.dtype][v.outcome] += 1
     asked = [id for id in CLAUSE if any(cells[id, dtype] for dtype in dtypes)]
-    return table(
+    return markdown_table(
         ["clause", *dtypes], [[id, *(cell(cells[id, dtype]) for dtype in dtypes)] for id in asked]
     )
 
 
 def cell(outcomes: Counter[Outcome]) -> str:
-    """How many, and how many of which did not pass."""
+    """Return how many, and how many of which did not pass."""
     others = [
         f"{count} {outcome}" for outcome, count in outcomes.items() if outcome != Outcome.PASS
     ]
@@ -135,7 +136,7 @@ def cell(outcomes: Counter[Outcome]) -> str:
 
 
 def failure_text(number: int, cause: Cause) -> str:
-    """One distinct failure."""
+    """Return the section of the page about one distinct failure."""
     entry = cause.entries[0]
     return FAILURE.format(
         number=number,
@@ -149,22 +150,22 @@ def failure_text(number: int, cause: Cause) -> str:
 
 
 def counts(names: Any) -> str:
-    """How many of each."""
+    """Return how many of each."""
     return ", ".join(f"{count} in {name}" for name, count in Counter(names).items())
 
 
 def worst_table(verdicts: Sequence[Verdict]) -> str:
-    """For each clause, how many verdicts, and the worst of them."""
+    """Return a Markdown table: for each clause how many verdicts, and the worst of them."""
     by_clause: dict[str, list[Verdict]] = defaultdict(list)
     for v in verdicts:
         by_clause[v.clause].append(v)
     rows = [row_of(id, by_clause[id]) for id in CLAUSE if id in by_clause]
-    return table(["clause", "verdicts", "worst", "error", "bound", "at"], rows)
+    return markdown_table(["clause", "verdicts", "worst", "error", "bound", "at"], rows)
 
 
 def row_of(clause: str, verdicts: Sequence[Verdict]) -> list[str]:
-    """The row of a clause: its worst verdict is the one furthest outside its bound, as far as that
-    is a number."""
+    """Return the row of a clause: its worst verdict is the one furthest outside its bound, as far
+    as that is a number."""
     worst = max(verdicts, key=excess)
     where = f"{worst.hook or 'layer'}, {worst.case}, {worst.dtype}"
     return [
@@ -178,7 +179,7 @@ def row_of(clause: str, verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def excess(verdict: Verdict) -> float:
-    """Error over bound; 0 where they are no numbers to compare."""
+    """Return error over bound; 0 where they are no numbers to compare."""
     if (
         verdict.error is None
         or not verdict.bound
@@ -190,13 +191,13 @@ def excess(verdict: Verdict) -> float:
 
 
 def number(value: float | None) -> str:
-    """A number, short; what has none shows another way."""
+    """Return a number, short; what has none shows another way."""
     return "" if value is None else f"{value:.2g}"
 
 
 def versions_of(provenance: Mapping[str, Any], others: Sequence[str]) -> str:
-    """Under what the run was made. Packages that the results do not name, `others` among them, are
-    named as they are installed now."""
+    """Return under what the run was made. Packages that the results do not name, `others` among
+    them, are named as they are installed now."""
     found = {
         package: str(provenance.get(package) or installed(package))
         for package in (*PACKAGES, *others)
@@ -213,7 +214,7 @@ def versions_of(provenance: Mapping[str, Any], others: Sequence[str]) -> str:
 
 
 def installed(package: str) -> str:
-    """The installed version; nothing if there is none."""
+    """Return the installed version; nothing if there is none."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -226,7 +227,7 @@ def page_of(
     known: Sequence[KnownFailure],
     day: date,
 ) -> str:
-    """The page, in Markdown.
+    """Return the page, in Markdown.
 
     A subject may say in `packages` whose versions belong to a result.
 
@@ -262,7 +263,7 @@ def page_of(
 
 
 def total(verdicts: Sequence[Verdict]) -> str:
-    """The counts of every outcome, for each subject."""
+    """Return the counts of every outcome, for each subject."""
     names = dict.fromkeys(v.subject for v in verdicts)
     return "\n".join(
         f"- {name}: {counted([v for v in verdicts if v.subject == name])}" for name in names
@@ -270,15 +271,15 @@ def total(verdicts: Sequence[Verdict]) -> str:
 
 
 def counted(verdicts: Sequence[Verdict]) -> str:
-    """The counts of every outcome."""
-    found = Counter(v.verdict for v in verdicts)
+    """Return the counts of every outcome."""
+    found = Counter(v.outcome for v in verdicts)
     return f"{len(verdicts)} verdicts, " + ", ".join(
         f"{found[outcome]} {outcome}" for outcome in Outcome if found[outcome]
     )
 
 
 def gaps_of(path: str) -> str:
-    """What the subject at a path declares."""
+    """Return what the subject at a path declares."""
     subject = load_subject(path)
     return f"**{subject.name}**\n\n" + "\n".join(
         f"- {name}: {reason}" for name, reason in subject.unsupported.items()

@@ -48,7 +48,7 @@ def record(
 
 
 def hooks_at(name: str, trace: Trace, edit: Edit | None) -> list[tuple[str, Callable[..., Any]]]:
-    """A recording hook at a hook point, after the edit if there is one."""
+    """Return a recording hook at a hook point, after the edit if there is one."""
 
     def look(tensor: Tensor, hook: Any) -> None:
         trace.fired.append(name)
@@ -62,7 +62,7 @@ def hooks_at(name: str, trace: Trace, edit: Edit | None) -> list[tuple[str, Call
 
 
 def past_of(traces: Sequence[Trace]) -> Past | None:
-    """The keys and values that earlier calls left, as their hooks saw them (EDIT-4)."""
+    """Return the keys and values that earlier calls left, as their hooks saw them (EDIT-4)."""
     kept = [trace for trace in traces if {"hook_rot_k", "hook_v"} <= trace.values.keys()]
     if not kept:
         return None
@@ -79,6 +79,7 @@ def past_of(traces: Sequence[Trace]) -> Past | None:
 
 
 def left(trace: Trace, usual: str, normed: str) -> Tensor:
-    """The last of two hook points that fired, head by head: a norm may come after (NORM-3)."""
+    """Return the last of two hook points that fired, head by head: a norm may come after
+    (NORM-3)."""
     later = normed in trace.fired and trace.fired.index(normed) > trace.fired.index(usual)
     return trace.values[normed].view_as(trace.values[usual]) if later else trace.values[usual]

@@ -1,5 +1,5 @@
-"""The judge is judged: every mutant must be killed, at the stage its fault is in; the unmutated
-control must pass."""
+"""Judge is judged: every mutant must be killed, at the stage its fault is in; the unmutated control
+must pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ropebridge_conformance.judge import judge, plan
 from ropebridge_conformance.mutants import ARMS, MUTANT, Equivalent, Mutant
 from ropebridge_conformance.oracle import context_of, expect
 from ropebridge_conformance.questions import Question
-from ropebridge_conformance.scenarios import CORE as CORE_SCENARIOS
+from ropebridge_conformance.scenarios import CORE_CALLS as CORE_SCENARIOS
 from ropebridge_conformance.scenarios import SCENARIO, Scenario, calls, possible
 from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.traces import record
@@ -31,7 +31,7 @@ hundred a dtype."""
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of a mutant in one dtype.
+    """Hold what became of a mutant in one dtype.
 
     killer: the first verdict against it, or None if it survived. exercised: whether any layer could
         show its fault.
@@ -44,17 +44,17 @@ class Trial:
 
     @property
     def mutant(self) -> Mutant:
-        """The mutant of this name."""
+        """Return the mutant of this name."""
         return MUTANT[self.name]
 
     @property
     def killed(self) -> bool:
-        """Whether any check failed it."""
+        """Return whether any check failed it."""
         return self.killer is not None
 
     @property
     def named(self) -> bool:
-        """Whether the first divergent stage is the one its fault is in."""
+        """Return whether the first divergent stage is the one its fault is in."""
         return self.killer is not None and self.killer.divergent == self.mutant.stage
 
 
@@ -71,14 +71,14 @@ def try_mutant(mutant: Mutant, dtype: str, device: str = "cpu") -> Trial:
         exercised = True
         for question in questions:
             verdict = judge(bench, question)
-            if verdict.verdict in BAD:
+            if verdict.outcome in BAD:
                 return Trial(mutant.name, dtype, verdict, exercised)
     return Trial(mutant.name, dtype, None, exercised)
 
 
 def by_case(mutant: Mutant, dtype: str, device: str) -> Iterator[list[Question]]:
-    """The arms' questions on every layer that can show the fault, a layer at a time, scenarios that
-    can show it only."""
+    """Yield the arms' questions on every layer that can show the fault, a layer at a time,
+    scenarios that can show it only."""
     for case in COVER:
         asked = [
             q
@@ -91,7 +91,7 @@ def by_case(mutant: Mutant, dtype: str, device: str) -> Iterator[list[Question]]
 
 
 def false_alarms(dtypes: Sequence[str], device: str = "cpu") -> Iterator[Verdict]:
-    """Every verdict of the arms on the unmutated reference: none may be bad."""
+    """Yield every verdict of the arms on the unmutated reference: none may be bad."""
     bench = Bench(Factory())
     for question in plan(dtypes=dtypes, devices=(device,)):
         if question.check in ARMS:
@@ -99,8 +99,8 @@ def false_alarms(dtypes: Sequence[str], device: str = "cpu") -> Iterator[Verdict
 
 
 def correct_runs(dtype: str, device: str = "cpu") -> Iterator[str | None]:
-    """Runs of the unmutated reference on inputs of many seeds, each judged at every hook: the first
-    stage outside its bound, which there must not be."""
+    """Yield runs of the unmutated reference on inputs of many seeds, each judged at every hook: the
+    first stage outside its bound, which there must not be."""
     for case, id, seed in product(CORE_CASES, CORE_SCENARIOS, SEEDS):
         layer, scenario = specimen(case.id, getattr(torch, dtype), device), SCENARIO[id]
         if possible(scenario, layer.variant):
@@ -108,7 +108,8 @@ def correct_runs(dtype: str, device: str = "cpu") -> Iterator[str | None]:
 
 
 def first_outside(own: Specimen, scenario: Scenario, seed: int) -> str | None:
-    """The first stage of the reference that is outside its bound, in any call of a scenario."""
+    """Return the first stage of the reference that is outside its bound, in any call of a
+    scenario."""
     layer = Factory().layer(own.module, rotary=own.rotary, opted_in=scenario.opted_in)
     for trace in record(layer, calls(scenario, own, layer, seed), watched(own, scenario, "all")):
         context = context_of(trace, own, scenario)
@@ -126,8 +127,8 @@ def first_outside(own: Specimen, scenario: Scenario, seed: int) -> str | None:
 
 
 def survives(equivalent: Equivalent, dtype: str, device: str = "cpu") -> Iterator[Verdict]:
-    """The verdicts on a change that is no fault, on the first layer that can show it: none may be
-    bad."""
+    """Yield the verdicts on a change that is no fault, on the first layer that can show it: none
+    may be bad."""
     bench = Bench(equivalent.mutant.subject())
     for question in next(by_case(equivalent.mutant, dtype, device)):
         yield judge(bench, question)

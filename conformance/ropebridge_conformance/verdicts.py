@@ -19,7 +19,7 @@ from ropebridge_spec import SPEC_VERSION, spec_hash
 
 
 class Outcome(StrEnum):
-    """What may come of a question.
+    """Hold what may come of a question.
 
     PASS: the subject keeps the clause, on an input that could have shown otherwise.
     FAIL: it does not, or it raised.
@@ -59,7 +59,7 @@ class Verdict:
     case: str
     dtype: str
     device: str
-    verdict: Outcome
+    outcome: Outcome
     error: float | None = None
     bound: float | None = None
     divergent: str | None = None
@@ -83,7 +83,7 @@ class Verdict:
         return Id(self.check, self.hook, case, scenario, self.dtype, self.device)
 
     def line(self) -> str:
-        """The verdict as one JSON line; infinities and NaN, which JSON has not, as text."""
+        """Return the verdict as one JSON line; infinities and NaN, which JSON has not, as text."""
         fields = {
             key: str(value) if value in (float("inf"), float("-inf")) or value != value else value
             for key, value in asdict(self).items()
@@ -97,18 +97,18 @@ class Verdict:
 
 
 def read_line(line: str) -> Verdict:
-    """A verdict from its JSON line."""
+    """Return a verdict from its JSON line."""
     fields = json.loads(line)
     numbers = {
         key: None if fields[key] is None else float(fields[key]) for key in ("error", "bound")
     }
     return Verdict(
-        **{**fields, **numbers, "verdict": Outcome(fields["verdict"]), **located(fields)}
+        **{**fields, **numbers, "outcome": Outcome(fields["outcome"]), **located(fields)}
     )
 
 
 def located(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the error is, if the line says it."""
+    """Return where the error is, if the line says it."""
     worst, heat = fields.get("worst"), fields.get("heat")
     return {
         "worst": None if worst is None else tuple(worst),
@@ -121,7 +121,7 @@ def located(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def provenance(subjects: Sequence[str], devices: Sequence[str]) -> dict[str, Any]:
-    """The header of a results file: under what the verdicts were made."""
+    """Return the header of a results file: under what the verdicts were made."""
     return {
         "ropebridge_spec": SPEC_VERSION,
         "spec_hash": spec_hash(),
@@ -140,7 +140,7 @@ def provenance(subjects: Sequence[str], devices: Sequence[str]) -> dict[str, Any
 
 
 def device_name(device: str) -> str:
-    """The device, with the accelerator's name where it has one."""
+    """Return the device, with the accelerator's name where it has one."""
     return (
         f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
     )

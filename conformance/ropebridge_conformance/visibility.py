@@ -1,4 +1,4 @@
-"""The bias a call's mask means, by the reference's functions."""
+"""Bias a call's mask means, by the reference's functions."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def selected_bias(
     stages: Stages = STAGES,
     source: int = 0,
 ) -> Tensor:
-    """(batch or 1, head or 1, query, key) float64: `bias_of` a call with the hidden states x, of
-    the keys that are picked (SEL-1)."""
+    """Return (batch or 1, head or 1, query, key) float64: `bias_of` a call with the hidden states
+    x, of the keys that are picked (SEL-1)."""
     bias = bias_of(mask, first, x.shape[1], variant, x.device, stages, source)
     picked = picked_for(bias, variant, x.shape[0], first)
     return bias if picked is None else bias + stages.selection_bias(picked)
@@ -34,7 +34,7 @@ def bias_of(
     stages: Stages = STAGES,
     source: int = 0,
 ) -> Tensor:
-    """(batch or 1, head or 1, query, key) float64: 0, a number, or -inf (MASK-1 to MASK-5);
+    """Return (batch or 1, head or 1, query, key) float64: 0, a number, or -inf (MASK-1 to MASK-5);
     `source` is the length of another sequence (KV-2)."""
     keys, reach = first + pos + source, reach_bias(first, pos, variant, device, stages, source)
     if mask is None:
@@ -52,7 +52,7 @@ def bias_of(
 def reach_bias(
     first: int, pos: int, variant: Variant, device: torch.device, stages: Stages, source: int
 ) -> Tensor:
-    """How far a query sees by itself (MASK-2): positions count on from a sequence that comes
+    """Return how far a query sees by itself (MASK-2): positions count on from a sequence that comes
     before, and one that comes after is seen whole."""
     before = source if variant.source and variant.source.place == "before" else 0
     query = torch.arange(before + first, before + first + pos, device=device)

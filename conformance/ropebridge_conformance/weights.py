@@ -1,5 +1,5 @@
-"""A module's learned tensors, as the reference wants them. Read anew each time: a weight that
-changes is seen."""
+"""Module's learned tensors, as the reference wants them. Read anew each time: a weight that changes
+is seen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Named = dict[str, Tensor | None]
 
 
 def read_weights(module: nn.Module, variant: Variant, dtype: torch.dtype | None = None) -> Weights:
-    """The weights head by head, in the module's dtype or another."""
+    """Return the weights head by head, in the module's dtype or another."""
     source: Any = module if dtype is None else Cast(module, dtype)
     o, b_o = (
         (None, None)
@@ -62,7 +62,7 @@ def read_weights(module: nn.Module, variant: Variant, dtype: torch.dtype | None 
 
 
 class Cast:
-    """A module whose tensors come in another dtype."""
+    """Hold a module whose tensors come in another dtype."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self.module, self.dtype = module, dtype
@@ -78,20 +78,21 @@ class Cast:
 
 
 def linear_of(module: Any, name: str, within: str | None = None) -> Linear:
-    """Weight and bias of a projection, or of the linear map within it."""
+    """Return weight and bias of a projection, or of the linear map within it."""
     projection = attrgetter(name)(module)
     projection = projection if within is None else getattr(projection, within)
     return projection.weight, projection.bias
 
 
 def identity(module: Any, variant: Variant) -> Tensor:
-    """What stands for the output projection of a module that leaves it to the layer around."""
+    """Return what stands for the output projection of a module that leaves it to the layer
+    around."""
     like: Tensor = getattr(module, variant.projections.v).weight
     return torch.eye(variant.heads * variant.d_head_v, dtype=like.dtype, device=like.device)
 
 
 def read_heads(module: Any, variant: Variant) -> Named:
-    """W and b of query, key and value, and of a gate between the query's rows."""
+    """Return W and b of query, key and value, and of a gate between the query's rows."""
     q, *others = read_projections(module, variant)
     found = query_and_gate(q, variant)
     for role, linear in zip("KV", others, strict=False):
@@ -100,7 +101,7 @@ def read_heads(module: Any, variant: Variant) -> Named:
 
 
 def query_and_gate(q: Linear, variant: Variant) -> Named:
-    """W and b of the query, and of a gate between its rows."""
+    """Return W and b of the query, and of a gate between its rows."""
     if variant.gate is None or not variant.gate.in_query:
         return by_head("Q", q, variant.heads)
     q, gate = by_turns(q, variant.heads, [variant.d_head, variant.d_head_v])
@@ -108,7 +109,7 @@ def query_and_gate(q: Linear, variant: Variant) -> Named:
 
 
 def by_head(role: str, linear: Linear, heads: int) -> Named:
-    """W_role and b_role of a projection, head by head."""
+    """Return W_role and b_role of a projection, head by head."""
     weight, bias = linear
     return {
         f"W_{role}": rearrange(weight, "(head width) d_model -> head d_model width", head=heads),
@@ -119,7 +120,7 @@ def by_head(role: str, linear: Linear, heads: int) -> Named:
 
 
 def by_turns(linear: Linear, heads: int, widths: list[int]) -> list[Linear]:
-    """A projection whose rows are, head by head, those of one thing and then of another."""
+    """Return a projection whose rows are, head by head, those of one thing and then of another."""
     weight, bias = linear
     weights = [
         rearrange(part, "head width ... -> (head width) ...")
@@ -134,8 +135,8 @@ def by_turns(linear: Linear, heads: int, widths: list[int]) -> list[Linear]:
 
 
 def read_projections(module: Any, variant: Variant) -> list[Linear]:
-    """Query, key and value as far as there are projections for them, of a fused projection each its
-    own rows."""
+    """Return query, key and value as far as there are projections for them, of a fused projection
+    each its own rows."""
     names = variant.projections
     if names.fused is None:
         return [
@@ -150,7 +151,7 @@ def read_projections(module: Any, variant: Variant) -> list[Linear]:
 
 
 def own_rows(fused: Tensor, variant: Variant) -> list[Tensor]:
-    """The rows of query, key and value in a fused tensor."""
+    """Return the rows of query, key and value in a fused tensor."""
     if variant.projections.layout == "groups":
         parts = rearrange(
             fused,
@@ -176,7 +177,7 @@ def own_rows(fused: Tensor, variant: Variant) -> list[Tensor]:
 
 
 def read_latents(module: Any, variant: Variant, latent: Latent) -> Named:
-    """The projections of multi-head latent attention, down and up."""
+    """Return the projections of multi-head latent attention, down and up."""
     q, q_down = (
         (variant.projections.q, None) if latent.q_rank is None else (latent.q_up, latent.q_down)
     )
@@ -195,19 +196,20 @@ def read_latents(module: Any, variant: Variant, latent: Latent) -> Named:
 
 
 def down_to(role: str, linear: Linear, rows: slice) -> Named:
-    """W_role (d_model, rank) and b_role (rank,) of some rows of a projection down."""
+    """Return W_role (d_model, rank) and b_role (rank,) of some rows of a projection down."""
     weight, bias = linear
     return {f"W_{role}": weight[rows].T, f"b_{role}": None if bias is None else bias[rows]}
 
 
 def up_to_keys_and_values(up: Any, variant: Variant) -> Named:
-    """W_K and W_V of the projection that gives, head by head, a key's part and then a value."""
+    """Return W_K and W_V of the projection that gives, head by head, a key's part and then a
+    value."""
     rows = rearrange(up.weight, "(head rows) rank -> head rank rows", head=variant.heads)
     return {"W_K": rows[..., : -variant.d_head_v], "W_V": rows[..., -variant.d_head_v :]}
 
 
 def read_gate(module: Any, gate: Gate, variant: Variant) -> Named:
-    """W_G and b_G of a gate that has a projection of its own."""
+    """Return W_G and b_G of a gate that has a projection of its own."""
     found = by_head("G", linear_of(module, gate.module), variant.heads)
     if gate.bias is not None:
         beside = repeat(
@@ -220,8 +222,8 @@ def read_gate(module: Any, gate: Gate, variant: Variant) -> Named:
 
 
 def adapted_layer(module: Any) -> tuple[int, int]:
-    """Which layer a module that layers share can be called for, and the number of that layer's
-    adapters."""
+    """Return which layer a module that layers share can be called for, and the number of that
+    layer's adapters."""
     lists = getattr(module, "linear_q_adapter_list", [nn.Sequential()])
     return next(
         (layer, number)
@@ -231,7 +233,7 @@ def adapted_layer(module: Any) -> tuple[int, int]:
 
 
 def read_adapters(module: Any, variant: Variant) -> dict[str, tuple[Tensor, Tensor]]:
-    """The maps down and up beside each projection, of the layer that calls are for."""
+    """Return the maps down and up beside each projection, of the layer that calls are for."""
     beside = variant.projections.beside
     if beside is None:
         return {}
@@ -249,7 +251,7 @@ def read_adapters(module: Any, variant: Variant) -> dict[str, tuple[Tensor, Tens
 
 
 def read_lambdas(module: Any, variant: Variant) -> Tensor | None:
-    """q1, k1, q2 and k2 of differential attention."""
+    """Return q1, k1, q2 and k2 of differential attention."""
     kind = variant.differential
     return (
         None
@@ -259,7 +261,7 @@ def read_lambdas(module: Any, variant: Variant) -> Tensor | None:
 
 
 def read_key_bias(module: Any, variant: Variant) -> Named:
-    """W_dt, b_dt and A of a key's bias."""
+    """Return W_dt, b_dt and A of a key's bias."""
     if variant.key_bias is None:
         return {}
     weight, bias = linear_of(module, variant.key_bias.projection)
@@ -272,8 +274,8 @@ def read_key_bias(module: Any, variant: Variant) -> Named:
 
 
 def read_affine(module: Any, norm: Norm) -> Affine:
-    """Weight and bias of a norm; a row a head, where each head has a module of its own."""
-    if norm.apart:
+    """Return weight and bias of a norm; a row a head, where each head has a module of its own."""
+    if norm.module_per_head:
         parts = list(module.norms)
         return Affine(
             torch.stack([part.weight for part in parts]),

@@ -1,4 +1,4 @@
-"""The third witness: the wrapped module's own eager forward in Hugging Face."""
+"""Third witness: the wrapped module's own eager forward in Hugging Face."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ropebridge_conformance.scenarios import CallInputs
 from ropebridge_conformance.visibility import selected_bias
 from ropebridge_conformance.weights import read_weights
 from ropebridge_conformance.zoo import Specimen
-from ropebridge_reference import Past, attention
+from ropebridge_reference import Past, attention_layer
 from ropebridge_reference.attention import joined
 
 
 @torch.no_grad()
 def hugging_face(specimen: Specimen, calls: Sequence[CallInputs]) -> tuple[Tensor, list[Tensor]]:
-    """Output (batch pos d_model) over all calls, and the attention weights of each, by the module
-    itself.
+    """Return output (batch pos d_model) over all calls, and the attention weights of each, by the
+    module itself.
 
     Visibility is handed down as the additive mask that its eager attention reads, with a cache of
     its own.
@@ -52,7 +52,7 @@ def hugging_face(specimen: Specimen, calls: Sequence[CallInputs]) -> tuple[Tenso
 
 
 def accepted(module: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a module's forward takes by name; None for what it must be given and is not."""
+    """Return what a module's forward takes by name; None for what it must be given and is not."""
     parameters = dict(list(inspect.signature(type(module).forward).parameters.items())[1:])
     anything = any(
         parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
@@ -68,13 +68,13 @@ def accepted(module: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def additive(specimen: Specimen, call: CallInputs) -> Tensor:
-    """The call's visibility as 0 and the dtype's lowest number."""
+    """Return the call's visibility as 0 and the dtype's lowest number."""
     bias = bias_of_call(specimen, call)
     return bias.masked_fill(bias == -torch.inf, torch.finfo(specimen.dtype).min).to(specimen.dtype)
 
 
 def bias_of_call(specimen: Specimen, call: CallInputs) -> Tensor:
-    """The call's visibility as the reference reads it."""
+    """Return the call's visibility as the reference reads it."""
     return selected_bias(
         call.given["attention_mask"],
         call.given["hidden_states"],
@@ -85,14 +85,14 @@ def bias_of_call(specimen: Specimen, call: CallInputs) -> Tensor:
 
 
 def truth(specimen: Specimen, call: CallInputs) -> Tensor:
-    """The output in float64, from the same rounded weights, inputs and tables."""
+    """Return the output in float64, from the same rounded weights, inputs and tables."""
     weights = read_weights(specimen.module, specimen.variant, torch.float64)
     given = call.tables(specimen.variant)
     tables = None if given is None else (given[0].double(), given[1].double())
     x, given_kv = call.given["hidden_states"].double(), call.given_kv(specimen.variant)
     past = given_kv and Past(given_kv.key.double(), given_kv.value.double())
     variant, source = specimen.variant, call.source(specimen.variant)
-    return attention(
+    return attention_layer(
         x,
         tables,
         bias_of_call(specimen, call),
@@ -100,14 +100,14 @@ def truth(specimen: Specimen, call: CallInputs) -> Tensor:
         variant,
         positions=call.positions(variant),
         past=past,
-        value_added=call.value_added(variant),
+        added_value=call.added_value(variant),
         source=None if source is None else source.double(),
     ).out
 
 
 def carried_bounds(specimen: Specimen, call: CallInputs, dtype: str) -> EndToEnd:
-    """The exact pattern and output of a call that needs no cache, with the error that `dtype` may
-    carry through the layer."""
+    """Return the exact pattern and output of a call that needs no cache, with the error that
+    `dtype` may carry through the layer."""
     weights, variant = (
         read_weights(specimen.module, specimen.variant, torch.float64),
         specimen.variant,
@@ -118,14 +118,14 @@ def carried_bounds(specimen: Specimen, call: CallInputs, dtype: str) -> EndToEnd
         call.tables(variant),
         call.positions(variant),
         call.given_kv(variant),
-        call.value_added(variant),
+        call.added_value(variant),
         bias_of_call(specimen, call),
     )
     return end_to_end(x, x_kv, *given, weights, variant, dtype)
 
 
 def live_rows(specimen: Specimen, call: CallInputs) -> Tensor:
-    """(batch, pos): whether a row sees at least one key."""
+    """Return (batch, pos): whether a row sees at least one key."""
     x = call.given["hidden_states"]
     seen = (bias_of_call(specimen, call) > -torch.inf).any(-1).all(1)
     return seen.expand(x.shape[0], x.shape[1])

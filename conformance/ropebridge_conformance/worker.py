@@ -1,5 +1,4 @@
-"""A process in which a subject is asked, so that one that hangs or dies takes nothing else
-along."""
+"""Process in which a subject is asked, so that one that hangs or dies takes nothing else along."""
 
 from __future__ import annotations
 
@@ -33,32 +32,32 @@ class Task:
     known: Sequence[KnownFailure] = ()
 
     def rest(self, questions: Iterable[Question]) -> Task:
-        """The task with only these questions left."""
+        """Return the task with only these questions left."""
         return replace(self, questions=tuple(questions))
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The process has started and takes tasks."""
+    """Say that the process has started and takes tasks."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The subject of the task was loaded; this is its name."""
+    """Say that the subject of the task was loaded; this is its name."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Refused:
-    """The subject of the task cannot be loaded; this is why."""
+    """Say that the subject of the task cannot be loaded; this is why."""
 
     reason: str
 
 
 def processes() -> BaseContext:
-    """How processes are started: from one that has imported everything, where there can be one, so
-    that a replacement is there at once."""
+    """Return how processes are started: from one that has imported everything, where there can be
+    one, so that a replacement is there at once."""
     if sys.platform != "linux":
         return get_context("spawn")
     context = get_context("forkserver")

@@ -1,4 +1,4 @@
-"""The zoo: one tiny random attention layer for everything a served family does differently."""
+"""Zoo: one tiny random attention layer for everything a served family does differently."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CORE: tuple[Case, ...] = (
 differently."""
 
 CORE_FAMILIES = {case.family for case in CORE}
-WIDE = tuple(
+BEYOND_CORE = tuple(
     Case(f"{recipe.name}_{n}", recipe.name, n)
     for recipe in INSTALLED
     if recipe.name not in CORE_FAMILIES
@@ -54,7 +54,7 @@ WIDE = tuple(
 )
 """Every kind of layer of every other family that the installed transformers has."""
 
-CASES: tuple[Case, ...] = CORE + WIDE
+CASES: tuple[Case, ...] = CORE + BEYOND_CORE
 CASE: Mapping[str, Case] = {case.id: case for case in CASES}
 
 FEATURED = (
@@ -115,7 +115,7 @@ COVER: tuple[Case, ...] = (*CORE, *(CASE[name] for name in FEATURED if name in C
 
 
 def chosen_cases(names: Sequence[str] | None) -> list[Case]:
-    """The cases of these ids or families; "all" is every one, and None the core."""
+    """Return the cases of these ids or families; "all" is every one, and None the core."""
     if not names:
         return list(CORE)
     return [case for case in CASES if "all" in names or case.id in names or case.family in names]
@@ -123,7 +123,7 @@ def chosen_cases(names: Sequence[str] | None) -> list[Case]:
 
 @dataclass(frozen=True)
 class Specimen:
-    """An attention module to judge, its rotary module, and what it computes."""
+    """Hold an attention module to judge, its rotary module, and what it computes."""
 
     module: nn.Module
     rotary: nn.Module
@@ -137,27 +137,25 @@ class Specimen:
         return own_names(type(self.module), self.variant)
 
 
-def repeats(cases: Sequence[Case]) -> set[str]:
-    """The cases whose layer an earlier one has already: the same description, weights of the same
-    shapes. Only their class is another."""
-    seen: set[object] = set()
-    again: set[str] = set()
+def earlier_of_the_same(cases: Sequence[Case]) -> dict[str, str]:
+    """Return case -> the first case that has the same layer, of those that have an earlier one:
+    the same description, weights of the same shapes. Only their class is another."""
+    first: dict[object, str] = {}
+    again: dict[str, str] = {}
     for case in cases:
         layer = specimen(case.id, torch.float32, "cpu")
-        kind = (
-            layer.variant,
-            tuple((name, tuple(tensor.shape)) for name, tensor in layer.module.named_parameters()),
-        )
-        if kind in seen:
-            again.add(case.id)
-        seen.add(kind)
+        shapes = ((name, tuple(tensor.shape)) for name, tensor in layer.module.named_parameters())
+        kind = (layer.variant, tuple(shapes))
+        if kind in first:
+            again[case.id] = first[kind]
+        first.setdefault(kind, case.id)
     return again
 
 
 @lru_cache(maxsize=64)
 def specimen(case_id: str, dtype: torch.dtype, device: str) -> Specimen:
-    """A case's layer with random weights, always the same ones; norms and softmax run eager in
-    Hugging Face's own forward.
+    """Return a case's layer with random weights, always the same ones; norms and softmax run eager
+    in Hugging Face's own forward.
 
     Only the attention module is cast: transformers keeps rotary frequencies in float32.
     """
@@ -180,20 +178,20 @@ class Sinusoids(nn.Module):
         self.rows = nn.Buffer(rows.clone())
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin (batch or 1, pos, width / 2)."""
+        """Return cos and sin (batch or 1, pos, width / 2)."""
         sin, cos = self.rows[position_ids].chunk(2, dim=-1)
         return cos, sin
 
 
 def tiny_model(case: Case) -> Any:
-    """The model of a case, a few thousand random parameters, in float32 on the cpu."""
+    """Return the model of a case, a few thousand random parameters, in float32 on the cpu."""
     model = build_model(case.family, **case.config)
     randomise(model)
     return model.requires_grad_(False)
 
 
 def attention_layer(model: nn.Module, layer: int) -> nn.Module:
-    """The rotary attention of a model's block."""
+    """Return the rotary attention of a model's block."""
     layers: dict[str, nn.Module] = dict(model.named_modules())
     return next(
         module
@@ -203,7 +201,7 @@ def attention_layer(model: nn.Module, layer: int) -> nn.Module:
 
 
 def served(module: nn.Module) -> bool:
-    """Whether a module is attention that the table of families serves."""
+    """Return whether a module is attention that the table of families serves."""
     family = FAMILIES.get(type(module).__name__)
     return family is not None and (
         isinstance(family, Variant) or family.only is None or holds(module, family.only)
@@ -211,7 +209,7 @@ def served(module: nn.Module) -> bool:
 
 
 def number_of(path: str, module: Any) -> int:
-    """The number of a layer: its own, or the last in its path."""
+    """Return the number of a layer: its own, or the last in its path."""
     own = getattr(module, "layer_idx", None)
     return int(
         own
@@ -221,7 +219,7 @@ def number_of(path: str, module: Any) -> int:
 
 
 def rotary_module(model: nn.Module) -> nn.Module:
-    """The module that makes a model's rotary tables."""
+    """Return the module that makes a model's rotary tables."""
     kinds = ("RotaryEmbedding", "SinusoidalPositionalEmbedding")
     found = next(m for m in model.modules() if type(m).__name__.endswith(kinds))
     return Rows(found) if isinstance(found, nn.Embedding) else found
@@ -235,7 +233,7 @@ class Rows(nn.Module):
         self.rows = rows
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
-        """(batch or 1, 1, pos, width): sin and cos, as a layer is handed them."""
+        """Return (batch or 1, 1, pos, width): sin and cos, as a layer is handed them."""
         return self.rows.weight[position_ids].unsqueeze(1).to(x.dtype)
 
 
@@ -252,10 +250,10 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
 
 
 def random_matrix(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise at the scale at which attention neither saturates nor goes flat."""
+    """Return noise at the scale at which attention neither saturates nor goes flat."""
     return torch.randn(like.shape, generator=generator) * (1.3 / math.sqrt(like.shape[-1]))
 
 
 def around(initial: Tensor, generator: torch.Generator) -> Tensor:
-    """What transformers initialised, and noise."""
+    """Return what transformers initialised, and noise."""
     return initial.detach() + 0.4 * torch.randn(initial.shape, generator=generator)

@@ -1,4 +1,4 @@
-"""The ropebridge contract, as data: hook points, numbered clauses, what a layer computes, and the
+"""Ropebridge contract, as data: hook points, numbered clauses, what a layer computes, and the
 bounds it is held to.
 
 Standard library only, so that anything may import it.
@@ -20,6 +20,7 @@ from ropebridge_spec.arguments import (
     takes_keywords,
 )
 from ropebridge_spec.clauses import CLAUSE, CLAUSES, Clause
+from ropebridge_spec.description import describe, layer_type, position_axes, shared_key
 from ropebridge_spec.document import SPEC_VERSION, spec_hash
 from ropebridge_spec.errors import (
     AttachError,
@@ -34,7 +35,6 @@ from ropebridge_spec.errors import (
     UnsupportedAttention,
     VerificationError,
 )
-from ropebridge_spec.families import describe, layer_type, position_axes, shared_key
 from ropebridge_spec.family import (
     Family,
     GateKind,
@@ -50,15 +50,16 @@ from ropebridge_spec.hooks import (
     HOOKS,
     RESERVED,
     HookSpec,
-    attended,
+    Role,
+    attention_inputs,
     axis_names,
     axis_sizes,
     hook_order,
     shape_of,
     ungrouped,
 )
+from ropebridge_spec.rows import FAMILIES, LEFT_ALONE
 from ropebridge_spec.subject import HookFunction, Layer, Subject
-from ropebridge_spec.table import FAMILIES, OTHERS
 from ropebridge_spec.variant import (
     OPT_INS,
     Calling,
@@ -83,8 +84,8 @@ __all__ = [
     "FAMILIES",
     "HOOK",
     "HOOKS",
+    "LEFT_ALONE",
     "OPT_INS",
-    "OTHERS",
     "RESERVED",
     "SPEC_VERSION",
     "Argument",
@@ -109,6 +110,7 @@ __all__ = [
     "NotBound",
     "OptIn",
     "Projections",
+    "Role",
     "RopebridgeError",
     "Rotary",
     "RotaryKind",
@@ -126,7 +128,7 @@ __all__ = [
     "Variant",
     "VerificationError",
     "arguments_of",
-    "attended",
+    "attention_inputs",
     "axis_names",
     "axis_sizes",
     "bounds",

@@ -1,4 +1,4 @@
-"""The one table of what an argument of an attention forward means to a bridge, in every supported
+"""One table of what an argument of an attention forward means to a bridge, in every supported
 transformers (clause ARG-1).
 
 transformers renames arguments: the cache was `past_key_values` until 5.23 and is `cache` since. An
@@ -24,7 +24,7 @@ Use = Literal["used", "ignored", "refused"]
 
 @dataclass(frozen=True)
 class Argument:
-    """What one argument means to a bridge.
+    """Describe what one argument means to a bridge.
 
     use: `used` is read; `ignored` changes nothing that attention computes; `refused` changes what
         is computed, in a way no bridge serves.
@@ -124,16 +124,18 @@ def arguments_of(variant: Variant) -> Mapping[str, Argument]:
     family = {
         calling.tables_in: used("position_embeddings", "the tables cos and sin (POS-1)"),
         calling.mask_in: used("attention_mask", "what each query may see (MASK-1 to MASK-5)"),
-        variant.kv_given: used("shared_kv", "an earlier layer's keys and values (KV-1)"),
-        calling.kv_left: used(
+        variant.shared_kv_argument: used("shared_kv", "an earlier layer's keys and values (KV-1)"),
+        calling.kept_kv_argument: used(
             "shared_kv", "where this layer's keys and values are left for later ones (KV-1)"
         ),
         source.argument if source else None: used("source", "states of another sequence (KV-2)"),
-        variant.value_added: used("value_added", "what is added to the value (PROJ-1)"),
-        temperature.given if temperature else None: used(
+        variant.added_value: used("added_value", "what is added to the value (PROJ-1)"),
+        temperature.factor_argument if temperature else None: used(
             "temperature", "the query's temperature (SCORE-4)"
         ),
-        selector.given if selector else None: used("picks", "an earlier layer's picks (SEL-1)"),
+        selector.picks_argument if selector else None: used(
+            "picks", "an earlier layer's picks (SEL-1)"
+        ),
         calling.layer: used("layer", "which of the layers that share this module is called"),
         calling.cache_offset: used(
             "cache_offset", "what is added to the layer's number where the cache is asked"

@@ -32,13 +32,13 @@ ORACLE = 2.0**-52
 
 
 def growth(terms: float, dtype: str) -> float:
-    """g(n): the relative error that n accumulated roundings can reach."""
+    """Return g(n): the relative error that n accumulated roundings can reach."""
     return terms * ACCUMULATION[dtype] / (1 - terms * ACCUMULATION[dtype])
 
 
 def linear(value: Any, magnitude: Any, *, terms: int, dtype: str, product: Any = 0.0) -> Any:
-    """Clauses PROJ-1, MIX-1, RES-1, OUT-1: a sum of `terms` products, then perhaps one addition,
-    rounded to dtype.
+    """Bound the error of clauses PROJ-1, MIX-1, RES-1, OUT-1: a sum of `terms` products, then
+    perhaps one addition, rounded to dtype.
 
     `product` is the sum before that addition, where there is one: it may be rounded to dtype on its
     own.
@@ -49,13 +49,13 @@ def linear(value: Any, magnitude: Any, *, terms: int, dtype: str, product: Any =
 
 
 def rounded(value: Any, *, times: int, dtype: str) -> Any:
-    """`times` further roundings of a value to dtype."""
+    """Return `times` further roundings of a value to dtype."""
     return ((1 + UNIT[dtype]) ** times - 1) * abs(value)
 
 
 def norm(value: Any, centring: Any, *, terms: int, roundings: int, dtype: str) -> Any:
-    """Clause NORM-1: a mean of squares over `terms` values, a root, two products, `roundings`
-    roundings to dtype.
+    """Bound the error of clause NORM-1: a mean of squares over `terms` values, a root, two
+    products, `roundings` roundings to dtype.
 
     `centring` is the error magnitude of subtracting a mean, already scaled like the value; 0 for an
     rms norm.
@@ -70,7 +70,8 @@ def norm(value: Any, centring: Any, *, terms: int, roundings: int, dtype: str) -
 
 
 def rotate(value: Any, magnitude: Any, *, precision: str, dtype: str) -> Any:
-    """Clause ROT-1: two products and a sum; magnitude is |x cos| + |rot(x) sin|."""
+    """Bound the error of clause ROT-1: two products and a sum; magnitude is |x cos| + |rot(x)
+    sin|."""
     u = UNIT[dtype]
     if precision == "input":
         return (2 * u + u * u + ORACLE) * magnitude + UNDERFLOW[dtype]
@@ -78,7 +79,8 @@ def rotate(value: Any, magnitude: Any, *, precision: str, dtype: str) -> Any:
 
 
 def scores(value: Any, magnitude: Any, *, terms: int, softcap: float | None, dtype: str) -> Any:
-    """Clause SCORE-1: scale (q . k), capped, biased; magnitude is scale (|q| . |k|).
+    """Bound the error of clause SCORE-1: scale (q . k), capped, biased; magnitude is scale (|q| .
+    |k|).
 
     The scale may be folded into an operand, which rounds each factor once more; tanh has slope at
     most 1, so what came before the cap is not amplified by it.
@@ -95,24 +97,24 @@ def scores(value: Any, magnitude: Any, *, terms: int, softcap: float | None, dty
 
 
 def softmax(pattern: Any, below_max: Any, *, keys: int, dtype: str) -> Any:
-    """Clause PAT-1: exp and a sum over `keys` entries in at least float32, rounded once; below_max
-    is max - score."""
+    """Bound the error of clause PAT-1: exp and a sum over `keys` entries in at least float32,
+    rounded once; below_max is max - score."""
     a = ACCUMULATION[dtype]
     inside = a * (below_max + math.log(keys) + keys + 9)
     return pattern * (inside + UNIT[dtype] * (1 + inside)) + UNDERFLOW[dtype]
 
 
 def activation(value: Any, logits: Any, *, dtype: str) -> Any:
-    """Clause GATE-1: a sigmoid or softplus in at least float32, rounded once; its exponential is
-    off by a relative a |x|."""
+    """Bound the error of clause GATE-1: a sigmoid or softplus in at least float32, rounded once;
+    its exponential is off by a relative a |x|."""
     a = ACCUMULATION[dtype]
     inside = a * (abs(logits) + 12)
     return abs(value) * (inside + UNIT[dtype] * (1 + inside)) + UNDERFLOW[dtype]
 
 
 def fused(value: Any, magnitude: Any, score_error: Any, *, keys: int, dtype: str) -> Any:
-    """Clause MIX-1 where no pattern is made: the score error runs through softmax, relative e^(2
-    delta) - 1.
+    """Bound the error of clause MIX-1 where no pattern is made: the score error runs through
+    softmax, relative e^(2 delta) - 1.
 
     magnitude is pattern . |v|; score_error the largest score error of the query's row. The pattern
     may be rounded to dtype before the product, and so may the value after it.
@@ -125,10 +127,10 @@ def fused(value: Any, magnitude: Any, score_error: Any, *, keys: int, dtype: str
 
 
 def expm1(x: Any) -> Any:
-    """e^x - 1 of a float, or of anything that has `expm1` itself."""
+    """Return e^x - 1 of a float, or of anything that has `expm1` itself."""
     return x.expm1() if hasattr(x, "expm1") else math.expm1(x)
 
 
 def oracle(magnitude: Any, terms: float) -> Any:
-    """What the float64 oracle may itself be off by, over `terms` accumulated terms."""
+    """Return what the float64 oracle may itself be off by, over `terms` accumulated terms."""
     return (terms + 4) * ORACLE * magnitude

@@ -1,5 +1,5 @@
-"""The numbered clauses of the contract. An id is permanent: a clause may be withdrawn, never
-renumbered or reused."""
+"""Numbered clauses of the contract. An id is permanent: a clause may be withdrawn, never renumbered
+or reused."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ class RopebridgeError(Exception):
 
 
 class ContractError(RopebridgeError, ValueError):
-    """A tensor that breaks a clause of the contract: wrong shape, dtype, device, or kind."""
+    """Report a tensor that breaks a clause of the contract: wrong shape, dtype, device, or kind."""
 
 
 class UnknownHook(RopebridgeError, KeyError):
-    """A hook name that does not exist in this model or layer."""
+    """Report a hook name that does not exist in this model or layer."""
 
     def __str__(self) -> str:
         # KeyError would print the repr of the message, with its line breaks escaped.
@@ -21,23 +21,24 @@ class UnknownHook(RopebridgeError, KeyError):
 
 
 class HookNeverFired(RopebridgeError, RuntimeError):
-    """A hook that was asked for did not fire (clause FIRE-3)."""
+    """Report that a hook that was asked for did not fire (clause FIRE-3)."""
 
 
 class MaskError(RopebridgeError, ValueError):
-    """An attention mask of a form or shape that does not fit (clause MASK-4)."""
+    """Report an attention mask of a form or shape that does not fit (clause MASK-4)."""
 
 
 class UnsupportedAttention(RopebridgeError, NotImplementedError):
-    """An attention module that no description serves. It is refused, never guessed."""
+    """Report an attention module that no description serves. It is refused, never guessed."""
 
 
 class SubmoduleError(RopebridgeError, RuntimeError):
-    """What the adapter declared does not fit the module it is to wrap (clause CFG-4)."""
+    """Report that what the adapter declared does not fit the module it is to wrap (clause
+    CFG-4)."""
 
 
 class NotBound(RopebridgeError, RuntimeError):
-    """A bridge was used before `set_original_component` gave it an attention module."""
+    """Report that a bridge was used before `set_original_component` gave it an attention module."""
 
 
 class RotaryMissing(RopebridgeError, RuntimeError):
@@ -45,8 +46,9 @@ class RotaryMissing(RopebridgeError, RuntimeError):
 
 
 class AttachError(RopebridgeError, RuntimeError):
-    """A model that cannot be attached to as it stands."""
+    """Report a model that cannot be attached to as it stands."""
 
 
 class VerificationError(RopebridgeError, RuntimeError):
-    """The bridge did not reproduce the module it wraps; the model was left as it was."""
+    """Report that the bridge did not reproduce the module it wraps; the model was left as it
+    was."""

@@ -1,4 +1,4 @@
-"""What is known of an attention class beyond what its live modules show."""
+"""Define what is known of an attention class beyond what its live modules show."""
 
 from __future__ import annotations
 
@@ -10,10 +10,19 @@ from ropebridge_spec.variant import Calling, Projections, Source
 
 @dataclass(frozen=True)
 class NormKind:
-    """What a family's norm is, and under which names its modules lie; whether a module has it, and
-    its eps, are read from the module.
+    """Describe what a family's norm is. Whether a module has it, and its eps, are read from the
+    module.
 
-    flat_if: path of the condition that makes it a norm over all heads at once, or None.
+    kind: `rms` or `layer`, as in `Norm`.
+    over: `head` or `flat`, as in `Norm`.
+    weight: `scale`, `one_plus` or `none`, as in `Norm`.
+    bias: a learned bias is added at the end.
+    per_head: weight and bias have one row for each head.
+    module_per_head: each head has a module of its own, in the list `norms`.
+    rounds_before_weight: the value is rounded before it is multiplied by the weight.
+    after_rotation: query and key are normalised after they are rotated.
+    flat_if: path of the condition under which the norm is over all heads at once, or None.
+    q, k: attribute names of the modules.
     """
 
     kind: Literal["rms", "layer"] = "rms"
@@ -21,7 +30,7 @@ class NormKind:
     weight: Literal["scale", "one_plus", "none"] = "scale"
     bias: bool = False
     per_head: bool = False
-    apart: bool = False
+    module_per_head: bool = False
     rounds_before_weight: bool = False
     after_rotation: bool = False
     flat_if: str | None = None
@@ -31,15 +40,19 @@ class NormKind:
 
 @dataclass(frozen=True)
 class RotaryKind:
-    """What attributes cannot show of a family's rotation.
+    """Describe what the attributes of a module cannot show of a family's rotation.
 
-    partial: the class rotates the leading `partial_rotary_factor` of a head, as its config says,
-        and not always all of it.
-    width: path of how many dimensions rotate, where the module says it itself; or None.
+    pairing: `half` or `interleaved`, as in `Rotary`.
+    table: `full`, `repeated`, `half` or `complex`, as in `Rotary`.
+    precision: `input` or `float32`, as in `Rotary`.
+    end: `leading` or `trailing`, as in `Rotary`.
+    direction: `forward` or `backward`, as in `Rotary`.
+    partial: the class rotates the leading `partial_rotary_factor` of a head, as its config says.
+    width: path of how many dimensions rotate, where the module says so itself; or None.
     interleaved_if: path of the switch that makes the pairing interleaved, or None.
-    values: path of the switch by which values are rotated too, or None.
+    values: path of the switch that rotates values too, or None.
     where: a layer rotates if any of these conditions holds on its module (`ropebridge_spec.paths`).
-        Empty: every layer rotates.
+        Where there is none, every layer rotates.
     """
 
     pairing: Literal["half", "interleaved"] = "half"
@@ -56,8 +69,14 @@ class RotaryKind:
 
 @dataclass(frozen=True)
 class GateKind:
-    """What a family's gate is; whether it has one for each head or each channel is read from the
-    module's width."""
+    """Describe what a family's gate is. Whether it is per head or per channel is read from its
+    width.
+
+    module: attribute name, or path, of the projection that makes the gate, as in `Gate`.
+    activation: `sigmoid` or `softplus`.
+    in_query: the gate's rows lie in the query projection.
+    bias: name of a parameter that is added before the activation, or None.
+    """
 
     module: str = "gate_proj"
     activation: Literal["sigmoid", "softplus"] = "sigmoid"
@@ -67,8 +86,14 @@ class GateKind:
 
 @dataclass(frozen=True)
 class LatentKind:
-    """Multi-head latent attention: its norm, and the paths of its factors. Ranks and widths are
-    read from the module."""
+    """Multi-head latent attention. Ranks and widths are read from the module.
+
+    norm: how the latents are normalised.
+    rotary_norm: how the rotary part that all heads share is normalised, or None.
+    q_scale, kv_scale: paths of factors on the normalised latents, or None.
+    q_beside: the query comes up from the normalised latent followed by the latent before its norm.
+    q_up: attribute name of the projection that the query comes up by.
+    """
 
     norm: NormKind = NormKind(rounds_before_weight=True, q="q_a_layernorm", k="kv_a_layernorm")
     rotary_norm: NormKind | None = None
@@ -80,8 +105,13 @@ class LatentKind:
 
 @dataclass(frozen=True)
 class SelectorKind:
-    """What picks a family's keys: the module that does, what it gives, the path of its block's
-    size, and the argument in which picks are handed on."""
+    """Describe what picks the keys of a family's layers.
+
+    picks: `keys`, `mask` or `blocks`, as in `Selector`.
+    module: attribute name of the selector.
+    block: path of how many keys a block has, or None.
+    through: the forward argument in which picks are handed on, or None.
+    """
 
     picks: Literal["keys", "mask", "blocks"] = "keys"
     module: str = "indexer"
@@ -91,21 +121,32 @@ class SelectorKind:
 
 @dataclass(frozen=True)
 class TemperatureKind:
-    """A factor on the query that grows with position: where its numbers stand, and on which layers
-    it is in force."""
+    """Describe a factor on the query that grows with its position.
+
+    beta: path of how fast it grows, or None.
+    length: path of how many positions share one factor, or None.
+    shift: added to the position.
+    counted: positions count on from the cache; else they are those of `position_ids`.
+    factor_argument: the forward argument in which the model passes the factor itself, or None.
+    where: conditions under which a layer has it; where there is none, every layer has.
+    """
 
     beta: str | None = None
     length: str | None = None
     shift: int = 0
     counted: bool = False
-    given: str | None = None
+    factor_argument: str | None = None
     where: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class SharedKind:
-    """Keys and values that some layers leave and others take: the argument they pass through, and
-    the paths that say which layer does what."""
+    """Keys and values that some layers leave and later layers take.
+
+    through: the forward argument that they pass through.
+    takes: path of whether a layer takes them.
+    leaves: path of whether a layer leaves them.
+    """
 
     through: str = "shared_kv_states"
     takes: str = "is_kv_shared_layer"
@@ -114,24 +155,46 @@ class SharedKind:
 
 @dataclass(frozen=True)
 class Family:
-    """What one attention class computes, beyond what its live modules show.
+    """Describe what one attention class computes, beyond what its live modules show.
 
-    `window`, `chunk`, `softcap`, `sinks`, `clip`, `k_multiplier`, `v_multiplier`, `dropout` and
-    `output_dropout` are paths of attributes on the module (`ropebridge_spec.paths`). `scale` is the
-    paths whose product is the scale; none stand for 1 / sqrt(d_head).
-    `window_beside`: the window counts the keys on each side, not the query's own, where the layer
-        is not causal.
-    `differential`: path of the number that the strength of a subtraction begins with, where heads
-        come in pairs.
-    `key_bias`: path of how many keys a query sees at most, where their values bias them.
-    `source_states`, `value_added` and `exclusive` are those of `Variant`.
-    `causal` is the path of what says so; a layer is causal where it leads nowhere.
-    `only`: a condition of which modules of the class attend by rotation; the others are
-        cross-attention, and left alone.
-    `since`: path of an attribute that the class has in newer releases of transformers only; in
-    those without it `before` describes the class. A value that the class sets but does not pass on
-    (Gemma 3's softcap) has no path here. `source` is the transformers file that the mathematics was
-    read from.
+    Paths are those of `ropebridge_spec.paths`, on the module. A value that the class sets but does
+    not pass on (Gemma 3's softcap) has no path here.
+
+    source: the transformers file that the mathematics was read from.
+    causal: path of whether a layer is causal; it is where the path leads nowhere.
+    only: condition under which a module of the class attends by rotation; the others are
+        cross-attention, and left alone. None where all do.
+    scale: paths whose product is the scale; where there is none it is 1 / sqrt(d_head).
+    norm: how query and key are normalised, or None.
+    value_norm: how the value is normalised, or None.
+    z_norm: how each head's mix of values is normalised, or None.
+    rotary: how query and key are rotated.
+    latent: the latents that query, key and value go through, or None.
+    gate: what each head's mix of values is multiplied by, or None.
+    shared: how layers share keys and values, or None.
+    source_states: another sequence that keys and values are made of too, as `Variant.source`.
+    added_value: the forward argument that is added to the projected value, or None.
+    exclusive: path of a parameter, as in `Variant`; or None.
+    differential: path of the number that the strength of a subtraction begins with, where heads
+        come in pairs; or None.
+    key_bias: path of how many keys a query sees at most, where values bias keys; or None.
+    selector: what picks the keys that a query may see, or None.
+    temperature: a factor on the query that grows with its position, or None.
+    k_multiplier, v_multiplier: paths of factors on the projected key and value, or None.
+    clip: path of the bound that query, key and value are clipped to, or None.
+    window: path of the window, or None.
+    window_excludes_self: in a bidirectional layer, window w means w keys on each side of the query,
+        which is not counted.
+    chunk: path of the chunk's length, or None.
+    score_precision: `input` or `float32`, as in `Variant`.
+    softcap: path of the softcap, or None.
+    sinks: name of the parameter of extra logits, or None.
+    dropout: path of the pattern's dropout rate, or None.
+    output_dropout: path of the output's dropout rate, or None.
+    projections: where the projection modules are found.
+    calling: how the model around calls the layer.
+    since: path of an attribute that the class has only in newer releases of transformers, or None.
+    before: what the class computes in releases without that attribute, or None.
     """
 
     source: str = ""
@@ -146,7 +209,7 @@ class Family:
     gate: GateKind | None = None
     shared: SharedKind | None = None
     source_states: Source | None = None
-    value_added: str | None = None
+    added_value: str | None = None
     exclusive: str | None = None
     differential: str | None = None
     key_bias: str | None = None
@@ -156,7 +219,7 @@ class Family:
     v_multiplier: str | None = None
     clip: str | None = None
     window: str | None = None
-    window_beside: bool = False
+    window_excludes_self: bool = False
     chunk: str | None = None
     score_precision: Literal["input", "float32"] = "input"
     softcap: str | None = None

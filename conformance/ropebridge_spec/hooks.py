@@ -1,5 +1,4 @@
-"""The hook points of one attention layer, in firing order: the table everything else is made
-from."""
+"""Hook points of one attention layer, in firing order: the table everything else is made from."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ Stage = Literal[
     "position",
     "rotate",
     "score",
-    "normalise",
+    "softmax",
     "gate",
     "mix",
     "result",
@@ -38,6 +37,7 @@ Own = Literal[
     "q_gated",
 ]
 Exists = Own | OptIn
+Role = Literal["q", "k", "v"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class HookSpec:
     exists: the condition under which a layer has it.
     value_clause, axes_clause: the clauses that fix what it holds and how it lies.
     meaning: the value, as a formula or a half-sentence.
+    role: whether it holds something of the query, of the key or of the value alone; None where it
+        holds another thing.
     """
 
     name: str
@@ -59,6 +61,7 @@ class HookSpec:
     value_clause: str
     axes_clause: str
     meaning: str
+    role: Role | None = None
 
 
 HOOKS: tuple[HookSpec, ...] = (
@@ -87,7 +90,7 @@ HOOKS: tuple[HookSpec, ...] = (
         "attn_in",
         "SPLIT-1",
         "SPLIT-2",
-        "hook_in, a copy a query head",
+        "hook_in, one copy per query head",
     ),
     HookSpec(
         "hook_q_input",
@@ -96,7 +99,8 @@ HOOKS: tuple[HookSpec, ...] = (
         "split_qkv_input",
         "SPLIT-1",
         "SPLIT-2",
-        "hook_in, a copy a query head",
+        "hook_in, one copy per query head",
+        role="q",
     ),
     HookSpec(
         "hook_k_input",
@@ -105,7 +109,8 @@ HOOKS: tuple[HookSpec, ...] = (
         "split_qkv_input",
         "SPLIT-1",
         "SPLIT-2",
-        "hook_in, a copy a key head",
+        "hook_in, one copy per key head",
+        role="k",
     ),
     HookSpec(
         "hook_v_input",
@@ -114,7 +119,8 @@ HOOKS: tuple[HookSpec, ...] = (
         "split_qkv_input",
         "SPLIT-1",
         "SPLIT-2",
-        "hook_in, a copy a value head",
+        "hook_in, one copy per value head",
+        role="v",
     ),
     HookSpec(
         "hook_q_latent",
@@ -124,6 +130,7 @@ HOOKS: tuple[HookSpec, ...] = (
         "LAT-1",
         "LAT-2",
         "the query's latent, normed",
+        role="q",
     ),
     HookSpec(
         "hook_kv_latent",
@@ -135,7 +142,14 @@ HOOKS: tuple[HookSpec, ...] = (
         "the latent of key and value, normed",
     ),
     HookSpec(
-        "hook_q", "project", "batch pos head d_head", "always", "PROJ-1", "PROJ-2", "x W_Q + b_Q"
+        "hook_q",
+        "project",
+        "batch pos head d_head",
+        "always",
+        "PROJ-1",
+        "PROJ-2",
+        "x W_Q + b_Q",
+        role="q",
     ),
     HookSpec(
         "hook_k",
@@ -145,6 +159,7 @@ HOOKS: tuple[HookSpec, ...] = (
         "PROJ-1",
         "PROJ-2",
         "x W_K + b_K",
+        role="k",
     ),
     HookSpec(
         "hook_v",
@@ -154,9 +169,17 @@ HOOKS: tuple[HookSpec, ...] = (
         "PROJ-1",
         "PROJ-2",
         "x W_V + b_V",
+        role="v",
     ),
     HookSpec(
-        "hook_q_normed", "norm", "batch pos head d_head", "normed", "NORM-1", "NORM-2", "norm(q)"
+        "hook_q_normed",
+        "norm",
+        "batch pos head d_head",
+        "normed",
+        "NORM-1",
+        "NORM-2",
+        "norm(q)",
+        role="q",
     ),
     HookSpec(
         "hook_k_normed",
@@ -166,6 +189,7 @@ HOOKS: tuple[HookSpec, ...] = (
         "NORM-1",
         "NORM-2",
         "norm(k)",
+        role="k",
     ),
     HookSpec(
         "hook_v_normed",
@@ -175,6 +199,7 @@ HOOKS: tuple[HookSpec, ...] = (
         "NORM-1",
         "NORM-2",
         "norm(v)",
+        role="v",
     ),
     HookSpec(
         "hook_cos",
@@ -202,6 +227,7 @@ HOOKS: tuple[HookSpec, ...] = (
         "ROT-1",
         "ROT-2",
         "rotate(q, cos, sin)",
+        role="q",
     ),
     HookSpec(
         "hook_rot_k",
@@ -211,6 +237,7 @@ HOOKS: tuple[HookSpec, ...] = (
         "ROT-1",
         "ROT-2",
         "rotate(k, cos, sin)",
+        role="k",
     ),
     HookSpec(
         "hook_rot_v",
@@ -220,6 +247,7 @@ HOOKS: tuple[HookSpec, ...] = (
         "ROT-3",
         "ROT-2",
         "rotate(v, cos, sin)",
+        role="v",
     ),
     HookSpec(
         "hook_attn_scores",
@@ -232,7 +260,7 @@ HOOKS: tuple[HookSpec, ...] = (
     ),
     HookSpec(
         "hook_pattern",
-        "normalise",
+        "softmax",
         "batch head query key",
         "always",
         "PAT-1",
@@ -299,15 +327,15 @@ meaning."""
 
 
 def exists(hook: HookSpec, variant: Variant, opted_in: Collection[OptIn] = ()) -> bool:
-    """Whether a layer of this variant has this hook point (clause FIRE-1)."""
+    """Return whether a layer of this variant has this hook point (clause FIRE-1)."""
     has: Mapping[str, object] = {
         "always": True,
-        "makes_kv": not variant.kv_given,
+        "makes_kv": not variant.shared_kv_argument,
         "latent": variant.latent,
         "q_latent": variant.latent and variant.latent.q_rank,
         "normed": variant.norm,
-        "k_normed": variant.norm and not variant.kv_given,
-        "v_normed": variant.value_norm and not variant.kv_given,
+        "k_normed": variant.norm and not variant.shared_kv_argument,
+        "v_normed": variant.value_norm and not variant.shared_kv_argument,
         "rotates": variant.rotary,
         "sourced": variant.source,
         "rotates_v": variant.rotary and variant.rotary.values,
@@ -318,7 +346,7 @@ def exists(hook: HookSpec, variant: Variant, opted_in: Collection[OptIn] = ()) -
 
 
 def hook_order(variant: Variant, opted_in: Collection[OptIn] = ()) -> tuple[HookSpec, ...]:
-    """The hook points a layer of this variant has, in the order in which they fire (clause
+    """Return the hook points a layer of this variant has, in the order in which they fire (clause
     FIRE-1)."""
     there = [resolve(hook, variant) for hook in HOOKS if exists(hook, variant, opted_in)]
     if variant.norm is None or not variant.norm.after_rotation:
@@ -329,9 +357,9 @@ def hook_order(variant: Variant, opted_in: Collection[OptIn] = ()) -> tuple[Hook
     return (*rest[:after], *later, *rest[after:])
 
 
-def attended(variant: Variant) -> tuple[str, str, str]:
-    """The hook points that hold the query, key and value which scores and mix are made of, and the
-    cache keeps."""
+def attention_inputs(variant: Variant) -> tuple[str, str, str]:
+    """Return the hook points that hold the query, key and value which scores and mix are made of,
+    and the cache keeps."""
     late = variant.norm is not None and variant.norm.after_rotation
     query, key = ("hook_q_normed", "hook_k_normed") if late else ("hook_rot_q", "hook_rot_k")
     if variant.rotary is not None and variant.rotary.values:
@@ -340,8 +368,8 @@ def attended(variant: Variant) -> tuple[str, str, str]:
 
 
 def resolve(hook: HookSpec, variant: Variant) -> HookSpec:
-    """The hook point with the axes this variant gives it: a flat norm shows (head d_head) as one
-    axis, a gate a head has no d_head_v."""
+    """Return the hook point with the axes this variant gives it: a flat norm shows (head d_head) as
+    one axis, a gate a head has no d_head_v."""
     if variant.source is not None and on_keys(hook, variant):
         return resolve(
             replace(hook, axes=hook.axes.replace("pos", "kv_pos")), replace(variant, source=None)
@@ -363,8 +391,8 @@ def resolve(hook: HookSpec, variant: Variant) -> HookSpec:
 
 
 def on_keys(hook: HookSpec, variant: Variant) -> bool:
-    """Whether a hook point has the positions of another sequence too: key, value, and tables that
-    are of both (KV-2)."""
+    """Return whether a hook point has the positions of another sequence too: key, value, and tables
+    that are of both (KV-2)."""
     tables = (
         hook.name in ("hook_cos", "hook_sin")
         and variant.source is not None
@@ -391,7 +419,7 @@ def axis_names(axes: str) -> tuple[str, ...]:
 
 
 def axis_size(axis: str, sizes: Mapping[str, int]) -> int:
-    """Length of one axis; a flattened axis in parentheses is the product of its parts."""
+    """Return length of one axis; a flattened axis in parentheses is the product of its parts."""
     product = 1
     for part in axis.strip("()").split():
         product *= sizes[part]
@@ -399,15 +427,15 @@ def axis_size(axis: str, sizes: Mapping[str, int]) -> int:
 
 
 def shape_of(hook: HookSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape the contract requires at a hook, given the length of every named axis."""
+    """Return the shape the contract requires at a hook, given the length of every named axis."""
     return tuple(axis_size(axis, sizes) for axis in axis_names(hook.axes))
 
 
 def axis_sizes(
     variant: Variant, *, batch: int, pos: int, key: int, table_batch: int = 1, source: int = 0
 ) -> dict[str, int]:
-    """The length of every named axis in one call of a layer; `key` counts cached keys and those of
-    another sequence too."""
+    """Return the length of every named axis in one call of a layer; `key` counts cached keys and
+    those of another sequence too."""
     return {
         "batch": batch,
         "pos": pos,
@@ -431,6 +459,6 @@ def axis_sizes(
 
 
 def ungrouped(variant: Variant, opted_in: Collection[OptIn]) -> Variant:
-    """Under `attn_in` every query head has a key and a value of its own (clause SPLIT-3), so
-    kv_head = head."""
+    """Return the variant as `attn_in` makes it: every query head has a key and a value of its own
+    (SPLIT-3), so kv_head = head."""
     return replace(variant, kv_heads=variant.heads) if "attn_in" in opted_in else variant

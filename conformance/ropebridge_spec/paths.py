@@ -13,7 +13,7 @@ from typing import Any
 
 
 def read_path(module: Any, path: str | None) -> Any:
-    """The value at a path; None where there is no path.
+    """Return the value at a path; None where there is no path.
 
     Raises:
         AttributeError: the path leads nowhere, and does not end in "?".
@@ -28,14 +28,14 @@ def read_path(module: Any, path: str | None) -> Any:
 
 
 def step(value: Any, name: str, may_end: bool) -> Any:
-    """The attribute, or the key, of this name."""
+    """Return the attribute, or the key, of this name."""
     if isinstance(value, Mapping):
         return value.get(name)
     return getattr(value, name, None) if may_end else getattr(value, name)
 
 
 def steps(path: str) -> Iterator[tuple[str, str]]:
-    """Each name of a path, with what stands in brackets after it."""
+    """Yield each name of a path, with what stands in brackets after it."""
     depth, start = 0, 0
     for at, letter in enumerate(f"{path}."):
         depth += {"[": 1, "]": -1}.get(letter, 0)
@@ -46,7 +46,7 @@ def steps(path: str) -> Iterator[tuple[str, str]]:
 
 
 def holds(module: Any, condition: str) -> bool:
-    """Whether a condition holds on a module."""
+    """Return whether a condition holds on a module."""
     if condition.startswith("!"):
         return not holds(module, condition[1:])
     path, equals, wanted = condition.partition("=")
@@ -55,5 +55,5 @@ def holds(module: Any, condition: str) -> bool:
 
 
 def any_holds(module: Any, conditions: tuple[str, ...]) -> bool:
-    """Whether any condition holds; true where there is none."""
+    """Return whether any condition holds; true where there is none."""
     return not conditions or any(holds(module, condition) for condition in conditions)

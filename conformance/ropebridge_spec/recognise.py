@@ -29,8 +29,8 @@ SUFFIXES = ("TextAttention", "SelfAttention", "Attention", "MLA")
 
 
 def known_as(kind: type, families: Mapping[str, Family | Variant]) -> list[str]:
-    """The names in the table that a class may stand under: a base's whose forward it keeps; or
-    those whose source is its own but for names.
+    """Return the names in the table that a class may stand under: a base's whose forward it keeps;
+    or those whose source is its own but for names.
 
     More than one only where copies of one source have different families: nothing in the class then
     tells them apart.
@@ -54,7 +54,7 @@ def known_as(kind: type, families: Mapping[str, Family | Variant]) -> list[str]:
 
 
 def source_of(kind: type) -> str:
-    """The source of a live class, but for names; nothing where it cannot be had."""
+    """Return the source of a live class, but for names; nothing where it cannot be had."""
     around = vars(sys.modules.get(kind.__module__, sys))
 
     def look_up(name: str) -> ast.AST | None:
@@ -70,7 +70,7 @@ def source_of(kind: type) -> str:
 
 
 def definition_of(found: Any) -> ast.AST | None:
-    """The source of a live function or class as a tree; None where it has none."""
+    """Return the source of a live function or class as a tree; None where it has none."""
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(found))).body[0]
     except (OSError, TypeError, SyntaxError):
@@ -79,8 +79,8 @@ def definition_of(found: Any) -> ast.AST | None:
 
 @lru_cache(maxsize=512)
 def source_in(path: str, name: str) -> str:
-    """The source of a class in a file of the installed transformers, but for names; nothing where
-    there is no such class."""
+    """Return the source of a class in a file of the installed transformers, but for names; nothing
+    where there is no such class."""
     spec = find_spec("transformers")
     file = Path(spec.origin).parent / path if spec and spec.origin else Path()
     if not file.is_file():
@@ -91,8 +91,8 @@ def source_in(path: str, name: str) -> str:
 
 
 def bare(name: str, look_up: Lookup) -> str:
-    """A class and all it uses, but for docstrings, annotations, decorators, and its family's name
-    in other names; nothing where it is not there."""
+    """Return a class and all it uses, but for docstrings, annotations, decorators, and its family's
+    name in other names; nothing where it is not there."""
     stem = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
     dumped: dict[str, str] = {}
     waiting = [name]
@@ -110,7 +110,7 @@ class Plain(ast.NodeTransformer):
     """Takes away what a copy may change without computing anything else."""
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
-        """Docstrings, annotations and decorators go."""
+        """Return Docstrings, annotations and decorators go."""
         for field in ("annotation", "returns"):
             if getattr(node, field, None) is not None:
                 setattr(node, field, None)

@@ -1,5 +1,5 @@
-"""What the judge asks of an implementation: one small object that can build a layer and run it with
-hooks.
+"""Define what the judge asks of an implementation: one small object that can build a layer and run
+it with hooks.
 
 A subject is any object of this shape; nothing needs to be imported or subclassed.
 """
@@ -23,7 +23,7 @@ class Layer(Protocol):
     def run(
         self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()
     ) -> tuple[Any, Any]:
-        """One forward call, and nothing left of its hooks for the next.
+        """Return one forward call, and nothing left of its hooks for the next.
 
         Args:
             inputs: the keyword arguments that the module's own forward would be called with, by the
@@ -47,7 +47,7 @@ class Layer(Protocol):
 
 @runtime_checkable
 class Subject(Protocol):
-    """An implementation to be judged.
+    """Describe an implementation to be judged.
 
     `ropebridge check package.module:Factory` calls Factory() for one.
 

@@ -9,10 +9,10 @@ In use:
         output, cache = bridged.run_with_cache(input_ids, names_filter="blocks.0.attn.hook_pattern")
 """
 
-from ropebridge.attach import Bridged, attach, attached
 from ropebridge.base import AttentionBridge
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.hooks import HookHandle, HookPoint
+from ropebridge.model import BridgedModel, attach, get_bridged_model
 from ropebridge.position import PositionEmbeddingHooksMixin
 from ropebridge.versions import UntestedTransformers
 from ropebridge_spec import (
@@ -43,7 +43,7 @@ __all__ = [
     "FAMILIES",
     "AttachError",
     "AttentionBridge",
-    "Bridged",
+    "BridgedModel",
     "ContractError",
     "Family",
     "HookHandle",
@@ -64,6 +64,6 @@ __all__ = [
     "Variant",
     "VerificationError",
     "attach",
-    "attached",
     "describe",
+    "get_bridged_model",
 ]

@@ -1,5 +1,5 @@
-"""What every attention bridge has: a wrapped module, its description, hook points, and views of its
-weights."""
+"""Define what every attention bridge has: a wrapped module, its description, hook points, and views
+of its weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ropebridge_spec import (
 
 
 class AttentionBridge(nn.Module):
-    """An attention module with hooks, around one of Hugging Face that keeps its weights.
+    """Wrap an attention module of Hugging Face, which keeps its weights, with hooks.
 
     Args:
         name: full name in the model, `blocks.{layer}.attn`; hook points are `{name}.hook_q` and so
@@ -84,7 +84,7 @@ class AttentionBridge(nn.Module):
 
     @property
     def variant(self) -> Variant:
-        """What the wrapped module computes."""
+        """Return what the wrapped module computes."""
         if self._variant is None:
             raise NotBound(
                 f"{type(self).__name__} {self.name!r} has no attention module yet; call"
@@ -94,7 +94,7 @@ class AttentionBridge(nn.Module):
 
     @property
     def signature(self) -> Signature:
-        """How the wrapped class is called."""
+        """Return how the wrapped class is called."""
         if self._signature is None:
             raise NotBound(
                 f"{type(self).__name__} {self.name!r} has no attention module yet; call"
@@ -104,7 +104,7 @@ class AttentionBridge(nn.Module):
 
     @property
     def hook_points(self) -> dict[str, HookPoint]:
-        """Short name -> hook point, in firing order; empty before a module is set."""
+        """Return short name -> hook point, in firing order; empty before a module is set."""
         return {
             name: child for name, child in self.named_children() if isinstance(child, HookPoint)
         }
@@ -148,15 +148,15 @@ class AttentionBridge(nn.Module):
             self._modules.pop(spec.name, None)
 
     def hook(self, name: str) -> HookPoint:
-        """The hook point of this short name."""
+        """Return the hook point of this short name."""
         point = self._modules[name]
         assert isinstance(point, HookPoint)
         return point
 
     @property
     def effective(self) -> Variant:
-        """What this call computes: one key for every query head where `attn_in` is opted in to
-        (SPLIT-3), and no softcap where the model has none.
+        """Return what this call computes: one key for every query head where `attn_in` is opted in
+        to (SPLIT-3), and no softcap where the model has none.
 
         Until transformers 5.20 sdpa attention leaves a softcap out, and Gemma 2 and its kin could
         be run so; since then it raises. A bridge does the same.
@@ -179,33 +179,34 @@ class AttentionBridge(nn.Module):
 
     @property
     def config_in_force(self) -> Any:
-        """The wrapped module's own config; None where it has none."""
+        """Return the wrapped module's own config; None where it has none."""
         return getattr(self.original_component, "config", None)
 
     def submodule(self, role: str) -> nn.Module:
-        """The wrapped module's submodule in a role of `Variant.roles` or `Variant.norm_roles`."""
+        """Return the wrapped module's submodule in a role of `Variant.roles` or
+        `Variant.norm_roles`."""
         module = attrgetter(self._roles[role])(self.original_component)
         assert isinstance(module, nn.Module)
         return module
 
     @property
     def W_Q(self) -> Tensor:
-        """(head, d_model, d_head): a view of the query projection's weight."""
+        """Return (head, d_model, d_head): a view of the query projection's weight."""
         return self._input_weight("q")
 
     @property
     def W_K(self) -> Tensor:
-        """(kv_head, d_model, d_head): a view of the key projection's weight."""
+        """Return (kv_head, d_model, d_head): a view of the key projection's weight."""
         return self._input_weight("k")
 
     @property
     def W_V(self) -> Tensor:
-        """(kv_head, d_model, d_head_v): a view of the value projection's weight."""
+        """Return (kv_head, d_model, d_head_v): a view of the value projection's weight."""
         return self._input_weight("v")
 
     @property
     def W_O(self) -> Tensor:
-        """(head, d_head_v, d_model), of pairs (pair, d_pair, d_model): a view of the output
+        """Return (head, d_head_v, d_model), of pairs (pair, d_pair, d_model): a view of the output
         projection's weight; the identity where there is none."""
         if "o" not in self._roles:
             like = self._input_weight("v")
@@ -218,35 +219,36 @@ class AttentionBridge(nn.Module):
 
     @property
     def b_Q(self) -> Tensor | None:
-        """(head, d_head): a view of the query projection's bias, None where it has none."""
+        """Return (head, d_head): a view of the query projection's bias, None where it has none."""
         return self._bias("q")
 
     @property
     def b_K(self) -> Tensor | None:
-        """(kv_head, d_head): a view of the key projection's bias, None where it has none."""
+        """Return (kv_head, d_head): a view of the key projection's bias, None where it has none."""
         return self._bias("k")
 
     @property
     def b_V(self) -> Tensor | None:
-        """(kv_head, d_head_v): a view of the value projection's bias, None where it has none."""
+        """Return (kv_head, d_head_v): a view of the value projection's bias, None where it has
+        none."""
         return self._bias("v")
 
     @property
     def b_O(self) -> Tensor | None:
-        """(d_model,): the output projection's bias, None where it has none."""
+        """Return (d_model,): the output projection's bias, None where it has none."""
         return self._linear("o", "b_O").bias if "o" in self._roles else None
 
     def _input_weight(self, role: str) -> Tensor:
-        """(head, d_model, width): the weight of query, key or value."""
+        """Return (head, d_model, width): the weight of query, key or value."""
         return self._parts_of_weight(role, f"W_{role.upper()}", "weight")[role].movedim(0, 1)
 
     def _bias(self, role: str) -> Tensor | None:
-        """(head, width): the bias of query, key or value."""
+        """Return (head, width): the bias of query, key or value."""
         parts = self._parts_of_weight(role, f"b_{role.upper()}", "bias")
         return parts[role] if parts else None
 
     def _parts_of_weight(self, role: str, what: str, tensor: str) -> dict[str, Tensor]:
-        """The weight (d_model, rows) or bias (rows,) that holds a role's rows, split as the
+        """Return the weight (d_model, rows) or bias (rows,) that holds a role's rows, split as the
         projection's output is; nothing where it has none."""
         self._refuse_latent(role, what)
         self._refuse_adapted(role, what)
@@ -256,8 +258,8 @@ class AttentionBridge(nn.Module):
         return {} if held is None else self.split(role, held.movedim(0, -1))
 
     def split(self, role: str, rows: Tensor) -> dict[str, Tensor]:
-        """Role -> heads (..., head, width), of what the projection in this role gives, or of the
-        one that all roles share."""
+        """Return role -> heads (..., head, width), of what the projection in this role gives, or of
+        the one that all roles share."""
         if "qkv" in self._roles:
             return split_heads(rows, self.variant)
         heads = rows.unflatten(-1, (self.heads_of(role), -1))
@@ -289,7 +291,7 @@ class AttentionBridge(nn.Module):
             )
 
     def _linear(self, role: str, what: str) -> nn.Linear:
-        """The projection in a role, whose weight is asked for.
+        """Return the projection in a role, whose weight is asked for.
 
         Raises:
             SubmoduleError: it is no plain linear map with its weight in full, and `what` would be
@@ -306,12 +308,12 @@ class AttentionBridge(nn.Module):
         )
 
     def heads_of(self, role: str) -> int:
-        """How many heads a role (q, k, v) has."""
+        """Return how many heads a role (q, k, v) has."""
         return self.variant.heads if role == "q" else self.variant.kv_heads
 
 
 def per_head_roles(variant: Variant, chosen: tuple[OptIn, ...]) -> list[str]:
-    """The roles whose weights an opt-in reads head by head."""
+    """Return the roles whose weights an opt-in reads head by head."""
     inputs = (
         [role for role in variant.roles if role in ("q", "k", "v", "qkv")]
         if set(chosen) - {"attn_result"}
@@ -321,7 +323,7 @@ def per_head_roles(variant: Variant, chosen: tuple[OptIn, ...]) -> list[str]:
 
 
 def part_of(component: nn.Module, attribute: str) -> object:
-    """The attribute at a path of names joined by dots, or None."""
+    """Return the attribute at a path of names joined by dots, or None."""
     try:
         return attrgetter(attribute)(component)
     except AttributeError:
@@ -329,13 +331,13 @@ def part_of(component: nn.Module, attribute: str) -> object:
 
 
 def linear_in(projection: nn.Module, variant: Variant) -> nn.Module:
-    """The linear map that a family's projection wraps; itself, where it wraps none."""
+    """Return the linear map that a family's projection wraps; itself, where it wraps none."""
     within = variant.projections.within
     return projection if within is None else projection.get_submodule(within)
 
 
 def in_full(projection: nn.Linear) -> bool:
-    """Whether the weight holds the numbers themselves: packed or rounded to a byte they mean
+    """Return whether the weight holds the numbers themselves: packed or rounded to a byte they mean
     nothing without their scales."""
     weight = projection.weight
     return (
@@ -346,8 +348,8 @@ def in_full(projection: nn.Linear) -> bool:
 
 
 def split_heads(fused: Tensor, variant: Variant) -> dict[str, Tensor]:
-    """What a fused projection gave, (..., rows), as query, key and value, each (..., head, width);
-    nothing is copied."""
+    """Return what a fused projection gave, (..., rows), as query, key and value, each (..., head,
+    width); nothing is copied."""
     widths = {"q": variant.d_head, "k": variant.d_head, "v": variant.d_head_v}
     if variant.projections.layout == "groups":
         groups = fused.unflatten(-1, (variant.kv_heads, -1, variant.d_head))
@@ -369,7 +371,7 @@ def split_heads(fused: Tensor, variant: Variant) -> dict[str, Tensor]:
 def opted_in(
     name: str, use_attn_in: bool, use_split_qkv_input: bool, use_attn_result: bool
 ) -> tuple[OptIn, ...]:
-    """The opt-ins as the contract names them."""
+    """Return the opt-ins as the contract names them."""
     if use_attn_in and use_split_qkv_input:
         raise SubmoduleError(
             f"{name!r} was given use_attn_in and use_split_qkv_input; clause SPLIT-1 allows one of"
@@ -384,7 +386,7 @@ def opted_in(
 
 
 def role_names(variant: Variant, declared: Mapping[str, str] | None) -> dict[str, str]:
-    """Role -> attribute name: as the family has it, or as the adapter declared it."""
+    """Return role -> attribute name: as the family has it, or as the adapter declared it."""
     return {**variant.roles, **variant.norm_roles, **(declared or {})}
 
 

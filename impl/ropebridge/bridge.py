@@ -1,5 +1,5 @@
-"""The production bridge: rotary attention, stage by stage, each stage ending in its hooks. Work
-follows demand."""
+"""Production bridge: rotary attention, stage by stage, each stage ending in its hooks. Work follows
+demand."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         generator: torch.Generator | None = None,
         left_padding: int = 0,
     ) -> dict[str, Any]:
-        """Inputs for one call of the layer, with the model's own rotary tables.
+        """Return inputs for one call of the layer, with the model's own rotary tables.
 
         Args:
             batch_size, seq_len: sizes of hidden_states (batch_size, seq_len, d_model), standard
@@ -105,8 +105,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """The layer: hidden states (batch, pos, d_model) to output (batch, pos, d_model) and, when
-        asked, the pattern, else None.
+        """Return the layer: hidden states (batch, pos, d_model) to output (batch, pos, d_model)
+        and, when asked, the pattern, else None.
 
         Raises:
             ContractError, MaskError: an input that does not fit, or an edit that breaks the
@@ -118,7 +118,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         x = self.hook("hook_in")(call.hidden_states, shared=True)
         heads = self._project(x, self._joined(x, call.source), call)
         heads, tables = self._place(heads, call, x)
-        q = self._temper(heads["q"], call)
+        q = self._scale_by_temperature(heads["q"], call)
         positions = call.ids() if self.variant.selector else None  # the cache grows
         keys, values = self._remember(heads, call)
         seen = self._visibility(call, keys.shape[2])
@@ -136,7 +136,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
 
     @property
     def wrapped(self) -> Any:
-        """The Hugging Face module that the bridge stands for.
+        """Return the Hugging Face module that the bridge stands for.
 
         Raises:
             NotBound: there is none yet.
@@ -151,7 +151,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
     # ---- project ----
 
     def _joined(self, x: Tensor, source: Tensor | None) -> Tensor:
-        """What key and value are projected from: hook_in, and the states of another sequence
+        """Return what key and value are projected from: hook_in, and the states of another sequence
         through hook_kv_in (KV-2)."""
         if self.variant.source is None or source is None:
             return x
@@ -161,8 +161,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         )
 
     def _project(self, x: Tensor, x_kv: Tensor, call: Call) -> dict[str, Tensor]:
-        """hook_q, hook_k, hook_v (PROJ-1, CLIP-1), from split inputs where those are opted in to
-        (SPLIT-1); the gate's rows beside them."""
+        """Return hook_q, hook_k, hook_v (PROJ-1, CLIP-1), from split inputs where those are opted
+        in to (SPLIT-1); the gate's rows beside them."""
         heads = (
             self._heads(x, x_kv, call)
             if self.variant.latent is None
@@ -186,8 +186,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         return heads
 
     def _heads(self, x: Tensor, x_kv: Tensor, call: Call) -> dict[str, Tensor]:
-        """Query, key and value head by head, through the wrapped module's own projections, and
-        adapters beside them."""
+        """Return query, key and value head by head, through the wrapped module's own projections,
+        and adapters beside them."""
         roles = [role for role in ("qkv", "q", "k", "v") if role in self._roles]
         rows = {role: self.submodule(role)(x_kv if role in "kv" else x) for role in roles}
         beside: Any = self.variant.projections.beside
@@ -202,8 +202,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         }
 
     def _heads_of_latents(self, x: Tensor, latent: Latent) -> dict[str, Tensor]:
-        """Query, key and value head by head, up from the latents that all heads share (LAT-1);
-        hook_q_latent, hook_kv_latent."""
+        """Return query, key and value head by head, up from the latents that all heads share
+        (LAT-1); hook_q_latent, hook_kv_latent."""
         c_q = x
         if latent.q_rank is not None:
             c_q = self._latent(
@@ -226,15 +226,15 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         return {**query, "k": torch.cat([k, shared], dim=-1), "v": v, "q_latent": c_q}
 
     def _latent(self, name: str, down: Tensor, scale: float, *, beside: bool) -> Tensor:
-        """A latent, normed and scaled, and where it is asked for as it was beside that, through its
-        hook."""
+        """Return a latent, normed and scaled, and where it is asked for as it was beside that,
+        through its hook."""
         role = f"{name.removeprefix('hook_')}_norm"
         normed = normalise(down, self.submodule(role), self.variant.norm_in(role))
         scaled = normed if scale == 1 else normed * scale
         return self.hook(name)(torch.cat([scaled, down], dim=-1) if beside else scaled, shared=True)
 
     def _spread_heads(self, heads: Tensor) -> Tensor:
-        """Key or value heads; one for each query head under `attn_in` (SPLIT-3)."""
+        """Return key or value heads; one for each query head under `attn_in` (SPLIT-3)."""
         return (
             heads
             if self.effective.kv_heads == self.variant.kv_heads
@@ -242,7 +242,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         )
 
     def _moved_by_hooks(self, x: Tensor, heads: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The projections whose inputs hooks moved; only what an edit moved goes through the
+        """Return the projections whose inputs hooks moved; only what an edit moved goes through the
         weights again."""
         moved: dict[str, Tensor] = {}
         if "attn_in" in self.opted_in and self.hook("hook_attn_in").watched:
@@ -259,8 +259,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         }
 
     def _spread(self, weight: Tensor) -> Tensor:
-        """A weight a kv head as one a query head under `attn_in`; a weight a query head as it
-        is."""
+        """Return a weight a kv head as one a query head under `attn_in`; a weight a query head as
+        it is."""
         spread = self.effective.kv_heads // self.variant.kv_heads
         return (
             weight
@@ -269,21 +269,21 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         )
 
     def _moved(self, name: str, x: Tensor, heads: int) -> Tensor:
-        """How far the hooks moved each head's copy of x: exactly 0 where they only looked
+        """Return how far the hooks moved each head's copy of x: exactly 0 where they only looked
         (LOOK-1)."""
         copies = x.unsqueeze(2).expand(-1, -1, heads, -1)
         return self.hook(name)(copies, shared=True) - copies
 
     def _added(self, v: Tensor, call: Call) -> Tensor:
-        """The value, and what the model hands down to be added to it (PROJ-1)."""
+        """Return the value, and what the model hands down to be added to it (PROJ-1)."""
         return (
             v
-            if call.value_added is None
-            else v + self._spread_heads(call.value_added.unflatten(-1, (self.variant.kv_heads, -1)))
+            if call.added_value is None
+            else v + self._spread_heads(call.added_value.unflatten(-1, (self.variant.kv_heads, -1)))
         )
 
     def _clip(self, x: Tensor, here: bool) -> Tensor:
-        """x within the family's bound, where this is the place for it (CLIP-1)."""
+        """Return x within the family's bound, where this is the place for it (CLIP-1)."""
         return (
             x
             if self.variant.clip is None or not here
@@ -299,8 +299,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
     def _place(
         self, heads: dict[str, Tensor], call: Call, x: Tensor
     ) -> tuple[dict[str, Tensor], Tables | None]:
-        """Query and key normed and rotated, in the family's order, and the value normed (NORM-1,
-        NORM-3, ROT-1); the tables they were rotated by."""
+        """Return query and key normed and rotated, in the family's order, and the value normed
+        (NORM-1, NORM-3, ROT-1); the tables they were rotated by."""
         norm = self.variant.norm
         if norm is not None and not norm.after_rotation:
             heads = self._normalise(heads, norm)
@@ -315,7 +315,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         ), tables
 
     def _normalise(self, heads: dict[str, Tensor], norm: Norm) -> dict[str, Tensor]:
-        """hook_q_normed, hook_k_normed (NORM-1, CLIP-1), in the family's axes."""
+        """Return hook_q_normed, hook_k_normed (NORM-1, CLIP-1), in the family's axes."""
         for role in (role for role in "qk" if role in heads):
             normed = (
                 self._norm_flat(role, heads[role], norm)
@@ -329,7 +329,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         return heads
 
     def _norm_flat(self, role: str, heads: Tensor, norm: Norm) -> Tensor:
-        """All heads of a position normed as one axis."""
+        """Return all heads of a position normed as one axis."""
         module, flat = self.submodule(f"{role}_norm"), heads.flatten(-2)
         spread = 1 if role == "q" else self.effective.kv_heads // self.variant.kv_heads
         if spread == 1 or (norm.weight == "none" and not norm.bias):
@@ -347,17 +347,17 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         return by_formula(flat, rows[0], rows[1], norm)
 
     def _norm_heads(self, role: str, heads: Tensor, norm: Norm) -> Tensor:
-        """Each head normed by itself; a key norm with a weight a head has one for each kv head,
-        however many query heads read it."""
+        """Return each head normed by itself; a key norm with a weight a head has one for each kv
+        head, however many query heads read it."""
         module = self.submodule(f"{role}_norm")
-        if role == "q" or norm.apart:
+        if role == "q" or norm.module_per_head:
             return normalise(heads, module, norm)
         by_kv_head = heads.unflatten(2, (self.variant.kv_heads, -1)).transpose(2, 3)
         return normalise(by_kv_head, module, norm).transpose(2, 3).flatten(2, 3)
 
     def _rotate(self, heads: dict[str, Tensor], tables: Tables | None) -> dict[str, Tensor]:
-        """hook_rot_q, hook_rot_k (ROT-1); in a layer that does not rotate, copies of query and
-        key."""
+        """Return hook_rot_q, hook_rot_k (ROT-1); in a layer that does not rotate, copies of query
+        and key."""
         rotary = self.variant.rotary
         turned = {
             role: heads[role]
@@ -373,12 +373,12 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
             for role, x in turned.items()
         }
 
-    def _temper(self, q: Tensor, call: Call) -> Tensor:
-        """The query times the family's temperature at its position (SCORE-4)."""
+    def _scale_by_temperature(self, q: Tensor, call: Call) -> Tensor:
+        """Return the query times the family's temperature at its position (SCORE-4)."""
         temperature = self.variant.temperature
         if temperature is None:
             return q
-        if temperature.given is not None:
+        if temperature.factor_argument is not None:
             return (
                 q
                 if call.temperature is None
@@ -393,9 +393,9 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
     # ---- attend ----
 
     def _remember(self, heads: Mapping[str, Tensor], call: Call) -> tuple[Tensor, Tensor]:
-        """Keys and values (batch kv_head key d_head) of all positions (CACHE-1, EDIT-4, KV-1,
-        KV-2)."""
-        if self.variant.kv_given is not None:
+        """Return keys and values (batch kv_head key d_head) of all positions (CACHE-1, EDIT-4,
+        KV-1, KV-2)."""
+        if self.variant.shared_kv_argument is not None:
             return memory.given(call, self.wrapped)
         return memory.remember(
             (heads["k"].transpose(1, 2), heads["v"].transpose(1, 2)),
@@ -413,18 +413,18 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         positions: Tensor,
         seen: Visibility,
     ) -> Tensor:
-        """What the layer's own selector picks, or an earlier layer's did (SEL-1)."""
+        """Return what the layer's own selector picks, or an earlier layer's did (SEL-1)."""
         selector, latent = self.variant.selector, self.variant.latent
         assert selector is not None
-        if selector.given is not None:
-            return handed_down(self.name, selector.given, call.picks)
+        if selector.picks_argument is not None:
+            return handed_down(self.name, selector.picks_argument, call.picks)
         first = c_q if latent is None or c_q is None else c_q[..., : latent.q_rank]
         module = getattr(self.wrapped, selector.module)
         tables = tables and self.with_earlier(tables, call.position_embeddings)
         return pick(module, selector, Given(x, first, tables, positions, call.cache), seen)
 
     def _among(self, seen: Visibility, picks: Tensor | None) -> Visibility:
-        """What may be seen, of the keys that were picked."""
+        """Return what may be seen, of the keys that were picked."""
         selector = self.variant.selector
         return (
             seen
@@ -433,7 +433,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         )
 
     def _biased(self, seen: Visibility, values: Tensor) -> Visibility:
-        """What may be seen, with the bias that keys have by their values (SCORE-5)."""
+        """Return what may be seen, with the bias that keys have by their values (SCORE-5)."""
         kind = self.variant.key_bias
         if kind is None:
             return seen
@@ -445,8 +445,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, seen: Visibility, wants_pattern: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """hook_attn_scores, hook_pattern; z (batch pos head d_head_v). The one place that chooses
-        how z is made."""
+        """Return hook_attn_scores, hook_pattern; z (batch pos head d_head_v). The one place that
+        chooses how z is made."""
         variant, q, dropout = self.effective, q.transpose(1, 2), self._dropout()
         v = v if variant.differential is None else side_by_side(v)
         pattern = None
@@ -473,7 +473,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
     def _watched(
         self, q: Tensor, k: Tensor, v: Tensor, seen: Visibility, dropout: float
     ) -> tuple[Tensor, Tensor]:
-        """z and the pattern, with scores and pattern made whole, once, and shown (SCORE-1,
+        """Return z and the pattern, with scores and pattern made whole, once, and shown (SCORE-1,
         PAT-1)."""
         rows, keys = slice(0, seen.query), slice(0, seen.key)
         scores = self.hook("hook_attn_scores")(
@@ -485,12 +485,13 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         return kernels.mix(kernels.drop(pattern, dropout), v), pattern
 
     def _dropout(self) -> float:
-        """The rate of dropout in this call (DROP-1): the wrapped module says whether it trains."""
+        """Return the rate of dropout in this call (DROP-1): the wrapped module says whether it
+        trains."""
         return self.variant.dropout if self._training else 0.0
 
     @property
     def _training(self) -> bool:
-        """Whether the wrapped module trains."""
+        """Return whether the wrapped module trains."""
         return self.original_component is not None and self.original_component.training
 
     def _sinks(self) -> Tensor | None:
@@ -503,7 +504,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
     # ---- gate and output ----
 
     def _gate(self, x: Tensor, rows: Tensor | None) -> Tensor | None:
-        """hook_q_gate, hook_gate (GATE-1); None where the family has no gate."""
+        """Return hook_q_gate, hook_gate (GATE-1); None where the family has no gate."""
         gate = self.variant.gate
         if gate is None:
             return None
@@ -523,8 +524,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         )
 
     def _finish(self, z: Tensor, v: Tensor | None, gate: Tensor | None) -> Tensor:
-        """hook_z (MIX-1, MIX-3, DIFF-1): what was mixed, subtracted, normed and gated where the
-        family does so."""
+        """Return hook_z (MIX-1, MIX-3, DIFF-1): what was mixed, subtracted, normed and gated where
+        the family does so."""
         norm, kind, alpha = self.variant.z_norm, self.variant.differential, self.variant.exclusive
         z = z if kind is None else subtract(z, self.wrapped, kind)
         z = z if alpha is None or v is None else exclude(z, v, self.wrapped, alpha)
@@ -537,14 +538,15 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         return self.hook("hook_z")(z, shared=torch.is_grad_enabled())
 
     def _output(self, z: Tensor) -> Tensor:
-        """hook_result where opted in to (RES-1), hook_out (OUT-1)."""
+        """Return hook_result where opted in to (RES-1), hook_out (OUT-1)."""
         out: Tensor = self.submodule("o")(z.flatten(-2)) if "o" in self._roles else z.flatten(-2)
         if "attn_result" in self.opted_in and self.hook("hook_result").watched:
             out = (out + self._moved_results(z)).to(out.dtype)
         return self.hook("hook_out")(out, shared=True)
 
     def _moved_results(self, z: Tensor) -> Tensor:
-        """How far the hooks moved the sum of results: exactly 0 where they only looked (LOOK-1)."""
+        """Return how far the hooks moved the sum of results: exactly 0 where they only looked
+        (LOOK-1)."""
         results = along(z, self.W_O)
         moved: Tensor = (
             self.hook("hook_result")(results, shared=True).to(
@@ -557,8 +559,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
     # ---- what the call brings ----
 
     def _visibility(self, call: Call, key: int) -> Visibility:
-        """What each query may see: the mask that was handed down, or causality and window (MASK-1
-        to MASK-4)."""
+        """Return what each query may see: the mask that was handed down, or causality and window
+        (MASK-1 to MASK-4)."""
         batch, query, _ = call.hidden_states.shape
         mask, padding = read_mask(
             call.attention_mask, batch=batch, heads=self.variant.heads, query=query, key=key
@@ -585,5 +587,5 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
 
 
 def along(heads: Tensor, weight: Tensor) -> Tensor:
-    """(batch, pos, head, n) through (head, n, m): each head by its own weights."""
+    """Return (batch, pos, head, n) through (head, n, m): each head by its own weights."""
     return torch.einsum("bphn,hnm->bphm", heads, weight)

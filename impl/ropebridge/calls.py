@@ -1,4 +1,4 @@
-"""What the surrounding Hugging Face layer hands to one call: sorted by the contract's names,
+"""Define what the surrounding Hugging Face layer hands to one call: sorted by the contract's names,
 checked, and nothing yet computed."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ call's other arguments as a dict."""
 
 @dataclass(frozen=True)
 class Signature:
-    """How the wrapped class is called.
+    """Hold how the wrapped class is called.
 
     parameters: the names that its forward has, in order. meanings: name -> what it means, whether
         forward names it or not (ARG-1).
@@ -87,19 +87,19 @@ class Call:
     temperature: Tensor | None
     shared_kv: Any
     picks: Tensor | None
-    value_added: Tensor | None
+    added_value: Tensor | None
     source: Tensor | None
     wants_pattern: bool
     seen_before: int
     first_key: int
 
     def ids(self) -> Tensor:
-        """(batch or 1, pos): the positions of this call, as given, or going on where the cache
-        ends, whatever the mask says."""
+        """Return (batch or 1, pos): the positions of this call, as given, or going on where the
+        cache ends, whatever the mask says."""
         return self.counted() if self.position_ids is None else self.position_ids
 
     def counted(self) -> Tensor:
-        """(1, pos): the positions that go on where the cache ends."""
+        """Return (1, pos): the positions that go on where the cache ends."""
         seen_before = 0 if self.cache is None else int(self.cache.get_seq_length(self.cache_layer))
         return positions(seen_before, self.hidden_states.shape[1], self.hidden_states.device)
 
@@ -138,7 +138,7 @@ def read_call(
         temperature=by_role.get("temperature"),
         shared_kv=by_role.get("shared_kv"),
         picks=by_role.get("picks"),
-        value_added=by_role.get("value_added"),
+        added_value=by_role.get("added_value"),
         source=source_of(by_role, variant.source, cache, layer),
         wants_pattern=asked,
         **offsets(cache, layer, hidden_states.shape[1], mask),
@@ -196,7 +196,7 @@ def refuse_other_cache(name: str, cache: Any, signature: Signature) -> None:
 
 
 def checked(name: str, hidden_states: Any, d_model: int) -> Tensor:
-    """The hidden states, of the shape clause IN-2 requires."""
+    """Return the hidden states, of the shape clause IN-2 requires."""
     if not isinstance(hidden_states, Tensor):
         raise ContractError(
             f"{name!r} was given no hidden_states; clause IN-1 requires a tensor (batch, pos,"
@@ -212,15 +212,16 @@ def checked(name: str, hidden_states: Any, d_model: int) -> Tensor:
 
 
 def layer_of(by_role: Mapping[str, Any], module: nn.Module) -> int:
-    """Which layer of the cache is this call's: the module's own number or the one that is named,
-    further on by an offset where the family has one."""
+    """Return which layer of the cache is this call's: the module's own number or the one that is
+    named, further on by an offset where the family has one."""
     return int(by_role.get("layer", getattr(module, "layer_idx", None)) or 0) + int(
         by_role.get("cache_offset", 0)
     )
 
 
 def offsets(cache: Any, layer: int, pos: int, mask: Any) -> dict[str, int]:
-    """How many positions the cache has seen, and the position of the first key it will give back.
+    """Return how many positions the cache has seen, and the position of the first key it will give
+    back.
 
     A mask that has queries says all of that itself (MASK-1); then the cache is not asked, and a
     compiled graph not broken.
@@ -234,8 +235,8 @@ def offsets(cache: Any, layer: int, pos: int, mask: Any) -> dict[str, int]:
 def source_of(
     by_role: Mapping[str, Any], source: Source | None, cache: Any, layer: int
 ) -> Tensor | None:
-    """The states of another sequence; None where keys of it were made before, and lie in the cache
-    (KV-2)."""
+    """Return the states of another sequence; None where keys of it were made before, and lie in the
+    cache (KV-2)."""
     if source is None or (
         source.place == "after" and cache is not None and cache.is_updated.get(layer)
     ):
@@ -252,8 +253,8 @@ def returned(
     pattern: Tensor | None,
     picks: Tensor | None,
 ) -> tuple[Any, ...]:
-    """What the wrapped class returns, in its order; the pattern whole, or in its parts over own
-    keys and those of a sequence after them."""
+    """Return what the wrapped class returns, in its order; the pattern whole, or in its parts over
+    own keys and those of a sequence after them."""
     made = {
         "out": out,
         "pattern": pattern,

@@ -17,13 +17,13 @@ from ropebridge_spec import ContractError
 
 
 def recomputing() -> bool:
-    """Whether this call is made in a backward pass."""
+    """Return whether this call is made in a backward pass."""
     return bool(torch._C._current_graph_task_id() != -1)
 
 
 class Edits:
-    """The hook points of one layer that edited, in the call that runs now and in those whose tables
-    still live.
+    """Hold the hook points of one layer that edited, in the call that runs now and in those whose
+    tables still live.
 
     A compiled graph keeps none. A copy, deep or out of a pickle, begins anew.
     """
@@ -36,17 +36,17 @@ class Edits:
         return Edits, ()
 
     def begin(self) -> None:
-        """A call of the layer begins."""
+        """Begin a call of the layer."""
         if not torch.compiler.is_compiling():
             self._now.clear()
 
     def note(self, name: str) -> None:
-        """A hook point edited."""
+        """Note that a hook point edited."""
         if not torch.compiler.is_compiling():
             self._now.add(name)
 
     def end(self, layer: str, tables: Any) -> None:
-        """A call of the layer is done: keep what was edited, or hold a recomputation to it.
+        """End a call of the layer: keep what was edited, or hold a recomputation to it.
 
         Args:
             layer: the layer's name.
@@ -70,7 +70,8 @@ class Edits:
 
 
 def refuse_other_edits(layer: str, now: frozenset[str], before: frozenset[str]) -> None:
-    """The gradients would be those of a computation that nobody asked for."""
+    """Refuse other edits than in the first pass: gradients would be those of a computation that
+    nobody asked for."""
     then, here = (", ".join(sorted(names)) or "nothing" for names in (before, now))
     raise ContractError(
         f"{layer!r} was run again in the backward pass, as gradient checkpointing does, under other"

@@ -10,11 +10,11 @@ from ropebridge_spec import RopebridgeError
 
 
 class MissingExtra(RopebridgeError, ImportError):
-    """A package that an extra brings is not installed."""
+    """Report that a package that an extra brings is not installed."""
 
 
 def need(package: str, extra: str, what: str) -> Any:
-    """Import a package.
+    """Return import a package.
 
     Args:
         package: its import name.

@@ -1,4 +1,4 @@
-"""A cache as a long table, a row a number: for pandas or polars, whichever is installed."""
+"""Cache as a long table, a row a number: for pandas or polars, whichever is installed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from ropebridge.attach import Bridged, unknown_hook
 from ropebridge.extras import MissingExtra, need
+from ropebridge.model import BridgedModel, unknown_hook
 from ropebridge_spec import RopebridgeError, UnknownHook, axis_names
 
 Library = Literal["pandas", "polars"]
@@ -19,12 +19,11 @@ MOST_ROWS = 50_000_000
 
 
 class FrameError(RopebridgeError, ValueError):
-    """A cache that cannot be made into a table."""
+    """Report a cache that cannot be made into a table."""
 
 
 class Part(TypedDict):
-    """One hook's rows: the columns that are the same in all of them, and those that are not, each
-    of one length."""
+    """Hold one results file: its header and its verdicts."""
 
     layer: int
     hook: str
@@ -32,13 +31,13 @@ class Part(TypedDict):
 
 
 def to_frame(
-    bridged: Bridged,
+    bridged: BridgedModel,
     cache: Mapping[str, Tensor],
     *,
     library: Library | None = None,
     most_rows: int = MOST_ROWS,
 ) -> Any:
-    """A cache as a table with a row a number.
+    """Return a cache as a table with a row a number.
 
     Columns: `layer` (the number in the hook's full name), `hook` (its short name), a column for
     each axis that any of the hooks has, under the contract's names and in its order (`batch`,
@@ -81,7 +80,7 @@ def to_frame(
 
 
 def choose(library: Library | None) -> Library:
-    """The library that is asked for, or the first that is installed."""
+    """Return the library that is asked for, or the first that is installed."""
     if library is not None and library not in LIBRARIES:
         raise FrameError(
             f"library={library!r}; it must be 'pandas' or 'polars', or None for the one that is"
@@ -97,15 +96,15 @@ def choose(library: Library | None) -> Library:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported."""
+    """Return whether a package can be imported."""
     try:
         return find_spec(package) is not None
     except ValueError:  # it is in sys.modules without a spec, or barred there
         return False
 
 
-def part_of(bridged: Bridged, name: str, tensor: Tensor) -> Part:
-    """One hook's tensor as columns: its axes' places, and the value."""
+def part_of(bridged: BridgedModel, name: str, tensor: Tensor) -> Part:
+    """Return one hook's tensor as columns: its axes' places, and the value."""
     if name not in bridged.hook_points:
         raise UnknownHook(unknown_hook(name, list(bridged.hook_points)))
     axes = axis_names(bridged.hook_points[name].spec.axes)
@@ -123,12 +122,12 @@ def part_of(bridged: Bridged, name: str, tensor: Tensor) -> Part:
         for axis, place in zip(axes, places, strict=True)
     }
     columns["value"] = (values.float() if values.dtype == torch.bfloat16 else values).flatten()
-    _, layer, _, hook = name.rsplit(".", 3)
-    return Part(layer=int(layer), hook=hook, columns=columns)
+    point = bridged.hook_points[name]
+    return Part(layer=point.layer(), hook=point.spec.name, columns=columns)
 
 
 def pandas_frame(parts: Sequence[Part], axes: Sequence[str]) -> Any:
-    """The parts one below the other, in pandas."""
+    """Return the parts one below the other, in pandas."""
     pandas = need("pandas", "frames", "a table")
     partial = {axis for part in parts for axis in axes if axis not in part["columns"]}
 
@@ -160,7 +159,7 @@ def pandas_frame(parts: Sequence[Part], axes: Sequence[str]) -> Any:
 
 
 def polars_frame(parts: Sequence[Part], axes: Sequence[str]) -> Any:
-    """The parts one below the other, in polars."""
+    """Return the parts one below the other, in polars."""
     polars = need("polars", "frames", "a table")
 
     def frame(part: Part) -> Any:

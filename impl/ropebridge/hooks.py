@@ -19,8 +19,8 @@ Direction = Literal["fwd", "bwd"]
 
 
 class HookHandle:
-    """What `add_hook` gives back: takes the hook away again, by `remove()` or at the end of a
-    `with` block."""
+    """Take the hook that `add_hook` added away again, by `remove()` or at the end of a `with`
+    block."""
 
     def __init__(self, hooks: list[HookFunction], fn: HookFunction) -> None:
         self._hooks, self._fn = hooks, fn
@@ -66,15 +66,28 @@ class HookPoint(nn.Module):
             self, tensor: Tensor, *, shared: bool = False
         ) -> Tensor: ...  # nn.Module's own gives Any
 
+    def layer(self) -> int:
+        """Return the number of the layer: 3 at `blocks.3.attn.hook_pattern`.
+
+        Raises:
+            ContractError: the name says no number.
+        """
+        parts = self.name.split(".")
+        if "blocks" not in parts[:-1] or not parts[parts.index("blocks") + 1].isdigit():
+            raise ContractError(
+                f"hook {self.name!r} has no layer number; a full name is blocks.3.attn.hook_q"
+            )
+        return int(parts[parts.index("blocks") + 1])
+
     @property
     def watched(self) -> bool:
-        """Whether anything is hooked here: what nobody watches need not be made."""
+        """Return whether anything is hooked here: what nobody watches need not be made."""
         return bool(self._fwd or self._bwd)
 
     @property
     def recomputing(self) -> bool:
-        """Whether this firing repeats one already seen: gradient checkpointing recomputes in the
-        backward pass (FIRE-2)."""
+        """Return whether this firing repeats one already seen: gradient checkpointing recomputes in
+        the backward pass (FIRE-2)."""
         return recomputing()
 
     def add_hook(
@@ -129,7 +142,8 @@ class HookPoint(nn.Module):
         return tensor
 
     def _accept(self, replacement: Any, shown: Tensor, what: str = "a replacement") -> Tensor:
-        """The replacement if there is one and it keeps clause EDIT-3, else what was shown."""
+        """Return the replacement if there is one and it keeps clause EDIT-3, else what was
+        shown."""
         if replacement is None:
             return shown
         if not isinstance(replacement, Tensor):
@@ -150,8 +164,8 @@ class HookPoint(nn.Module):
     def _complaint(
         self, what: str, kind: str, given: object, clause: str, required: object, shown: Tensor
     ) -> str:
-        """The message of a broken clause: what was given, what is required, and the axes with their
-        lengths."""
+        """Return the message of a broken clause: what was given, what is required, and the axes
+        with their lengths."""
         given, required = (
             tuple(cast("Any", x)) if kind == "shape" else x for x in (given, required)
         )
@@ -184,7 +198,7 @@ class HookPoint(nn.Module):
 
 
 class ScorePoint(HookPoint):
-    """The hook point before softmax, which refuses NaN and +inf from an edit (clause SCORE-3)."""
+    """Refuse NaN and +inf that an edit leaves before the softmax (SCORE-3)."""
 
     def forward(self, tensor: Tensor, *, shared: bool = False) -> Tensor:
         """Show the scores; -inf is how a key is forbidden and stays allowed. An overflow that no
@@ -204,7 +218,8 @@ class ScorePoint(HookPoint):
 
 
 def remedy() -> str:
-    """What lets a gradient flow: it depends on whether gradients are on where it does not."""
+    """Return what lets a gradient flow: it depends on whether gradients are on where it does
+    not."""
     if torch.is_grad_enabled():
         return "  let the model's input, or a weight before this point, require a gradient"
     return (
@@ -226,15 +241,16 @@ def refuse_uncallable(name: str, fn: object) -> None:
 
 
 def unreadable(tensor: Tensor) -> bool:
-    """Whether values cannot be looked at: on meta, and while a graph is compiled."""
+    """Return whether values cannot be looked at: on meta, and while a graph is compiled."""
     return torch.compiler.is_compiling() or tensor.is_meta
 
 
 def version(tensor: Tensor) -> int | None:
-    """How often a tensor was written to; inference tensors and compiled graphs keep no count."""
+    """Return how often a tensor was written to; inference tensors and compiled graphs keep no
+    count."""
     return None if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
 def finite_or_forbidden(scores: Tensor) -> bool:
-    """Whether no score is NaN or +inf."""
+    """Return whether no score is NaN or +inf."""
     return bool((scores < torch.inf).all())

@@ -26,7 +26,7 @@ def random_inputs(
     generator: torch.Generator | None,
     left_padding: int,
 ) -> dict[str, Any]:
-    """See `PositionEmbeddingsAttentionBridge.get_random_inputs`."""
+    """Return what `PositionEmbeddingsAttentionBridge.get_random_inputs` does."""
     like = floating_parameter(bridge)
     device, dtype = torch.device(device or like.device), dtype or like.dtype
     draw = generator_for(seed, generator)
@@ -65,11 +65,11 @@ def random_inputs(
 def shared(
     bridge: PositionEmbeddingsAttentionBridge, like: Tensor, draw: torch.Generator | None
 ) -> dict[str, Any]:
-    """Where a layer leaves its keys and values, and made-up ones in their place for a layer that is
-    given an earlier one's (KV-1)."""
+    """Return where a layer leaves its keys and values, and made-up ones in their place for a layer
+    that is given an earlier one's (KV-1)."""
     variant, (batch, pos, _) = bridge.variant, like.shape
-    if variant.kv_given is None:
-        return {variant.calling.kv_left: {}} if variant.calling.kv_left else {}
+    if variant.shared_kv_argument is None:
+        return {variant.calling.kept_kv_argument: {}} if variant.calling.kept_kv_argument else {}
     shapes = [(batch, variant.kv_heads, pos, width) for width in (variant.d_head, variant.d_head_v)]
     pair = tuple(
         torch.randn(shape, generator=draw, device=draw.device if draw else like.device).to(
@@ -77,16 +77,16 @@ def shared(
         )
         for shape in shapes
     )
-    return {variant.kv_given: {shared_key(bridge.original_component): pair}}
+    return {variant.shared_kv_argument: {shared_key(bridge.original_component): pair}}
 
 
 def added(variant: Variant, like: Tensor, draw: torch.Generator | None) -> dict[str, Tensor]:
-    """Made-up numbers for a layer that is handed what is added to its value (PROJ-1)."""
-    if variant.value_added is None:
+    """Return made-up numbers for a layer that is handed what is added to its value (PROJ-1)."""
+    if variant.added_value is None:
         return {}
     shape = (*like.shape[:2], variant.kv_heads * variant.d_head_v)
     return {
-        variant.value_added: (
+        variant.added_value: (
             torch.randn(shape, generator=draw, device=draw.device if draw else like.device).to(
                 like.device, like.dtype
             )
@@ -95,7 +95,8 @@ def added(variant: Variant, like: Tensor, draw: torch.Generator | None) -> dict[
 
 
 def named_layer(bridge: PositionEmbeddingsAttentionBridge) -> dict[str, int]:
-    """A layer that a module which layers share can be called for: one whose adapters it holds."""
+    """Return a layer that a module which layers share can be called for: one whose adapters it
+    holds."""
     module: Any = bridge.original_component
     if bridge.variant.calling.layer is None:
         return {}
@@ -116,7 +117,7 @@ SOURCE = 3
 def other_sequence(
     variant: Variant, like: Tensor, draw: torch.Generator | None
 ) -> dict[str, Tensor]:
-    """Made-up states of another sequence that keys and values are made of too (KV-2)."""
+    """Return made-up states of another sequence that keys and values are made of too (KV-2)."""
     if variant.source is None:
         return {}
     shape = (like.shape[0], SOURCE, variant.d_model)
@@ -130,7 +131,7 @@ def other_sequence(
 
 
 def with_source(variant: Variant, ids: Tensor) -> Tensor:
-    """Position ids after those of another sequence that is rotated too."""
+    """Return position ids after those of another sequence that is rotated too."""
     if variant.source is None or variant.source.place == "after":
         return ids
     return torch.cat(
@@ -139,36 +140,38 @@ def with_source(variant: Variant, ids: Tensor) -> Tensor:
 
 
 def handed_picks(variant: Variant, like: Tensor) -> dict[str, Tensor]:
-    """Made-up picks for a layer that is handed an earlier one's (SEL-1): of each query its own
-    position, and the one half way to it."""
-    if variant.selector is None or variant.selector.given is None:
+    """Return made-up picks for a layer that is handed an earlier one's (SEL-1): of each query its
+    own position, and the one half way to it."""
+    if variant.selector is None or variant.selector.picks_argument is None:
         return {}
     at = torch.arange(like.shape[1], device=like.device)
     return {
-        variant.selector.given: torch.stack([at, at // 2], dim=-1).expand(like.shape[0], -1, -1)
+        variant.selector.picks_argument: torch.stack([at, at // 2], dim=-1).expand(
+            like.shape[0], -1, -1
+        )
     }
 
 
 def placed(variant: Variant, ids: Tensor) -> dict[str, Tensor]:
-    """What a layer that needs them is told of its positions: the positions, or made-up temperatures
-    (SCORE-4)."""
+    """Return what a layer that needs them is told of its positions: the positions, or made-up
+    temperatures (SCORE-4)."""
     if variant.calling.tables == "own" or variant.selector is not None:
         return {"position_ids": ids}
     if variant.temperature is None or variant.temperature.counted:
         return {}
-    if variant.temperature.given is None:
+    if variant.temperature.factor_argument is None:
         return {"position_ids": ids}
-    return {variant.temperature.given: 1.0 + 0.1 * ids[:, None, :, None].float()}
+    return {variant.temperature.factor_argument: 1.0 + 0.1 * ids[:, None, :, None].float()}
 
 
 def gets_tables_anyway(bridge: PositionEmbeddingsAttentionBridge) -> bool:
-    """Whether a layer that does not rotate is handed tables all the same."""
+    """Return whether a layer that does not rotate is handed tables all the same."""
     return bridge.rotary_emb is not None and bridge.variant.calling.tables == "all"
 
 
 def floating_parameter(bridge: PositionEmbeddingsAttentionBridge) -> Tensor:
-    """A parameter whose device and dtype are the module's own; a quantised module may hold none,
-    then torch's default."""
+    """Return a parameter whose device and dtype are the module's own; a quantised module may hold
+    none, then torch's default."""
     assert bridge.original_component is not None
     parameters = chain(
         *(bridge.submodule(role).parameters() for role in bridge.variant.roles),
@@ -180,14 +183,14 @@ def floating_parameter(bridge: PositionEmbeddingsAttentionBridge) -> Tensor:
 
 
 def generator_for(seed: int | None, generator: torch.Generator | None) -> torch.Generator | None:
-    """The generator that was given or seeded; None draws from torch's global one."""
+    """Return the generator that was given or seeded; None draws from torch's global one."""
     if seed is not None and generator is not None:
         raise ValueError("get_random_inputs was given a seed and a generator; give one of them")
     return torch.Generator().manual_seed(seed) if seed is not None else generator
 
 
 def paddings(batch: int, left_padding: int, device: torch.device) -> Tensor:
-    """(batch,) padded positions: none for the first, `left_padding` for the last."""
+    """Return (batch,) padded positions: none for the first, `left_padding` for the last."""
     return (
         torch.linspace(0, left_padding, batch, device=device).round().long()
         if batch > 1
@@ -196,13 +199,13 @@ def paddings(batch: int, left_padding: int, device: torch.device) -> Tensor:
 
 
 def position_ids(pos: int, padded: Tensor) -> Tensor:
-    """(batch, pos): positions count from the first real token; padding has position 0."""
+    """Return (batch, pos): positions count from the first real token; padding has position 0."""
     return (torch.arange(pos, device=padded.device)[None] - padded[:, None]).clamp(min=0)
 
 
 def additive_mask(pos: int, variant: Variant, padded: Tensor, dtype: torch.dtype) -> Tensor:
-    """(batch, 1, query, key): 0 where a query may see a key, the dtype's lowest number where not,
-    as transformers makes it."""
+    """Return (batch, 1, query, key): 0 where a query may see a key, the dtype's lowest number where
+    not, as transformers makes it."""
     real = torch.arange(pos, device=padded.device)[None] >= padded[:, None]
     rows = slice(0, pos)
     visible = Visibility(

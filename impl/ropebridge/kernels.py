@@ -22,12 +22,13 @@ ROWS = 128
 
 
 def row_blocks(query: int) -> list[slice]:
-    """The query rows, ROWS at a time; of no rows one block all the same, so that z has a shape."""
+    """Return the query rows, ROWS at a time; of no rows one block all the same, so that z has a
+    shape."""
     return [slice(start, min(start + ROWS, query)) for start in range(0, max(query, 1), ROWS)]
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, variant: Variant) -> Tensor:
-    """z by scaled_dot_product_attention, which makes no scores and no pattern.
+    """Return z by scaled_dot_product_attention, which makes no scores and no pattern.
 
     One call where its own causal flag, or a boolean mask already in memory, says what is visible;
     otherwise a call for each block of rows, with a mask of that block alone and only the keys that
@@ -57,14 +58,14 @@ def sdpa(
     mask: Tensor | None = None,
     causal: bool = False,
 ) -> Tensor:
-    """torch's fused kernel with this layer's scale and grouped heads."""
+    """Return torch's fused kernel with this layer's scale and grouped heads."""
     return F.scaled_dot_product_attention(
         q, k, v, mask, is_causal=causal, scale=variant.scale, enable_gqa=variant.group > 1
     )
 
 
 def by_rows(block: Callable[[slice], Tensor], query: int) -> Tensor:
-    """z of every block of rows, joined."""
+    """Return z of every block of rows, joined."""
     blocks = [block(rows) for rows in row_blocks(query)]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
 
@@ -78,8 +79,8 @@ def explicit(
     sinks: Tensor | None,
     dropout: float,
 ) -> Tensor:
-    """z by explicit scores and pattern, a block of rows at a time: for what the fused kernel cannot
-    do."""
+    """Return z by explicit scores and pattern, a block of rows at a time: for what the fused kernel
+    cannot do."""
 
     work = (
         torch.promote_types(q.dtype, torch.float32)
@@ -100,8 +101,8 @@ def explicit(
 
 
 def score(q: Tensor, k: Tensor, mask: Tensor | None, variant: Variant) -> Tensor:
-    """Scaled, softcapped, masked scores. The scale goes into the query first, or float16 would
-    overflow."""
+    """Return scaled, softcapped, masked scores. The scale goes into the query first, or float16
+    would overflow."""
     scores = grouped_product(q * variant.scale, k.transpose(2, 3))
     dtype = scores.dtype
     if variant.softcap is not None:
@@ -115,8 +116,8 @@ def score(q: Tensor, k: Tensor, mask: Tensor | None, variant: Variant) -> Tensor
 
 
 def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax over keys in at least float32, 0 in a row that sees none; a sink joins as a column
-    and is dropped again."""
+    """Return softmax over keys in at least float32, 0 in a row that sees none; a sink joins as a
+    column and is dropped again."""
     work = torch.promote_types(scores.dtype, torch.float32)
     if sinks is None:
         # torch._safe_softmax would break a compiled graph
@@ -127,8 +128,8 @@ def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def drop(pattern: Tensor, dropout: float) -> Tensor:
-    """Dropout of a whole pattern, drawn block by block: the numbers do not depend on who watches
-    (DROP-1)."""
+    """Return dropout of a whole pattern, drawn block by block: the numbers do not depend on who
+    watches (DROP-1)."""
     if not dropout:
         return pattern
     return torch.cat(
@@ -137,13 +138,13 @@ def drop(pattern: Tensor, dropout: float) -> Tensor:
 
 
 def mix(pattern: Tensor, v: Tensor) -> Tensor:
-    """z = pattern v."""
+    """Return z = pattern v."""
     return grouped_product(pattern, v)
 
 
 def grouped_product(rows: Tensor, shared: Tensor) -> Tensor:
-    """(batch, head, pos, n) times (batch, kv_head, n, m): the heads of a group stacked along the
-    rows, nothing copied."""
+    """Return (batch, head, pos, n) times (batch, kv_head, n, m): the heads of a group stacked along
+    the rows, nothing copied."""
     batch, heads, pos, n = rows.shape
     stacked = rows.reshape(batch, shared.shape[1], heads // shared.shape[1] * pos, n)
     return (stacked @ shared).view(batch, heads, pos, shared.shape[-1])

@@ -1,5 +1,5 @@
-"""What each query may see (clauses MASK-1 to MASK-5), for any block of query rows, without making
-the whole of it."""
+"""Define what each query may see (clauses MASK-1 to MASK-5), for any block of query rows, without
+making the whole of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ropebridge_spec import MaskError
 
 @dataclass(frozen=True)
 class Visibility:
-    """The keys that each query of one call may see.
+    """Hold the keys that each query of one call may see.
 
     mask: (batch or 1, head or 1, query or 1, key), boolean, additive or a flex mask: the whole
         truth (MASK-1); or None.
@@ -46,7 +46,8 @@ class Visibility:
 
     @property
     def plain_causal(self) -> bool:
-        """Whether the lower triangle says it all: what a fused kernel's own causal flag means."""
+        """Return whether the lower triangle says it all: what a fused kernel's own causal flag
+        means."""
         short = self.window is None or self.window >= self.key
         one_chunk = (
             self.chunk is None
@@ -63,7 +64,7 @@ class Visibility:
 
     @property
     def whole(self) -> Tensor | None:
-        """The mask, where it already lies in memory as a fused kernel takes it."""
+        """Return the mask, where it already lies in memory as a fused kernel takes it."""
         return (
             self.mask
             if isinstance(self.mask, Tensor)
@@ -74,7 +75,8 @@ class Visibility:
         )
 
     def keys_of(self, rows: slice) -> slice:
-        """The keys that any of these rows may see; never none, so that every block has a shape."""
+        """Return the keys that any of these rows may see; never none, so that every block has a
+        shape."""
         if self.mask is not None or self.key_bias is not None or self.beyond:
             return slice(0, self.key)
         first, _ = self._span(self.first_query + rows.start)
@@ -83,7 +85,7 @@ class Visibility:
         return slice(start, max(min(stop - self.first_key, self.key), start + 1))
 
     def _span(self, position: int) -> tuple[int, int]:
-        """The first key position that a query sees, and the one after the last."""
+        """Return the first key position that a query sees, and the one after the last."""
         first, stop = 0, position + 1 if self.causal else self.first_key + self.key
         if self.window is not None:
             first, stop = position - self.window + 1, min(stop, position + self.window)
@@ -93,15 +95,15 @@ class Visibility:
         return first, stop
 
     def block(self, rows: slice, keys: slice) -> Tensor | None:
-        """What is added to the scores of some rows and keys: booleans, or a bias with -inf; None
-        where all of them see all."""
+        """Return what is added to the scores of some rows and keys: booleans, or a bias with -inf;
+        None where all of them see all."""
         visible = self._visible(rows, keys)
         return (
             visible if self.key_bias is None else with_key_bias(visible, self.key_bias, self.keep)
         )
 
     def _visible(self, rows: slice, keys: slice) -> Tensor | None:
-        """The mask of some rows and keys, of those picked."""
+        """Return the mask of some rows and keys, of those picked."""
         mask, picked = self._mask_block(rows, keys), self.picked
         if mask is None or picked is None or mask.dtype == torch.bool:
             return both(mask, None if picked is None else picked[:, :, rows, keys])
@@ -130,7 +132,7 @@ class Visibility:
         return visible[None, None]
 
     def _sees_all(self, rows: slice, keys: slice) -> bool:
-        """Whether the last row sees the first key, and the first row the last key."""
+        """Return whether the last row sees the first key, and the first row the last key."""
         first, _ = self._span(self.first_query + max(rows.stop - 1, rows.start))
         _, stop = self._span(self.first_query + rows.start)
         return bool(first <= self.first_key + keys.start and self.first_key + keys.stop <= stop)
@@ -140,8 +142,8 @@ class Visibility:
 
 
 def with_key_bias(visible: Tensor | None, key_bias: Tensor, keep: int | None) -> Tensor:
-    """Keys biased, -inf where they may not be seen, nor belong to so many of the largest bias of
-    those that may (SCORE-5)."""
+    """Return keys biased, -inf where they may not be seen, nor belong to so many of the largest
+    bias of those that may (SCORE-5)."""
     own = key_bias
     if visible is not None:
         own = key_bias.masked_fill(
@@ -155,15 +157,15 @@ def with_key_bias(visible: Tensor | None, key_bias: Tensor, keep: int | None) ->
 
 
 def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """What two boolean masks both allow."""
+    """Return what two boolean masks both allow."""
     if one is None or other is None:
         return other if one is None else one
     return one & other
 
 
 def forbid_lowest(bias: Tensor) -> Tensor:
-    """-inf for every entry at most half the lowest number of the bias's own dtype (MASK-5), in at
-    least float32."""
+    """Return -inf for every entry at most half the lowest number of the bias's own dtype (MASK-5),
+    in at least float32."""
     lowest = torch.finfo(bias.dtype).min / 2
     return bias.to(torch.promote_types(bias.dtype, torch.float32)).masked_fill(
         bias <= lowest, -torch.inf
@@ -203,7 +205,7 @@ def read_mask(
 
 
 def shape_of(mask: Tensor | BlockMask) -> tuple[int, ...]:
-    """Batch, head, query and key, as far as the mask has them."""
+    """Return Batch, head, query and key, as far as the mask has them."""
     if isinstance(mask, Tensor):
         return tuple(mask.shape)
     batch, heads = mask.shape[:2]
@@ -211,8 +213,8 @@ def shape_of(mask: Tensor | BlockMask) -> tuple[int, ...]:
 
 
 def block_of(mask: BlockMask, rows: slice, keys: slice) -> Tensor:
-    """Booleans (batch or 1, head or 1, rows, keys) of a flex mask, made for these rows and keys
-    alone."""
+    """Return booleans (batch or 1, head or 1, rows, keys) of a flex mask, made for these rows and
+    keys alone."""
 
     def shifted(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return mask.mask_mod(batch, head, query + rows.start, key + keys.start)
@@ -230,7 +232,7 @@ def block_of(mask: BlockMask, rows: slice, keys: slice) -> Tensor:
 
 
 def read_whole(mask: Tensor) -> Tensor:
-    """A four-axis mask: booleans or floating-point biases."""
+    """Return a four-axis mask: booleans or floating-point biases."""
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise MaskError(
             f"attention_mask has four axes and dtype {mask.dtype}; clause MASK-1 requires"
@@ -240,7 +242,7 @@ def read_whole(mask: Tensor) -> Tensor:
 
 
 def read_padding(mask: Tensor) -> Tensor:
-    """A two-axis mask as booleans; numbers other than 0 and 1 would be ambiguous and are
+    """Return a two-axis mask as booleans; numbers other than 0 and 1 would be ambiguous and are
     refused."""
     if mask.dtype == torch.bool:
         return mask

@@ -17,14 +17,14 @@ Pair = tuple[Tensor, Tensor]
 
 
 def given(call: Call, module: nn.Module) -> Pair:
-    """Those that an earlier layer left (KV-1)."""
+    """Return the keys and values that an earlier layer left (KV-1)."""
     keys, values = call.shared_kv[shared_key(module)]
     return keys, values
 
 
 def remember(own: Pair, call: Call, module: nn.Module, variant: Variant) -> Pair:
-    """This call's after those of earlier calls, left in the cache as the family leaves them
-    (CACHE-1, EDIT-4), and for later layers (KV-1)."""
+    """Return this call's keys and values after those of earlier calls, left in the cache as the
+    family leaves them (CACHE-1, EDIT-4), and for later layers (KV-1)."""
     pair = own
     if call.cache is not None and variant.source is not None and variant.source.place == "after":
         pair = apart(own, call)
@@ -32,13 +32,13 @@ def remember(own: Pair, call: Call, module: nn.Module, variant: Variant) -> Pair
         pair = extended(own, call)
     elif call.cache is not None:
         pair = beside(call.cache.layers[call.cache_layer], own)
-    if variant.calling.kv_left is not None:
+    if variant.calling.kept_kv_argument is not None:
         call.shared_kv[shared_key(module)] = pair
     return pair
 
 
 def extended(own: Pair, call: Call) -> Pair:
-    """Own keys and values after those in the cache, updated as the wrapped class updates it
+    """Return own keys and values after those in the cache, updated as the wrapped class updates it
     (CACHE-1).
 
     Raises:
@@ -59,13 +59,13 @@ def extended(own: Pair, call: Call) -> Pair:
 
 
 def changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two mappings hold other objects, or under other names."""
+    """Return whether two mappings hold other objects, or under other names."""
     return one.keys() != other.keys() or any(one[name] is not other[name] for name in one)
 
 
 def apart(own: Pair, call: Call) -> Pair:
-    """Own keys and values, then those of another sequence, which are cached apart and made once
-    (KV-2)."""
+    """Return own keys and values, then those of another sequence, which are cached apart and made
+    once (KV-2)."""
     pos, layer, held = (
         call.hidden_states.shape[1],
         call.cache_layer,
@@ -80,8 +80,8 @@ def apart(own: Pair, call: Call) -> Pair:
 
 
 def beside(layer: Any, own: Pair) -> Pair:
-    """Keys and values after those that lie in a layer of a cache, which stays as it is; in a static
-    layer before its empty places."""
+    """Return keys and values after those that lie in a layer of a cache, which stays as it is; in a
+    static layer before its empty places."""
     held = int(layer.cumulative_length) if layer.is_compileable else layer.keys.shape[2]
     keys, values = (
         torch.cat([old[:, :, :held], new, old[:, :, held:]], dim=2)

@@ -18,14 +18,14 @@ def normalise(x: Tensor, module: Any, norm: Norm) -> Tensor:
     """
     if x.dtype == torch.float64:
         return by_formula(x, *affine(module, norm), norm)
-    normed: Tensor = head_by_head(x, module) if norm.apart else module(x)
+    normed: Tensor = head_by_head(x, module) if norm.module_per_head else module(x)
     return normed
 
 
 def affine(module: Any, norm: Norm) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias, None where there is none; a row a head, where each head has a module of its
-    own."""
-    if norm.apart:
+    """Return weight and bias, None where there is none; a row a head, where each head has a module
+    of its own."""
+    if norm.module_per_head:
         parts = list(module.norms)
         return torch.stack([part.weight for part in parts]), (
             torch.stack([part.bias for part in parts]) if norm.bias else None
@@ -34,8 +34,8 @@ def affine(module: Any, norm: Norm) -> tuple[Tensor | None, Tensor | None]:
 
 
 def head_by_head(x: Tensor, module: Any) -> Tensor:
-    """Each head by its own norm: the module takes (batch, head, pos, width). Several heads may
-    share a norm, side by side."""
+    """Return each head by its own norm: the module takes (batch, head, pos, width). Several heads
+    may share a norm, side by side."""
     batch, pos, heads, width = x.shape
     kept = len(module.norms)
     grouped = x.reshape(batch, pos, kept, heads // kept, width).permute(0, 2, 1, 3, 4)
@@ -44,7 +44,7 @@ def head_by_head(x: Tensor, module: Any) -> Tensor:
 
 
 def by_formula(x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm) -> Tensor:
-    """The formula of clause NORM-1, in at least float32; the result has x's dtype."""
+    """Return the formula of clause NORM-1, in at least float32; the result has x's dtype."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     wide = wide - wide.mean(-1, keepdim=True) if norm.kind == "layer" else wide
     unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)

@@ -1,4 +1,4 @@
-"""The rotary side of a bridge: its rotary module, the tables it is given, and their hooks."""
+"""Rotary side of a bridge: its rotary module, the tables it is given, and their hooks."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class PositionEmbeddingHooksMixin:
         object.__setattr__(self, "rotary_emb", rotary_emb)
 
     def make_tables(self, hidden_states: Tensor, position_ids: Tensor) -> Any:
-        """The tables for these positions, as the model's own rotary module makes them: (cos, sin),
-        or one complex tensor.
+        """Return the tables for these positions, as the model's own rotary module makes them: (cos,
+        sin), or one complex tensor.
 
         Args:
             hidden_states: gives the tables' dtype and device.
@@ -78,8 +78,8 @@ class PositionEmbeddingHooksMixin:
     def tables(
         self, given: Any, hidden_states: Tensor, position_ids: Callable[[], Tensor]
     ) -> Tables | None:
-        """The tables of this call through their hooks; None in a layer that does not rotate (POS-1,
-        CFG-3).
+        """Return the tables of this call through their hooks; None in a layer that does not rotate
+        (POS-1, CFG-3).
 
         `position_ids` is asked only where tables must be made.
         """
@@ -101,7 +101,7 @@ class PositionEmbeddingHooksMixin:
         return self.hook("hook_cos")(cos, shared=True), self.hook("hook_sin")(sin, shared=True)
 
     def _of_this_call(self, table: Tensor, hidden_states: Tensor) -> Tensor:
-        """The table of this call's positions, where the layer is handed that of all keys."""
+        """Return the table of this call's positions, where the layer is handed that of all keys."""
         return (
             table[..., -hidden_states.shape[1] :, :]
             if self.variant.calling.tables_of == "keys"
@@ -109,8 +109,8 @@ class PositionEmbeddingHooksMixin:
         )
 
     def with_earlier(self, tables: Tables, given: Any) -> Tables:
-        """The tables of this call, after those of earlier positions where the layer is handed these
-        too."""
+        """Return the tables of this call, after those of earlier positions where the layer is
+        handed these too."""
         if self.variant.calling.tables_of == "positions" or given is None:
             return tables
         cos, sin = (
@@ -120,8 +120,8 @@ class PositionEmbeddingHooksMixin:
         return cos, sin
 
     def _pair(self, given: Any) -> Tables:
-        """What was handed down as position embeddings, as a pair of tensors; a complex table is cos
-        + i sin, a real one sin and then cos."""
+        """Return what was handed down as position embeddings, as a pair of tensors; a complex table
+        is cos + i sin, a real one sin and then cos."""
         if isinstance(given, Tensor) and given.is_complex():
             return given.real, given.imag
         if isinstance(given, Tensor) and self.variant.calling.tables_in != "position_embeddings":
@@ -145,7 +145,7 @@ class PositionEmbeddingHooksMixin:
         )
 
     def _batched(self, table: Tensor, hidden_states: Tensor) -> Tensor:
-        """A table with its batch axis, of the shape clause POS-2 requires."""
+        """Return a table with its batch axis, of the shape clause POS-2 requires."""
         table = table[None] if table.ndim == 2 else table
         batch, pos, _ = hidden_states.shape
         pos = (
@@ -170,5 +170,5 @@ class PositionEmbeddingHooksMixin:
 
 
 def positions(start: int, pos: int, device: torch.device) -> Tensor:
-    """(1, pos) position ids that follow on `start` earlier positions."""
+    """Return (1, pos) position ids that follow on `start` earlier positions."""
     return torch.arange(start, start + pos, device=device)[None]

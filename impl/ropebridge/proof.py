@@ -1,4 +1,4 @@
-"""The calls by which a bridge is proved: one of all positions, and a decode with a cache, as the
+"""Calls by which a bridge is proved: one of all positions, and a decode with a cache, as the
 wrapped class is called."""
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def proof_calls(twin: PositionEmbeddingsAttentionBridge) -> Iterator[ProofCall]:
         "cache": None,
     }
     yield ProofCall(arguments(twin, fresh(given, variant)), arguments(twin, fresh(given, variant)))
-    if names["cache"] is None or variant.kv_given is not None:
+    if names["cache"] is None or variant.shared_kv_argument is not None:
         return
     layer = cache_layer(twin, given)
     ours, theirs = new_cache(twin, layer), new_cache(twin, layer)
@@ -122,7 +122,7 @@ def new_cache(twin: PositionEmbeddingsAttentionBridge, layer: int) -> Any:
 def fresh(span: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     """Return the same inputs, with an empty mapping of their own to leave keys and values in
     (KV-1)."""
-    leaves_in = variant.calling.kv_left
+    leaves_in = variant.calling.kept_kv_argument
     return {**span, leaves_in: {}} if leaves_in is not None else dict(span)
 
 
@@ -159,7 +159,7 @@ def along(name: str, value: Any, variant: Variant, span: slice) -> Any:
         return value
     return (
         value[:, :, span]
-        if temperature is not None and name == temperature.given
+        if temperature is not None and name == temperature.factor_argument
         else value[:, span]
     )
 
@@ -199,7 +199,7 @@ def held(cache: Any, layer: int) -> dict[str, Tensor]:
 def left(inputs: Mapping[str, Any], module: Any, variant: Variant) -> dict[str, Tensor]:
     """Return the keys and values (batch, kv_head, key, width) that a call left for later layers
     (KV-1); nothing where it leaves none."""
-    name = variant.calling.kv_left
+    name = variant.calling.kept_kv_argument
     if name is None:
         return {}
     keys, values = inputs[name][shared_key(module)]

@@ -29,7 +29,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
 
 
 def parts(x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-    """The dimensions that pass through, and those that rotate."""
+    """Return the dimensions that pass through, and those that rotate."""
     passing = x.shape[-1] - rotary.width
     if rotary.end == "trailing":
         return x[..., :passing], x[..., passing:]
@@ -37,7 +37,7 @@ def parts(x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
 
 
 def quarter_turn(x: Tensor, rotary: Rotary) -> Tensor:
-    """Each pair (a, b) turned by 90 degrees: (-b, a); backward (b, -a)."""
+    """Return each pair (a, b) turned by 90 degrees: (-b, a); backward (b, -a)."""
     a, b = x.chunk(2, dim=-1) if rotary.pairing == "half" else (x[..., 0::2], x[..., 1::2])
     turned = (-b, a) if rotary.direction == "forward" else (b, -a)
     return (
@@ -48,7 +48,8 @@ def quarter_turn(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 def lay(table: Tensor, rotary: Rotary) -> Tensor:
-    """A table with one entry a rotated dimension, in the order in which the pairing reads them."""
+    """Return a table with one entry a rotated dimension, in the order in which the pairing reads
+    them."""
     if rotary.table in ("half", "complex"):
         return (
             torch.cat([table, table], dim=-1)
@@ -63,8 +64,8 @@ def lay(table: Tensor, rotary: Rotary) -> Tensor:
 
 
 def fitting(tables: tuple[Tensor, Tensor], pos: int) -> tuple[Tensor, Tensor]:
-    """The last rows of (cos, sin), for so many positions; where there are fewer, rows that turn
-    nothing after them (KV-2)."""
+    """Return the last rows of (cos, sin), for so many positions; where there are fewer, rows that
+    turn nothing after them (KV-2)."""
     cos, sin = tables
     if cos.shape[1] == pos:
         return tables

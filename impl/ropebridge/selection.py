@@ -1,5 +1,5 @@
-"""A layer's own selector of keys (clause SEL-1): called as its class calls it, and what it gives
-read as booleans."""
+"""Layer's own selector of keys (clause SEL-1): called as its class calls it, and what it gives read
+as booleans."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ropebridge_spec import ContractError, Selector
 
 @dataclass(frozen=True)
 class Given:
-    """What a selector may ask for.
+    """Hold what a selector may ask for.
 
     hidden_states: (batch, pos, d_model). q_latent: (batch, pos, q_rank), or None. tables: (cos,
         sin), or None.
@@ -32,7 +32,8 @@ class Given:
 
 
 def handed_down(name: str, argument: str, picks: Tensor | None) -> Tensor:
-    """An earlier layer's picks, without which a layer that has no selector cannot go on (SEL-1)."""
+    """Return an earlier layer's picks, without which a layer that has no selector cannot go on
+    (SEL-1)."""
     if picks is None:
         raise ContractError(
             f"{name!r} was given no {argument}, and picks no keys of its own; clause SEL-1 requires"
@@ -42,8 +43,8 @@ def handed_down(name: str, argument: str, picks: Tensor | None) -> Tensor:
 
 
 def pick(module: nn.Module, selector: Selector, given: Given, seen: Visibility) -> Tensor:
-    """What the selector gives, in its family's form; each argument under the name that transformers
-    has for it."""
+    """Return what the selector gives, in its family's form; each argument under the name that
+    transformers has for it."""
     x = given.hidden_states
     # position_ids: ([axis,] batch, pos)
     arguments = {
@@ -67,8 +68,8 @@ def pick(module: nn.Module, selector: Selector, given: Given, seen: Visibility) 
 
 
 def mask_for(selector: Selector, seen: Visibility, batch: int) -> Tensor:
-    """What may be seen, (batch, query, key) for a selector of keys, else (batch, 1, query, key):
-    booleans, or the bias that the mask is."""
+    """Return what may be seen, (batch, query, key) for a selector of keys, else (batch, 1, query,
+    key): booleans, or the bias that the mask is."""
     mask = seen.block(slice(0, seen.query), slice(0, seen.key))
     if mask is None:
         mask = torch.ones(1, 1, seen.query, seen.key, dtype=torch.bool, device=seen.device)
@@ -77,7 +78,7 @@ def mask_for(selector: Selector, seen: Visibility, batch: int) -> Tensor:
 
 
 def allowed(picks: Tensor, selector: Selector, heads: int, keys: int) -> Tensor:
-    """(batch, head or 1, query, key): whether a key was picked for a query."""
+    """Return (batch, head or 1, query, key): whether a key was picked for a query."""
     # additive in transformers 5.18 to 5.20, where the mask that it is given is
     if selector.picks == "mask":
         return picks if picks.dtype == torch.bool else picks > torch.finfo(picks.dtype).min / 2

@@ -1,4 +1,4 @@
-"""The bridge as the judge sees it: `ropebridge check ropebridge.subject:Factory`.
+"""Bridge as the judge sees it: `ropebridge check ropebridge.subject:Factory`.
 
 Nothing of the judge is imported here."""
 
@@ -41,8 +41,8 @@ class BridgedLayer:
     def run(
         self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()
     ) -> tuple[Tensor, Tensor | None]:
-        """One forward call with hooks, which are gone after it; those of the backward pass stay
-        until the next call."""
+        """Return one forward call with hooks, which are gone after it; those of the backward pass
+        stay until the next call."""
         while self._backward:
             self._backward.pop().remove()
         points = self.bridge.hook_points
@@ -57,7 +57,7 @@ class BridgedLayer:
 
 
 def whole_pattern(returned: Mapping[str, Any]) -> Tensor | None:
-    """The pattern over all keys, of a layer that gives it back whole or in parts."""
+    """Return the pattern over all keys, of a layer that gives it back whole or in parts."""
     if "pattern" in returned:
         return returned["pattern"]  # type: ignore[no-any-return]
     own, source = returned["pattern_own"], returned["pattern_source"]
@@ -66,18 +66,18 @@ def whole_pattern(returned: Mapping[str, Any]) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Factory:
-    """The production bridge as a subject; `families` is what `describe` knows."""
+    """Make subjects of the production bridge; `families` is what `describe` knows."""
 
     name: str = "bridge"
     families: Mapping[str, Family | Variant] = field(default_factory=lambda: FAMILIES)
 
     @property
     def unsupported(self) -> Mapping[str, str]:
-        """The bridge has everything, in every family it serves."""
+        """Return no gap: the bridge has everything, in every family it serves."""
         return {}
 
     def layer(
         self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()
     ) -> BridgedLayer:
-        """A bridge around an attention module."""
+        """Return a bridge around an attention module."""
         return BridgedLayer(module, rotary, opted_in, self.families)

@@ -26,7 +26,7 @@ from ropebridge_spec import (
     RopebridgeError,
     Variant,
     VerificationError,
-    attended,
+    attention_inputs,
     bounds,
 )
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ropebridge.bridge import PositionEmbeddingsAttentionBridge
     from ropebridge.calls import Call
 
-PLAIN = (bool, int, float, str, type(None))
+PLAIN_TYPES = (bool, int, float, str, type(None))
 NORM_ROUNDINGS = 64
 """Roundings to float32 that query and key may carry from the module's norms and tables."""
 
@@ -74,7 +74,7 @@ def refuse_meta(bridge: PositionEmbeddingsAttentionBridge) -> None:
 
 
 def kind_of(bridge: PositionEmbeddingsAttentionBridge) -> tuple[object, ...]:
-    """What tells a layer from one whose proof would do for it.
+    """Return what tells a layer from one whose proof would do for it.
 
     The module's own plain attributes are part of it: a switch that the variant does not know may be
     the very fault.
@@ -83,7 +83,7 @@ def kind_of(bridge: PositionEmbeddingsAttentionBridge) -> tuple[object, ...]:
     switches = tuple(
         (name, value)
         for name, value in sorted(vars(module).items())
-        if isinstance(value, PLAIN) and name != "layer_idx"
+        if isinstance(value, PLAIN_TYPES) and name != "layer_idx"
     )
     return (type(module), bridge.variant, switches)
 
@@ -195,19 +195,19 @@ def compare_keys(
 
 
 def row_sum(pattern: Tensor) -> Tensor:
-    """What the keys of a row have in all."""
+    """Return what the keys of a row have in all."""
     return pattern.sum(-1, keepdim=True)
 
 
 def whole(pattern: Tensor) -> Tensor:
-    """A pattern with the share of the sink given back to the keys."""
+    """Return a pattern with the share of the sink given back to the keys."""
     return pattern / row_sum(pattern)
 
 
 def float64_twin(
     bridge: PositionEmbeddingsAttentionBridge,
 ) -> tuple[PositionEmbeddingsAttentionBridge, nn.Module]:
-    """A bridge over a float64 copy of the module, which runs eager, in eval mode and without
+    """Return a bridge over a float64 copy of the module, which runs eager, in eval mode and without
     anyone's hooks; the original is not touched."""
     assert bridge.original_component is not None
     module: Any = copy_without_hooks(bridge.original_component).double().eval()
@@ -221,8 +221,8 @@ def float64_twin(
 
 
 def copy_without_hooks(module: nn.Module) -> nn.Module:
-    """A deep copy in which no torch hook fires: what users hooked is not to see the inputs of a
-    proof."""
+    """Return a deep copy in which no torch hook fires: what users hooked is not to see the inputs
+    of a proof."""
     tables = (
         table
         for part in module.modules()
@@ -257,9 +257,10 @@ def record(
 def float32_bounds(
     twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """How far pattern and output may be off where scores, softmax and values round to float32."""
+    """Return how far pattern and output may be off where scores, softmax and values round to
+    float32."""
     variant, dtype = twin.variant, "float32"
-    q = by_head(kept, attended(variant)[0]).transpose(1, 2)
+    q = by_head(kept, attention_inputs(variant)[0]).transpose(1, 2)
     k, v = kept["keys"], kept["values"]
     scores, pattern = kept["hook_attn_scores"], kept["hook_pattern"]
     magnitude = kernels.grouped_product(
@@ -282,7 +283,7 @@ def float32_bounds(
 
 
 def outward(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor]) -> Tensor:
-    """(in, out): what z is multiplied by; the identity where the layer around projects."""
+    """Return (in, out): what z is multiplied by; the identity where the layer around projects."""
     z = kept["hook_z"].flatten(-2)
     return (
         linear_map(twin.submodule("o"), like=z)
@@ -292,16 +293,16 @@ def outward(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor]) ->
 
 
 def by_head(kept: dict[str, Tensor], name: str) -> Tensor:
-    """What a hook point held, head by head: a flat norm shows all heads as one axis."""
+    """Return what a hook point held, head by head: a flat norm shows all heads as one axis."""
     return kept[name].reshape(
         kept["hook_v" if "_v" in name else "hook_rot_q" if "_q" in name else "hook_rot_k"].shape
     )
 
 
 def hottest(variant: Variant) -> float:
-    """The largest factor that the query's temperature takes at the positions of a proof."""
+    """Return the largest factor that the query's temperature takes at the positions of a proof."""
     temperature = variant.temperature
-    if temperature is not None and temperature.given is not None:
+    if temperature is not None and temperature.factor_argument is not None:
         return 1.0 + 0.1 * POS
     return (
         1.0
@@ -313,7 +314,7 @@ def hottest(variant: Variant) -> float:
 def finished(
     twin: PositionEmbeddingsAttentionBridge, z: Tensor, error: Tensor, kept: dict[str, Tensor]
 ) -> Tensor:
-    """The error of z after its norm, which divides by its size, and after the gate."""
+    """Return the error of z after its norm, which divides by its size, and after the gate."""
     norm, gate, kind = twin.variant.z_norm, kept.get("hook_gate"), twin.variant.differential
     if kind is not None:
         z, (first, second) = subtract(z, twin.wrapped, kind), error.chunk(2, dim=2)
@@ -331,8 +332,8 @@ def finished(
 
 
 def linear_map(projection: nn.Module, *, like: Tensor) -> Tensor:
-    """(in, out): what a projection multiplies by; read off its answers where something is wrapped
-    around it (LoRA, quantisation)."""
+    """Return (in, out): what a projection multiplies by; read off its answers where something is
+    wrapped around it (LoRA, quantisation)."""
     if type(projection) is nn.Linear:
         return projection.weight.T
     width = like.shape[-1]

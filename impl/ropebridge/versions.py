@@ -1,5 +1,5 @@
-"""The releases of transformers that this ropebridge was tested with, and a warning where a newer
-one is installed."""
+"""Releases of transformers that this ropebridge was tested with, and a warning where a newer one is
+installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def sdpa_refuses_softcaps(installed: str = transformers.__version__) -> bool:
 
 
 class UntestedTransformers(UserWarning):
-    """The installed transformers is newer than the newest that was tested."""
+    """Report that the installed transformers is newer than the newest that was tested."""
 
 
 def warn_if_untested(installed: str = transformers.__version__) -> None:

@@ -13,23 +13,23 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 from ropebridge_reference.differential import side_by_side, subtract
-from ropebridge_reference.gate import gate, gated
-from ropebridge_reference.key_bias import key_bias, of_the_largest
+from ropebridge_reference.gate import gated, open_gate
+from ropebridge_reference.key_bias import bias_keys, of_the_largest
 from ropebridge_reference.masks import Bias, bias_of_mask, causal_bias, padding_bias, selection_bias
-from ropebridge_reference.mix import exclude, mix, output, result, sum_of_results
+from ropebridge_reference.mix import exclude, mix_values, output, result, sum_of_results
 from ropebridge_reference.norm import normalise
-from ropebridge_reference.pattern import pattern
+from ropebridge_reference.pattern import make_pattern
 from ropebridge_reference.project import (
     adapt,
     add,
     clip,
     latent,
     multiply,
-    project,
+    project_heads,
     with_rotary_part,
 )
 from ropebridge_reference.rotary import rotate, turns
-from ropebridge_reference.scores import scores, temper
+from ropebridge_reference.scores import scale_by_temperature, score_keys
 from ropebridge_reference.split import split_inputs
 from ropebridge_reference.weights import Affine, Weights
 from ropebridge_spec import ContractError, OptIn, Variant
@@ -68,13 +68,14 @@ class Past:
 def recall(
     past: Float[Tensor, "batch past kv_head d"], new: Float[Tensor, "batch pos kv_head d"]
 ) -> Float[Tensor, "batch key kv_head d"]:
-    """CACHE-1: along the key axis, what was there before comes first."""
+    """Return (batch, key, kv_head, width): what was there before, then the own, along the key axis
+    (CACHE-1)."""
     return torch.cat([past, new], dim=1)
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a layer returns, and the keys and values a later call may be given as its past."""
+    """Hold what a layer returns, and the keys and values a later call may be given as its past."""
 
     out: Float[Tensor, "batch pos d_model"]
     pattern: Float[Tensor, "batch head pos key"]
@@ -83,8 +84,8 @@ class Output:
 
 @dataclass(frozen=True)
 class Stages:
-    """The functions the layer is composed of, and those that read its mask; a mutant replaces one
-    of them."""
+    """Hold the functions the layer is composed of, and those that read its mask; a mutant replaces
+    one of them."""
 
     causal_bias: Callable[..., Tensor] = causal_bias
     padding_bias: Callable[..., Tensor] = padding_bias
@@ -92,7 +93,7 @@ class Stages:
     selection_bias: Callable[..., Tensor] = selection_bias
     split_inputs: Callable[..., tuple[Tensor, Tensor, Tensor]] = split_inputs
     latent: Callable[..., Tensor] = latent
-    project: Callable[..., Tensor] = project
+    project: Callable[..., Tensor] = project_heads
     adapt: Callable[..., Tensor] = adapt
     with_rotary_part: Callable[..., Tensor] = with_rotary_part
     multiply: Callable[..., Tensor] = multiply
@@ -101,12 +102,12 @@ class Stages:
     turns: Callable[..., Tensor] = turns
     rotate: Callable[..., Tensor] = rotate
     recall: Callable[..., Tensor] = recall
-    temper: Callable[..., Tensor] = temper
-    key_bias: Callable[..., Tensor] = key_bias
-    scores: Callable[..., Tensor] = scores
-    pattern: Callable[..., Tensor] = pattern
-    gate: Callable[..., Tensor] = gate
-    mix: Callable[..., Tensor] = mix
+    scale_by_temperature: Callable[..., Tensor] = scale_by_temperature
+    key_bias: Callable[..., Tensor] = bias_keys
+    scores: Callable[..., Tensor] = score_keys
+    pattern: Callable[..., Tensor] = make_pattern
+    gate: Callable[..., Tensor] = open_gate
+    mix: Callable[..., Tensor] = mix_values
     subtract: Callable[..., Tensor] = subtract
     exclude: Callable[..., Tensor] = exclude
     gated: Callable[..., Tensor] = gated
@@ -119,11 +120,11 @@ STAGES = Stages()
 
 
 def untouched(name: str, value: Tensor) -> Tensor:
-    """An `at` that nobody watches."""
+    """Return an `at` that nobody watches."""
     return value
 
 
-def attention(
+def attention_layer(
     x: Float[Tensor, "batch pos d_model"],
     tables: Tables | None,
     bias: Bias,
@@ -133,13 +134,13 @@ def attention(
     positions: Real[Tensor, "#batch pos"] | None = None,
     past: Past | None = None,
     select: Select | None = None,
-    value_added: Float[Tensor, "batch pos kv_head d_head_v"] | None = None,
+    added_value: Float[Tensor, "batch pos kv_head d_head_v"] | None = None,
     source: Float[Tensor, "batch source d_model"] | None = None,
     opted_in: Collection[OptIn] = (),
     at: At = untouched,
     stages: Stages = STAGES,
 ) -> Output:
-    """One attention layer, in any floating dtype; in float64 it is the oracle.
+    """Return one attention layer, in any floating dtype; in float64 it is the oracle.
 
     Args:
         x: hidden states.
@@ -152,7 +153,7 @@ def attention(
             where they are given.
         past: rotated keys, and values, of earlier positions; in a layer whose keys and values are
             given, those of all positions.
-        select, value_added, source: the layer's selector, what is added to the value, states of
+        select, added_value, source: the layer's selector, what is added to the value, states of
             another sequence, where a family has them.
         opted_in: the hook points that are made on request only. at: sees every hook point, in
             order.
@@ -168,7 +169,7 @@ def attention(
         else x
     )
     c = latents(x, weights, variant, at, stages)
-    made = heads(x, x_kv, c, weights, variant, value_added, opted_in, at, stages)
+    made = heads(x, x_kv, c, weights, variant, added_value, opted_in, at, stages)
     tables = shown(tables, variant, at)
     q, *made_kv = rotated(made, tables, weights, variant, at, stages)
     past = kept(past, made_kv, stages)
@@ -179,7 +180,9 @@ def attention(
     s = shown_in(
         x.dtype,
         "hook_attn_scores",
-        stages.scores(stages.temper(q, positions, variant.temperature), past.key, bias, variant),
+        stages.scores(
+            stages.scale_by_temperature(q, positions, variant.temperature), past.key, bias, variant
+        ),
         at,
     )
     p = at("hook_pattern", stages.pattern(s, weights.sinks).to(x.dtype))
@@ -194,7 +197,7 @@ def attention(
 def put_out(
     z: Tensor, weights: Weights, opted_in: Collection[OptIn], at: At, stages: Stages
 ) -> Tensor:
-    """The output (OUT-1), from results head by head where those are opted in to (RES-1)."""
+    """Return the output (OUT-1), from results head by head where those are opted in to (RES-1)."""
     if "attn_result" in opted_in:
         return at(
             "hook_out",
@@ -211,8 +214,8 @@ def biased(
     variant: Variant,
     stages: Stages,
 ) -> Bias:
-    """What is added to the scores: the mask's bias, of the keys that were picked (SEL-1), and the
-    keys' own (SCORE-5)."""
+    """Return what is added to the scores: the mask's bias, of the keys that were picked (SEL-1),
+    and the keys' own (SCORE-5)."""
     bias = bias if picked is None else bias + stages.selection_bias(picked)
     if variant.key_bias is None:
         return bias
@@ -222,7 +225,7 @@ def biased(
 
 
 def mixed(p: Tensor, v: Tensor, weights: Weights, variant: Variant, stages: Stages) -> Tensor:
-    """Each head's mix of values (MIX-1), less its own value's part (MIX-3), in differential
+    """Return each head's mix of values (MIX-1), less its own value's part (MIX-3), in differential
     attention of each pair of heads the difference (DIFF-1)."""
     if variant.exclusive is not None:
         return stages.exclude(stages.mix(p, v), v[:, -p.shape[2] :], weights.alpha)
@@ -236,15 +239,15 @@ def mixed(p: Tensor, v: Tensor, weights: Weights, variant: Variant, stages: Stag
 
 
 def shown_in(dtype: torch.dtype, name: str, value: Tensor, at: At) -> Tensor:
-    """A value that hooks are shown rounded to `dtype`; where nobody touches it, the layer goes on
-    with it as it was."""
+    """Return a value that hooks are shown rounded to `dtype`; where nobody touches it, the layer
+    goes on with it as it was."""
     rounded = value.to(dtype)
     left = at(name, rounded)
     return value if left is rounded else left
 
 
 def kept(past: Past | None, made: list[Tensor], stages: Stages) -> Past:
-    """Keys and values of all positions; a layer that makes none goes by those it is given
+    """Return keys and values of all positions; a layer that makes none goes by those it is given
     (KV-1)."""
     if not made:
         return given(past, "keys and values", "KV-1")
@@ -258,7 +261,7 @@ def kept(past: Past | None, made: list[Tensor], stages: Stages) -> Past:
 
 @dataclass(frozen=True)
 class Latents:
-    """What query, and key and value, come up from; None where they are projected straight from
+    """Hold what query, and key and value, come up from; None where they are projected straight from
     hook_in."""
 
     q: Float[Tensor, "batch pos q_rank"] | None = None
@@ -266,7 +269,7 @@ class Latents:
 
 
 def latents(x: Tensor, weights: Weights, variant: Variant, at: At, stages: Stages) -> Latents:
-    """The latents of hook_in that every head shares (LAT-1)."""
+    """Return the latents of hook_in that every head shares (LAT-1)."""
     if variant.latent is None:
         return Latents()
     kind, c_q = variant.latent, None
@@ -297,7 +300,7 @@ def joined(
     source: Float[Tensor, "batch source d_model"],
     variant: Variant,
 ) -> Float[Tensor, "batch kv_pos d_model"]:
-    """KV-2: what key and value are projected from, in the order of the keys."""
+    """Return what key and value are projected from, in the order of the keys (KV-2)."""
     before = variant.source is not None and variant.source.place == "before"
     return torch.cat([source, x] if before else [x, source], dim=1)
 
@@ -308,13 +311,13 @@ def heads(
     c: Latents,
     weights: Weights,
     variant: Variant,
-    value_added: Tensor | None,
+    added_value: Tensor | None,
     opted_in: Collection[OptIn],
     at: At,
     stages: Stages,
 ) -> list[Tensor]:
-    """Query, key and value heads of this call's positions, normed unless that comes after rotation;
-    the query alone where key and value are given."""
+    """Return query, key and value heads of this call's positions, normed unless that comes after
+    rotation; the query alone where key and value are given."""
     x_q, x_k, x_v = stages.split_inputs(x, variant, opted_in, at)
     if variant.source is not None:
         x_k, x_v, _ = stages.split_inputs(x_kv, replace(variant, heads=variant.kv_heads), (), at)
@@ -332,7 +335,7 @@ def heads(
             ),
         )
     ]
-    if not variant.kv_given:
+    if not variant.shared_kv_argument:
         k = stages.adapt(
             stages.project(c_k, given(weights.W_K, "W_K", "PROJ-1"), weights.b_K),
             c_k,
@@ -351,10 +354,10 @@ def heads(
         )
         v = stages.multiply(v, 1.0 if variant.value_is_key else variant.v_multiplier)
         v = stages.clip(v, variant.clip)
-        made += [k, at("hook_v", v if value_added is None else add(v, value_added))]
+        made += [k, at("hook_v", v if added_value is None else add(v, added_value))]
     if early:
         made = normed(made, weights, variant, at, stages)
-    if variant.value_norm is not None and not variant.kv_given:
+    if variant.value_norm is not None and not variant.shared_kv_argument:
         made[2] = at("hook_v_normed", stages.normalise(made[2], weights.v_norm, variant.value_norm))
     return made
 
@@ -364,8 +367,8 @@ def risen(
     x: Float[Tensor, "batch pos head d_model"],
     variant: Variant,
 ) -> Float[Tensor, "batch pos head _"]:
-    """What each head is projected from: the latent that all share, or where there is none its
-    input."""
+    """Return what each head is projected from: the latent that all share, or where there is none
+    its input."""
     return (
         x if c is None else repeat(c, "batch pos rank -> batch pos head rank", head=variant.heads)
     )
@@ -374,8 +377,8 @@ def risen(
 def normed(
     made: list[Tensor], weights: Weights, variant: Variant, at: At, stages: Stages
 ) -> list[Tensor]:
-    """Query and key after the family's norm (NORM-1), clipped where the family clips (CLIP-1); the
-    value as it is."""
+    """Return query and key after the family's norm (NORM-1), clipped where the family clips
+    (CLIP-1); the value as it is."""
     assert variant.norm is not None
     bound = None if variant.norm.after_rotation else variant.clip
     for place, (role, affine) in enumerate(
@@ -387,7 +390,7 @@ def normed(
 
 
 def shown(tables: Tables | None, variant: Variant, at: At) -> Tables | None:
-    """The tables as their hooks leave them (POS-1); None in a layer that does not rotate."""
+    """Return the tables as their hooks leave them (POS-1); None in a layer that does not rotate."""
     if variant.rotary is None:
         return None
     cos, sin = given(tables, "tables (cos, sin)", "CFG-3")
@@ -402,8 +405,8 @@ def rotated(
     at: At,
     stages: Stages,
 ) -> list[Tensor]:
-    """Query and key rotated (ROT-1), and normed where that comes after (NORM-3); the value as it
-    is."""
+    """Return query and key rotated (ROT-1), and normed where that comes after (NORM-3); the value
+    as it is."""
     if variant.rotary is not None and tables is not None:
         of_query, of_key = (
             stages.turns(*pair, variant.rotary) for pair in tables_apart(tables, made)
@@ -424,8 +427,8 @@ def rotated(
 
 
 def tables_apart(tables: Tables, made: list[Tensor]) -> tuple[QueryTables, KeyTables]:
-    """The tables of the query's positions, the last there are, and those of the key's: a sequence
-    that comes after is not rotated (KV-2)."""
+    """Return the tables of the query's positions, the last there are, and those of the key's: a
+    sequence that comes after is not rotated (KV-2)."""
     pos, kv_pos = made[0].shape[1], made[-1].shape[1]
     cos, sin = tables
     beyond = kv_pos - cos.shape[1]
@@ -437,8 +440,8 @@ def tables_apart(tables: Tables, made: list[Tensor]) -> tuple[QueryTables, KeyTa
 
 
 def gates(x: Tensor, weights: Weights, variant: Variant, at: At, stages: Stages) -> Tensor | None:
-    """The gate (GATE-1) of hook_in, whatever inputs are split, or of the query's latent; None where
-    the family has none."""
+    """Return the gate (GATE-1) of hook_in, whatever inputs are split, or of the query's latent;
+    None where the family has none."""
     if variant.gate is None:
         return None
     every_head = repeat(x, "batch pos d_model -> batch pos head d_model", head=variant.heads)
@@ -448,15 +451,15 @@ def gates(x: Tensor, weights: Weights, variant: Variant, at: At, stages: Stages)
 
 
 def given(value: T | None, what: str, clause: str) -> T:
-    """What a layer cannot do without."""
+    """Return what a layer cannot do without."""
     if value is None:
         raise ContractError(f"the layer was given no {what}; clause {clause} requires them")
     return value
 
 
 def a_key_for_every_head(weights: Weights, variant: Variant) -> tuple[Weights, Variant]:
-    """Clause SPLIT-3: the weights of a kv head, once for each query head that shares it; kv_head is
-    then head."""
+    """Bound the error of clause SPLIT-3: the weights of a kv head, once for each query head that
+    shares it; kv_head is then head."""
 
     def spread(w: Tensor) -> Tensor:
         return repeat(w, "kv_head ... -> (kv_head group) ...", group=variant.group)
@@ -473,7 +476,8 @@ def a_key_for_every_head(weights: Weights, variant: Variant) -> tuple[Weights, V
 
 
 def key_norm_for_every_head(affine: Affine, variant: Variant) -> Affine:
-    """The key norm's weight and bias, where they tell heads apart, once for each query head."""
+    """Return the key norm's weight and bias, where they tell heads apart, once for each query
+    head."""
     if variant.norm is None or (variant.norm.over == "head" and not variant.norm.per_head):
         return affine
 

@@ -15,14 +15,14 @@ Lambdas = Float[Tensor, "4 d_head"]
 
 
 def side_by_side(v: Value) -> Float[Tensor, "batch key kv_head d_pair"]:
-    """What both heads of a pair mix: the values of kv heads j and j + kv_heads / 2, for kv head j
-    and again for j + kv_heads / 2."""
+    """Return what both heads of a pair mix: the values of kv heads j and j + kv_heads / 2, for kv
+    head j and again for j + kv_heads / 2."""
     once = rearrange(v, "batch key (half j) d -> batch key j (half d)", half=2)
     return torch.cat([once, once], dim=2)
 
 
 def strength(lambdas: Lambdas, kind: Differential) -> Float[Tensor, ""]:
-    """exp(q1 . k1) - exp(q2 . k2) + init, in at least float32."""
+    """Return exp(q1 . k1) - exp(q2 . k2) + init, in at least float32."""
     q1, k1, q2, k2 = lambdas.to(torch.promote_types(lambdas.dtype, torch.float32))
     much: Tensor = (q1 @ k1).exp() - (q2 @ k2).exp() + kind.init
     return much
@@ -31,7 +31,8 @@ def strength(lambdas: Lambdas, kind: Differential) -> Float[Tensor, ""]:
 def subtract(
     z: Float[Tensor, "batch query head d_pair"], lambdas: Lambdas, kind: Differential
 ) -> Float[Tensor, "batch query pair d_pair"]:
-    """Of each pair of heads the first's mix less the second's, as strong as `strength` says."""
+    """Return of each pair of heads the first's mix less the second's, as strong as `strength`
+    says."""
     first, second = rearrange(z, "batch query (half pair) d -> half batch query pair d", half=2)
     difference: Tensor = first - strength(lambdas, kind) * second
     return difference.to(z.dtype)

@@ -24,8 +24,8 @@ ACTIVATION: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def gate(logits: Heads, kind: Gate) -> Heads:
-    """The activation, in at least float32, rounded once."""
+def open_gate(logits: Heads, kind: Gate) -> Heads:
+    """Return the activation, in at least float32, rounded once."""
     return ACTIVATION[kind.activation](
         logits.to(torch.promote_types(logits.dtype, torch.float32))
     ).to(logits.dtype)
@@ -34,8 +34,8 @@ def gate(logits: Heads, kind: Gate) -> Heads:
 def gated(
     mixed: Z, g: Float[Tensor, "batch pos head *d_head_v"] | None, affine: Affine, norm: Norm | None
 ) -> Z:
-    """The mix of values, normed, then multiplied by the gate; either only where the family does
-    so."""
+    """Return the mix of values, normed, then multiplied by the gate; either only where the family
+    does so."""
     if norm is not None:
         mixed = normalise(mixed, affine, norm).reshape(mixed.shape)
     if g is None:

@@ -15,9 +15,9 @@ from ropebridge_spec import Variant
 Value = Float[Tensor, "batch key kv_head d_head_v"]
 
 
-def key_bias(v: Value, weights: Weights, variant: Variant) -> Float[Tensor, "batch head 1 key"]:
-    """exp(A softplus(W_dt v + b_dt)) of each kv head, for the query heads that share it; in at
-    least float32."""
+def bias_keys(v: Value, weights: Weights, variant: Variant) -> Float[Tensor, "batch head 1 key"]:
+    """Return exp(A softplus(W_dt v + b_dt)) of each kv head, for the query heads that share it; in
+    at least float32."""
     assert weights.W_dt is not None
     assert weights.A is not None
     wide = torch.promote_types(v.dtype, torch.float32)
@@ -37,8 +37,8 @@ def key_bias(v: Value, weights: Weights, variant: Variant) -> Float[Tensor, "bat
 def of_the_largest(
     biases: Float[Tensor, "batch head 1 key"], bias: Bias, keep: int
 ) -> Float[Tensor, "batch head query key"]:
-    """The mask's bias and the keys' own, -inf but for so many keys of the largest own bias among
-    those that may be seen."""
+    """Return the mask's bias and the keys' own, -inf but for so many keys of the largest own bias
+    among those that may be seen."""
     both = bias + biases.to(bias.dtype)
     if keep >= both.shape[-1]:
         return both

@@ -17,7 +17,8 @@ Bias = Float[Tensor, "#batch #head query key"]
 def causal_bias(
     query: Int[Tensor, " query"], key: Int[Tensor, " key"], reach: Variant
 ) -> Float[Tensor, "1 1 query key"]:
-    """MASK-2: position i sees j <= i, unless the layer is not causal, within window and chunk."""
+    """Return the bias under which position i sees j <= i, unless the layer is not causal, within
+    window and chunk (MASK-2)."""
     distance = query[:, None] - key[None, :]
     visible = (distance >= 0) | (not reach.causal)
     if reach.window is not None:
@@ -28,15 +29,15 @@ def causal_bias(
 
 
 def padding_bias(padding: Bool[Tensor, "batch key"]) -> Float[Tensor, "batch 1 1 key"]:
-    """MASK-3: no query sees a key whose entry is False."""
+    """Return the bias under which no query sees a key whose entry is False (MASK-3)."""
     return forbid(~padding)[:, None, None, :]
 
 
 def bias_of_mask(
     mask: Bool[Tensor, "#batch #head #query key"] | Bias,
 ) -> Float[Tensor, "#batch #head #query key"]:
-    """MASK-1 and MASK-5: True sees; an additive entry at most half the dtype's lowest number
-    forbids."""
+    """Return a mask as a bias (MASK-1, MASK-5): True sees; an additive entry at most half the
+    dtype's lowest number forbids."""
     if mask.dtype == torch.bool:
         return forbid(~mask)
     return mask.double().masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -math.inf)
@@ -45,10 +46,10 @@ def bias_of_mask(
 def selection_bias(
     picked: Bool[Tensor, "batch #head query key"],
 ) -> Float[Tensor, "batch #head query key"]:
-    """SEL-1: no query sees a key that is not picked for it."""
+    """Return the bias under which no query sees a key that is not picked for it (SEL-1)."""
     return forbid(~picked)
 
 
 def forbid(forbidden: Bool[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-    """-inf where forbidden, else 0."""
+    """Return -inf where forbidden, else 0."""
     return torch.zeros_like(forbidden, dtype=torch.float64).masked_fill(forbidden, -math.inf)

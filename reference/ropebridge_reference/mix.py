@@ -13,8 +13,8 @@ Z = Float[Tensor, "batch query head d_head_v"]
 W_O = Float[Tensor, "head d_head_v d_model"]
 
 
-def mix(p: Pattern, v: Value) -> Z:
-    """Each head's weighted mean of the values of its kv head."""
+def mix_values(p: Pattern, v: Value) -> Z:
+    """Return each head's weighted mean of the values of its kv head."""
     p = rearrange(
         p, "batch (kv_head group) query key -> batch kv_head group query key", kv_head=v.shape[2]
     )
@@ -27,7 +27,7 @@ def mix(p: Pattern, v: Value) -> Z:
 def exclude(
     z: Z, v: Float[Tensor, "batch query kv_head d_head_v"], alpha: Float[Tensor, " head"]
 ) -> Z:
-    """MIX-3: less the part of z along the query's own value."""
+    """Return z less its part along the query's own value (MIX-3)."""
     wide = torch.promote_types(z.dtype, torch.float32)
     u = repeat(
         torch.nn.functional.normalize(v.to(wide), dim=-1),
@@ -45,14 +45,14 @@ def exclude(
 
 
 def result(z: Z, W: W_O) -> Float[Tensor, "batch query head d_model"]:
-    """What each head adds to the output."""
+    """Return what each head adds to the output."""
     return einsum(z, W, "batch query head d, head d d_model -> batch query head d_model")
 
 
 def output(
     z: Z, W: W_O, b: Float[Tensor, " d_model"] | None
 ) -> Float[Tensor, "batch query d_model"]:
-    """All heads together, and the bias; summed in at least float32, rounded once."""
+    """Return all heads together, and the bias; summed in at least float32, rounded once."""
     wide = torch.promote_types(z.dtype, torch.float32)
     y = einsum(z.to(wide), W.to(wide), "batch query head d, head d d_model -> batch query d_model")
     return (y if b is None else y + b).to(z.dtype)
@@ -61,7 +61,7 @@ def output(
 def sum_of_results(
     r: Float[Tensor, "batch query head d_model"], b: Float[Tensor, " d_model"] | None
 ) -> Float[Tensor, "batch query d_model"]:
-    """The output where each head's result was made: their sum, and the bias."""
+    """Return the output where each head's result was made: their sum, and the bias."""
     y = einsum(
         r.to(torch.promote_types(r.dtype, torch.float32)),
         "batch query head d_model -> batch query d_model",

@@ -33,15 +33,15 @@ def normalise(x: Heads, affine: Affine, norm: Norm) -> Normed:
 
 
 def factor(weight: Float[Tensor, "..."], norm: Norm) -> Float[Tensor, "..."]:
-    """w, or 1 + w."""
+    """Return w, or 1 + w."""
     return weight if norm.weight == "scale" else 1.0 + weight
 
 
 def centred(x: Tensor, norm: Norm) -> Tensor:
-    """x, less its mean in a layer norm."""
+    """Return x, less its mean in a layer norm."""
     return x - x.mean(-1, keepdim=True) if norm.kind == "layer" else x
 
 
 def inverse_size(x: Tensor, norm: Norm) -> Tensor:
-    """1 / sqrt(mean square + eps), or 1 / sqrt(variance + eps) in a layer norm."""
+    """Return 1 / sqrt(mean square + eps), or 1 / sqrt(variance + eps) in a layer norm."""
     return torch.rsqrt(centred(x, norm).square().mean(-1, keepdim=True) + norm.eps)

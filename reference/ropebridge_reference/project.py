@@ -12,12 +12,12 @@ from ropebridge_reference.weights import Affine, Weights
 from ropebridge_spec import Norm
 
 
-def project(
+def project_heads(
     x: Float[Tensor, "batch pos head d_model"],
     W: Float[Tensor, "head d_model d_head"],
     b: Float[Tensor, "head d_head"] | None,
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """x W + b, each head with its own input and its own weights; summed in at least float32,
+    """Return x W + b, each head with its own input and its own weights; summed in at least float32,
     rounded once."""
     wide = torch.promote_types(x.dtype, torch.float32)
     y = einsum(
@@ -33,12 +33,14 @@ def adapt(
     x: Float[Tensor, "batch pos head d_model"],
     adapter: tuple[Float[Tensor, "d_model adapter"], Float[Tensor, "head adapter width"]] | None,
 ) -> Float[Tensor, "batch pos head width"]:
-    """A projection, and what its adapter adds (LoRA, arXiv:2106.09685)."""
+    """Return a projection, and what its adapter adds (LoRA, arXiv:2106.09685)."""
     if adapter is None:
         return y
     down, up = adapter
-    return y + project(
-        project(x, repeat(down, "d_model adapter -> head d_model adapter", head=x.shape[2]), None),
+    return y + project_heads(
+        project_heads(
+            x, repeat(down, "d_model adapter -> head d_model adapter", head=x.shape[2]), None
+        ),
         up,
         None,
     )
@@ -50,11 +52,11 @@ def with_rotary_part(
     weights: Weights,
     norm: Norm | None = None,
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """The key heads; with latents, what came up from the latent is followed by the rotary part that
-    all heads share, normed where the family does so."""
+    """Return the key heads; with latents, what came up from the latent is followed by the rotary
+    part that all heads share, normed where the family does so."""
     if weights.W_KR is None:
         return k
-    rotary = project(x, weights.W_KR, weights.b_KR)
+    rotary = project_heads(x, weights.W_KR, weights.b_KR)
     return torch.cat(
         [k, rotary if norm is None else normalise(rotary, weights.k_rotary_norm, norm)], dim=-1
     )
@@ -69,7 +71,8 @@ def latent(
     scale: float,
     beside: bool = False,
 ) -> Float[Tensor, "batch pos width"]:
-    """scale norm(x W + b); and x W + b itself beside it, where the family brings that up too."""
+    """Return scale norm(x W + b); and x W + b itself beside it, where the family brings that up
+    too."""
     wide = torch.promote_types(x.dtype, torch.float32)
     y = einsum(x.to(wide), W.to(wide), "batch pos d_model, d_model rank -> batch pos rank")
     c = rearrange((y if b is None else y + b).to(x.dtype), "batch pos rank -> batch pos 1 rank")
@@ -82,22 +85,22 @@ def latent(
 
 
 def multiply(x: Float[Tensor, "*axes"], factor: float) -> Float[Tensor, "*axes"]:
-    """The family's multiplier of a projection."""
+    """Return the family's multiplier of a projection."""
     return x if factor == 1 else factor * x
 
 
 def add(
-    v: Float[Tensor, "batch pos head d"], value_added: Float[Tensor, "batch pos kv_head d"]
+    v: Float[Tensor, "batch pos head d"], added_value: Float[Tensor, "batch pos kv_head d"]
 ) -> Float[Tensor, "batch pos head d"]:
-    """The value and what the model hands down to be added to it, the same for all heads that share
-    it."""
+    """Return the value and what the model hands down to be added to it, the same for all heads that
+    share it."""
     return v + repeat(
-        value_added,
+        added_value,
         "batch pos kv_head d -> batch pos (kv_head group) d",
-        group=v.shape[2] // value_added.shape[2],
+        group=v.shape[2] // added_value.shape[2],
     )
 
 
 def clip(x: Float[Tensor, "*axes"], bound: float | None) -> Float[Tensor, "*axes"]:
-    """min(max(x, -bound), bound)."""
+    """Return min(max(x, -bound), bound), or x where there is no bound."""
     return x if bound is None else x.clamp(-bound, bound)

@@ -25,7 +25,7 @@ Heads = Float[Tensor, "batch pos head d_head"]
 
 
 def turns(cos: Table, sin: Table, rotary: Rotary) -> Turns:
-    """The 2x2 rotation of every pair at every position: rows [cos, -sin] and [sin, cos].
+    """Return the 2x2 rotation of every pair at every position: rows [cos, -sin] and [sin, cos].
 
     Where a table holds each frequency twice, each row of the matrix reads its own copy.
     """
@@ -52,7 +52,7 @@ def rotate(x: Heads, turn: Turns, rotary: Rotary) -> Heads:
 def rotate_all(
     x: Float[Tensor, "batch pos head width"], turn: Turns, rotary: Rotary
 ) -> Float[Tensor, "batch pos head width"]:
-    """Turn every pair."""
+    """Turn every pair of every vector."""
     work = torch.promote_types(x.dtype, torch.float32) if rotary.precision == "float32" else x.dtype
     plane = rearrange(
         x, f"batch pos head {PAIRING[rotary.pairing]} -> batch pos head pair two", two=2
@@ -64,7 +64,7 @@ def rotate_all(
 def turn_planes(
     turn: Turns, plane: Float[Tensor, "batch pos head pair 2"]
 ) -> Float[Tensor, "batch pos head pair 2"]:
-    """One matrix a pair, shared by all heads; a table of batch 1 serves the whole batch."""
+    """Return one matrix a pair, shared by all heads; a table of batch 1 serves the whole batch."""
     turn = turn.expand(plane.shape[0], *turn.shape[1:])
     return einsum(
         turn, plane, "batch pos pair out two, batch pos head pair two -> batch pos head pair out"

@@ -15,9 +15,9 @@ Key = Float[Tensor, "batch key kv_head d_head"]
 Scores = Float[Tensor, "batch head query key"]
 
 
-def scores(q: Query, k: Key, bias: Bias, variant: Variant) -> Scores:
-    """Scaled, softcapped, masked. Query heads come in groups, one group a kv head: head = (kv_head
-    group)."""
+def score_keys(q: Query, k: Key, bias: Bias, variant: Variant) -> Scores:
+    """Return scaled, softcapped, masked. Query heads come in groups, one group a kv head: head =
+    (kv_head group)."""
     wide = (
         torch.promote_types(q.dtype, torch.float32)
         if variant.score_precision == "float32"
@@ -38,25 +38,29 @@ def scores(q: Query, k: Key, bias: Bias, variant: Variant) -> Scores:
 
 
 def softcap(s: Scores, cap: float | None) -> Scores:
-    """cap * tanh(s / cap) (Gemma 2, arXiv:2408.00118, section 2)."""
+    """Return cap * tanh(s / cap) (Gemma 2, arXiv:2408.00118, section 2)."""
     return s if cap is None else cap * torch.tanh(s / cap)
 
 
-def temper(
+def scale_by_temperature(
     q: Query, positions: Real[Tensor, "#batch query"] | None, temperature: Temperature | None
 ) -> Query:
-    """The query times its temperature; of a temperature that is given, `positions` is the factor
-    itself."""
+    """Return the query times its temperature; of a temperature that is given, `positions` is the
+    factor itself."""
     if temperature is None or positions is None:
         return q
-    factor = positions.double() if temperature.given else heat(positions, temperature)
+    factor = (
+        positions.double()
+        if temperature.factor_argument
+        else temperature_at(positions, temperature)
+    )
     return (q * rearrange(factor, "batch query -> batch query 1 1")).to(q.dtype)
 
 
-def heat(
+def temperature_at(
     positions: Real[Tensor, "#batch query"], temperature: Temperature
 ) -> Float[Tensor, "#batch query"]:
-    """1 + beta log(1 + floor((i + shift) / length)) (Llama 4; arXiv:2501.19399)."""
+    """Return 1 + beta log(1 + floor((i + shift) / length)) (Llama 4; arXiv:2501.19399)."""
     return 1 + temperature.beta * torch.log1p(
         torch.floor((positions.double() + temperature.shift) / temperature.length)
     )

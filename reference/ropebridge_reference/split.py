@@ -17,7 +17,7 @@ PerHead = Float[Tensor, "batch pos _ d_model"]
 def split_inputs(
     x: Residual, variant: Variant, opted_in: Collection[OptIn], at: Callable[[str, Tensor], Tensor]
 ) -> tuple[PerHead, PerHead, PerHead]:
-    """What the query, key and value heads read: hook_in, copied for each head.
+    """Return what the query, key and value heads read: hook_in, copied for each head.
 
     Under `attn_in` (clause SPLIT-3) one copy a query head serves query, key and value; `variant` is
     then ungrouped.
@@ -34,5 +34,5 @@ def split_inputs(
 
 
 def copies(x: Residual, heads: int) -> PerHead:
-    """The residual stream as each of `heads` heads reads it."""
+    """Return the residual stream as each of `heads` heads reads it."""
     return repeat(x, "batch pos d_model -> batch pos head d_model", head=heads)

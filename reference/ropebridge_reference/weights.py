@@ -1,4 +1,4 @@
-"""The learned tensors of one attention layer, head by head."""
+"""Learned tensors of one attention layer, head by head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Affine:
-    """What a norm multiplies by and adds; None where it does not.
+    """Hold what a norm multiplies by and adds; None where it does not.
 
     One row of the normed width, a row a head, or one row of (head width) where all heads are normed
     flat.
@@ -21,7 +21,7 @@ class Affine:
     bias: Float[Tensor, "..."] | None = None
 
 
-PLAIN = Affine()
+NO_AFFINE = Affine()
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Weights:
     b_KR: Float[Tensor, "head rotary"] | None = None
     W_G: Float[Tensor, "head d_model_q gate"] | None = None
     b_G: Float[Tensor, "head gate"] | None = None
-    q_latent_norm: Affine = PLAIN
-    k_rotary_norm: Affine = PLAIN
-    kv_latent_norm: Affine = PLAIN
-    q_norm: Affine = PLAIN
-    k_norm: Affine = PLAIN
-    v_norm: Affine = PLAIN
-    z_norm: Affine = PLAIN
+    q_latent_norm: Affine = NO_AFFINE
+    k_rotary_norm: Affine = NO_AFFINE
+    kv_latent_norm: Affine = NO_AFFINE
+    q_norm: Affine = NO_AFFINE
+    k_norm: Affine = NO_AFFINE
+    v_norm: Affine = NO_AFFINE
+    z_norm: Affine = NO_AFFINE
     sinks: Float[Tensor, " head"] | None = None
     adapters: Mapping[
         str, tuple[Float[Tensor, "d_model adapter"], Float[Tensor, "heads adapter width"]]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ropebridge import Bridged, attach
+from ropebridge import BridgedModel, attach
 
 TOKENS, HEADS, WIDTH = 12, 4, 32
 """Vocabulary, heads a layer, d_head."""
@@ -127,7 +127,7 @@ def circuit_model() -> LlamaForCausalLM:
 
 
 @pytest.fixture
-def circuit(circuit_model: LlamaForCausalLM) -> Iterator[Bridged]:
+def circuit(circuit_model: LlamaForCausalLM) -> Iterator[BridgedModel]:
     """The hand-built model, bridged."""
     with attach(circuit_model, use_split_qkv_input=True) as bridged:
         yield bridged

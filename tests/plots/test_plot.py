@@ -1,4 +1,4 @@
-"""`Bridged.plot`: what is drawn is what the hook held, and what cannot be drawn is refused."""
+"""`BridgedModel.plot`: what is drawn is what the hook held, and what cannot be drawn is refused."""
 
 import json
 import re

@@ -36,9 +36,9 @@ def test_it_is_loaded_by_its_path():
 def test_nothing_fails_that_is_not_known_to(case, dtype):
     bench = Bench(Factory())
     verdicts = [judge(bench, question, KNOWN) for question in plan([case], (dtype,))]
-    assert [v for v in verdicts if v.verdict in BAD] == []
+    assert [v for v in verdicts if v.outcome in BAD] == []
     assert {Outcome.PASS, Outcome.KNOWN_FAILURE, Outcome.UNSUPPORTED} == {
-        v.verdict for v in verdicts
+        v.outcome for v in verdicts
     }
 
 
@@ -75,7 +75,7 @@ def test_what_is_wrong_behind_the_adapter_is_named_at_its_stage(spoil, stage):
         if question.check == VALUES and question.scenario == "prefill"
     ]
     verdicts = [judge(bench, question) for question in asked]
-    assert [v.hook for v in verdicts if v.verdict in BAD] == [stage]
+    assert [v.hook for v in verdicts if v.outcome in BAD] == [stage]
 
 
 class Spoiled:

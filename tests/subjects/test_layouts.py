@@ -123,7 +123,7 @@ def killer_of(mutant):
         (
             verdict
             for verdict in (judge(bench, question) for question in questions)
-            if verdict.verdict in BAD
+            if verdict.outcome in BAD
         ),
         None,
     )
@@ -147,8 +147,8 @@ def test_the_one_fault_that_the_translation_hides_is_a_declared_gap():
         "float32",
         "cpu",
     )
-    assert judge(Bench(hidden.subject()), question).verdict == Outcome.FAIL
-    assert judge(Bench(Foreign(hidden.subject(), unsupported={})), question).verdict == Outcome.PASS
+    assert judge(Bench(hidden.subject()), question).outcome == Outcome.FAIL
+    assert judge(Bench(Foreign(hidden.subject(), unsupported={})), question).outcome == Outcome.PASS
     assert "MASK-5" in hugging_face.GAPS
 
 
@@ -160,7 +160,7 @@ def test_a_right_layer_behind_the_translation_is_not_accused(case):
         for question in plan([case], ("float32",))
         if question.check in (*ARMS, "an_edit_in_place_is_what_the_rest_of_the_layer_sees")
     ]
-    assert [verdict for verdict in verdicts if verdict.verdict in BAD] == []
+    assert [verdict for verdict in verdicts if verdict.outcome in BAD] == []
 
 
 # ---- one translation ----

@@ -71,9 +71,11 @@ def a_step_leaves_its_positions_in_the_cache(bench: Bench, q: Question) -> Findi
 
 
 def leaves_keys(scenario: Scenario, variant: Variant) -> bool:
-    """Layers that leave keys and values of their own in the cache."""
+    """Accept layers that leave keys and values of their own in the cache."""
     return (
-        possible(scenario, variant) and variant.kv_given is None and variant.calling.extends_cache
+        possible(scenario, variant)
+        and variant.shared_kv_argument is None
+        and variant.calling.extends_cache
     )
 
 

@@ -72,7 +72,7 @@ def nothing_of_size_query_by_key_is_made_where_nobody_watches(bench: Bench, q: Q
 
 
 def counted(bench: Bench, q: Question, watch: Watch) -> tuple[Made, CallInputs]:
-    """What is made in the scenario's call."""
+    """Return what is made in the scenario's call."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
     call = calls(q.situation, q.specimen, layer)[0]
     hooks = [(name, nothing) for name in watched(q.specimen, q.situation, watch)]
@@ -82,7 +82,7 @@ def counted(bench: Bench, q: Question, watch: Watch) -> tuple[Made, CallInputs]:
 
 
 def nothing(tensor: Tensor, hook: Any) -> None:
-    """A hook that does nothing at all."""
+    """Do nothing: a hook that looks away."""
 
 
 def no_number_is_read_on_the_way(bench: Bench, q: Question) -> Finding:
@@ -132,8 +132,8 @@ def a_layer_runs_on_meta(bench: Bench, q: Question) -> Finding:
 
 
 def on_meta(call: CallInputs) -> CallInputs:
-    """A call whose tensors hold no numbers: made elsewhere, because some rotary modules read one to
-    choose their frequencies."""
+    """Return a call whose tensors hold no numbers: made elsewhere, because some rotary modules read
+    one to choose their frequencies."""
     return replace(
         call,
         given=tree_map(
@@ -143,7 +143,7 @@ def on_meta(call: CallInputs) -> CallInputs:
 
 
 def complaints(trace: Any, wanted: Sequence[str], variant: Variant) -> str:
-    """What is wrong with the order or the shapes of a call."""
+    """Return what is wrong with the order or the shapes of a call."""
     if trace.fired != list(wanted):
         return f"on meta fired {trace.fired}; clause FIRE-1 requires {list(wanted)}"
     return next(
@@ -152,13 +152,13 @@ def complaints(trace: Any, wanted: Sequence[str], variant: Variant) -> str:
 
 
 def on_demand(scenario: Scenario, variant: Variant) -> bool:
-    """Layers that can be called with so many positions, and whose keys nobody else picks."""
+    """Accept layers that can be called with so many positions, and whose keys nobody else picks."""
     return possible(scenario, variant) and variant.selector is None and tables_go_on(variant)
 
 
 def unselected(scenario: Scenario, variant: Variant) -> bool:
-    """Layers whose numbers are all their own: a selector is a module of the family's, and does as
-    it likes."""
+    """Accept layers whose numbers are all their own: a selector is a module of the family's, and
+    does as it likes."""
     return possible(scenario, variant) and variant.selector is None
 
 

@@ -26,11 +26,11 @@ from ropebridge_conformance.traces import Trace, record
 from ropebridge_spec import HOOK, HookSpec, axis_names
 from ropebridge_spec.hooks import resolve
 
-SCENARIOS = ("prefill", "decode", *OPTED)
+EDITED_CALLS = ("prefill", "decode", *OPTED)
 
 
 def nudged(value: Tensor) -> Tensor:
-    """An edit that no later stage can absorb: affine, another number for every element. -inf
+    """Return an edit that no later stage can absorb: affine, another number for every element. -inf
     stays."""
     generator = torch.Generator().manual_seed(1)
     noise = torch.rand(value.shape, generator=generator).to(value.device, value.dtype)
@@ -120,7 +120,7 @@ def an_edit_in_place_stays_in_the_layer(bench: Bench, q: Question) -> Finding:
 
 
 def held(call: CallInputs) -> list[Tensor]:
-    """The tensors that the caller of a layer holds."""
+    """Return the tensors that the caller of a layer holds."""
     return [leaf for leaf in tree_leaves(dict(call.given)) if isinstance(leaf, Tensor)]
 
 
@@ -131,7 +131,7 @@ def a_replacement_reaches_the_stages_nobody_watches(bench: Bench, q: Question) -
 
 
 def head_axis(hook: HookSpec, q: Question) -> tuple[int, int]:
-    """The axis that counts heads, and how many entries of it one head takes."""
+    """Return the axis that counts heads, and how many entries of it one head takes."""
     for axis, name in enumerate(axis_names(hook.axes)):
         if "head" in name.strip("()").split(" ")[0]:
             return axis, q.specimen.variant.d_head if name.startswith("(") else 1
@@ -169,8 +169,8 @@ def judge_edit(
 
 
 def first_moved(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding | None:
-    """A stage before the edit that is not bit-identical in the first call; later calls read an
-    edited cache."""
+    """Return a stage before the edit that is not bit-identical in the first call; later calls read
+    an edited cache."""
     for name in clean[0].fired[
         : clean[0].fired.index(q.hook) if q.hook in clean[0].fired else None
     ]:
@@ -180,7 +180,8 @@ def first_moved(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding
 
 
 def lost(q: Question, edited: list[Trace], shown: list[Tensor]) -> Finding | None:
-    """An edit that the next hook at the same point, or the caller at hook_out, does not see."""
+    """Return an edit that the next hook at the same point, or the caller at hook_out, does not
+    see."""
     assert q.hook is not None
     if len(shown) != len(edited):
         return failed(f"{q.hook} fired {len(shown)} times in {len(edited)} calls", divergent=q.hook)
@@ -195,7 +196,8 @@ def lost(q: Question, edited: list[Trace], shown: list[Tensor]) -> Finding | Non
 def what_followed(
     q: Question, clean: list[Trace], edited: list[Trace], before: list[Context]
 ) -> Finding:
-    """What became of the stages after the edit; `before` has the contexts of the clean run."""
+    """Return what became of the stages after the edit; `before` has the contexts of the clean
+    run."""
     contexts = contexts_of(edited, q.specimen, q.situation)
     return (
         first_divergent(q, clean, edited, contexts, before)
@@ -211,8 +213,8 @@ def first_divergent(
     contexts: list[Context],
     contexts_before: list[Context],
 ) -> Finding | None:
-    """The first stage of the edited run that is not what the reference makes of the values before
-    it.
+    """Return the first stage of the edited run that is not what the reference makes of the values
+    before it.
 
     A stage that is made of the same values as without the edit, and holds the same, is as right as
     it was there, and other checks judge it there.
@@ -236,20 +238,21 @@ def first_divergent(
 
 
 def unedited(after: Tensor, before: Tensor, expected: Expectation) -> bool:
-    """Whether whatever misses its bound is, to the bit, what it was without the edit."""
+    """Return whether whatever misses its bound is, to the bit, what it was without the edit."""
     missed = ratios(after, expected) > 1
     return torch.equal(after[missed], before[missed])
 
 
 def later(trace: Trace, q: Question) -> list[str]:
-    """The hook points that fired after the edit."""
+    """Return the hook points that fired after the edit."""
     return trace.fired[trace.fired.index(q.hook or "") + 1 :]
 
 
 def without_effect(
     q: Question, clean: list[Trace], edited: list[Trace], context: Context, before: Context
 ) -> Finding | None:
-    """Vacuous, if the unedited run's later stages would have passed as well."""
+    """Return that the question is vacuous, if the unedited run's later stages would have passed as
+    well."""
     if q.hook == "hook_out":
         return (
             vacuous("the edit changed nothing")
@@ -279,7 +282,7 @@ CHECKS = (
         "a_replacement_is_what_the_rest_of_the_layer_sees",
         clause("EDIT-1"),
         a_replacement_is_what_the_rest_of_the_layer_sees,
-        SCENARIOS,
+        EDITED_CALLS,
         any_hook,
         also=("EDIT-4",),
     ),
@@ -287,7 +290,7 @@ CHECKS = (
         "an_edit_in_place_is_what_the_rest_of_the_layer_sees",
         clause("EDIT-2"),
         an_edit_in_place_is_what_the_rest_of_the_layer_sees,
-        SCENARIOS,
+        EDITED_CALLS,
         any_hook,
     ),
     Check(

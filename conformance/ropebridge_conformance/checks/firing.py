@@ -16,7 +16,7 @@ from ropebridge_conformance.questions import (
     failed,
     passed,
 )
-from ropebridge_conformance.scenarios import CORE, OPTED, Scenario, calls
+from ropebridge_conformance.scenarios import CORE_CALLS, OPTED, Scenario, calls
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_spec import HOOK, Variant, axis_sizes, shape_of, ungrouped
@@ -30,7 +30,7 @@ def hooks_fire_once_in_contract_order(bench: Bench, q: Question) -> Finding:
 
 
 def judge_order(traces: Sequence[Trace], specimen: Specimen, scenario: Scenario) -> Finding:
-    """The order in which hook points fired in recorded calls."""
+    """Return the order in which hook points fired in recorded calls."""
     wanted = [hook.name for hook in hooks_of(specimen, scenario)]
     for trace in traces:
         if trace.fired != wanted:
@@ -42,7 +42,7 @@ def judge_order(traces: Sequence[Trace], specimen: Specimen, scenario: Scenario)
 
 
 def first_amiss(fired: list[str], wanted: list[str]) -> str:
-    """The first hook point that did not fire once; if all did, the first that fired out of
+    """Return the first hook point that did not fire once; if all did, the first that fired out of
     order."""
     not_once = [name for name in wanted if fired.count(name) != 1]
     return next(
@@ -72,7 +72,7 @@ def a_hook_watched_alone_fires_once(bench: Bench, q: Question) -> Finding:
 
 
 def a_hook_has_the_axes_of_the_contract(bench: Bench, q: Question) -> Finding:
-    """The axes clause of the hook point, and TYPE-1: shape, dtype and device."""
+    """Hold the hook point to its axes clause, and to TYPE-1: shape, dtype and device."""
     assert q.hook is not None
     return judge_axes(
         q.hook,
@@ -82,14 +82,15 @@ def a_hook_has_the_axes_of_the_contract(bench: Bench, q: Question) -> Finding:
 
 
 def judge_axes(hook: str, traces: Sequence[Trace], variant: Variant) -> Finding:
-    """The shape, dtype and device of a hook point in recorded calls."""
+    """Return the shape, dtype and device of a hook point in recorded calls."""
     complaints = (complaint_about(trace, hook, variant) for trace in traces)
     complaint = next((complaint for complaint in complaints if complaint), "")
     return failed(complaint, divergent=hook) if complaint else passed()
 
 
 def complaint_about(trace: Trace, name: str, variant: Variant) -> str:
-    """What is wrong with the shape, dtype or device of a recorded value; nothing if nothing is."""
+    """Return what is wrong with the shape, dtype or device of a recorded value; nothing if nothing
+    is."""
     if name not in trace.values:
         return f"{name} did not fire, so it has no axes"
     value, given = trace.values[name], trace.call.given
@@ -124,7 +125,7 @@ CHECKS = (
         "hooks_fire_once_in_contract_order",
         clause("FIRE-1"),
         hooks_fire_once_in_contract_order,
-        (*CORE, *OPTED),
+        (*CORE_CALLS, *OPTED),
         also=("FIRE-2", "NORM-3", "KV-1"),
     ),
     Check(

@@ -88,7 +88,7 @@ def a_backward_hook_may_replace_the_gradient(bench: Bench, q: Question) -> Findi
 
 
 def unmoved(clean: Backward, made: Backward) -> bool:
-    """Whether the gradient at hook_in is that of another run."""
+    """Return whether the gradient at hook_in is that of another run."""
     one, other = clean.gradients["hook_in"], made.gradients["hook_in"]
     return one is not None and other is not None and torch.equal(one, other)
 
@@ -96,7 +96,7 @@ def unmoved(clean: Backward, made: Backward) -> bool:
 def backwards(
     bench: Bench, q: Question, watch: Watch, backward: list[str] | None = None, edit: object = None
 ) -> Backward:
-    """The scenario's one call, and its backward pass."""
+    """Return the scenario's one call, and its backward pass."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
     call = calls(q.situation, q.specimen, layer)[0]
     edits = {q.hook: edit} if edit is not None else None
@@ -110,7 +110,8 @@ def backwards(
 
 
 def judge_gradients(made: Backward, q: Question, besides: str | None = None) -> Finding:
-    """Every hook's gradient, from the output backwards; `besides` is where it was replaced."""
+    """Return every hook's gradient, from the output backwards; `besides` is where it was
+    replaced."""
     for name in reversed(made.trace.fired):
         gradient = made.gradients[name]
         if gradient is None:
@@ -135,12 +136,12 @@ def judge_gradients(made: Backward, q: Question, besides: str | None = None) -> 
 
 
 def bounded(scenario: Scenario, variant: Variant) -> bool:
-    """Layers whose every rounding backwards lies between two hooks."""
+    """Accept layers whose every rounding backwards lies between two hooks."""
     return possible(scenario, variant) and served(variant)
 
 
 def on_the_way(hook: HookSpec) -> bool:
-    """The hook points between a layer's hidden states and its output."""
+    """Return the hook points between a layer's hidden states and its output."""
     return no_table(hook) and hook.name != "hook_kv_in"
 
 

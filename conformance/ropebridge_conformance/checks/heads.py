@@ -62,13 +62,13 @@ def edit_one_head(x: Tensor) -> None:
 
 
 def mingled(variant: Variant) -> bool:
-    """Whether heads are mingled before z, by a norm over all of them or by differences."""
+    """Return whether heads are mingled before z, by a norm over all of them or by differences."""
     flat = any(norm is not None and norm.over == "flat" for norm in (variant.norm, variant.z_norm))
     return flat or variant.differential is not None
 
 
 def alone(name: str, axis: int, clean: Trace, edited: Trace, *, moves: bool) -> Finding | None:
-    """A finding where a head moved that should not have, or the edited one did not."""
+    """Return a finding where a head moved that should not have, or the edited one did not."""
     one, other = clean.values[name].transpose(0, axis), edited.values[name].transpose(0, axis)
     moved = {head for head in range(one.shape[0]) if not torch.equal(one[head], other[head])}
     last = one.shape[0] - 1
@@ -88,12 +88,12 @@ def alone(name: str, axis: int, clean: Trace, edited: Trace, *, moves: bool) -> 
 
 
 def split(hook: HookSpec) -> bool:
-    """The inputs that are split by head."""
+    """Return the inputs that are split by head."""
     return hook.stage == "split input"
 
 
 def of_split(hook: HookSpec | None) -> str:
-    """The clause that says what an input's heads read."""
+    """Return the clause that says what an input's heads read."""
     return "SPLIT-3" if hook is not None and hook.name == "hook_attn_in" else "SPLIT-1"
 
 

@@ -33,7 +33,7 @@ EDITED = "hook_z"
 
 
 class Raised(Exception):
-    """What a hook of the judge raises."""
+    """Report what a hook of the judge raises."""
 
 
 def layers_do_not_see_each_other(bench: Bench, q: Question) -> Finding:
@@ -74,17 +74,17 @@ def layers_do_not_see_each_other(bench: Bench, q: Question) -> Finding:
 
 
 def repeat(run: Callable[[], Tensor]) -> list[Tensor]:
-    """Several calls, one after another."""
+    """Return what several calls give, one after another."""
     return [run() for _ in range(ROUNDS)]
 
 
 def double(tensor: Tensor, hook: Any) -> Tensor:
-    """An edit that scales."""
+    """Return an edit that scales."""
     return tensor * 2
 
 
 def twin(bench: Bench, q: Question, seed: int) -> tuple[Any, CallInputs]:
-    """A layer around a copy of the module, and a call of its own."""
+    """Return a layer around a copy of the module, and a call of its own."""
     own = replace(q.specimen, module=copy.deepcopy(q.specimen.module))
     layer = bench.subject.layer(own.module, rotary=own.rotary, opted_in=q.situation.opted_in)
     return layer, calls(q.situation, own, layer, seed)[0]
@@ -143,7 +143,7 @@ def the_module_is_left_as_it_is(bench: Bench, q: Question) -> Finding:
 
 
 def portrait(own: Specimen, q: Question) -> dict[str, Any]:
-    """Everything of a module that a layer around it could change."""
+    """Return everything of a module that a layer around it could change."""
     layer_calls = calls(q.situation, own, None)
     out, _ = hugging_face(own, layer_calls)
     state = own.module.state_dict()
@@ -164,7 +164,7 @@ def portrait(own: Specimen, q: Question) -> dict[str, Any]:
 
 
 def hooks_on(module: nn.Module) -> int:
-    """How many raw hooks a module has."""
+    """Return how many raw hooks a module has."""
     kinds = (
         "_forward_hooks",
         "_forward_pre_hooks",

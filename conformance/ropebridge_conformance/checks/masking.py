@@ -80,7 +80,7 @@ def a_forbidden_key_changes_nothing(bench: Bench, q: Question) -> Finding:
 
 
 def poisoned_run(bench: Bench, q: Question, watch: Watch) -> Finding | None:
-    """A finding if a row that cannot see the poisoned positions moved, or no row did."""
+    """Return a finding if a row that cannot see the poisoned positions moved, or no row did."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
     call = bench.traces(q.specimen, q.situation, watch)[0].call
     poisoned = poisoned_positions(call, q.specimen.variant)
@@ -108,7 +108,7 @@ def poisoned_run(bench: Bench, q: Question, watch: Watch) -> Finding | None:
 
 
 def rows_of(trace: Trace) -> dict[str, Tensor]:
-    """(batch, pos, ...) of pattern and z, as far as they were watched, and of the output."""
+    """Return (batch, pos, ...) of pattern and z, as far as they were watched, and of the output."""
     assert trace.out is not None
     seen = {"hook_pattern": 2, "hook_z": 1}
     return {
@@ -122,8 +122,8 @@ def rows_of(trace: Trace) -> dict[str, Tensor]:
 
 
 def poisoned_positions(call: CallInputs, variant: Variant) -> Tensor:
-    """(batch, pos): the last position of each row, and in the last row its first three, which
-    padding forbids.
+    """Return (batch, pos): the last position of each row, and in the last row its first three,
+    which padding forbids.
 
     Where later positions are seen, and padding is all that forbids, the last position of the last
     row is left out.
@@ -137,21 +137,21 @@ def poisoned_positions(call: CallInputs, variant: Variant) -> Tensor:
 
 
 def something_is_forbidden(scenario: Scenario, variant: Variant) -> bool:
-    """Whether some row is blind to some key."""
+    """Return whether some row is blind to some key."""
     return possible(scenario, variant) and bool(
         variant.causal or variant.window or scenario.left_padding
     )
 
 
 def poison(call: CallInputs, where: Tensor) -> Tensor:
-    """The hidden states, sixteen times as large at some positions, and others: a norm undoes what
-    is only larger."""
+    """Return the hidden states, sixteen times as large at some positions, and others: a norm undoes
+    what is only larger."""
     x: Tensor = call.given["hidden_states"]
     return torch.where(where[..., None], x.roll(1, -1) * POISON, x)
 
 
 def fresh(call: CallInputs, changes: Mapping[str, Any]) -> CallInputs:
-    """The call again, with some inputs changed."""
+    """Return the call again, with some inputs changed."""
     return replace(call, given={**call.given, **changes})
 
 
@@ -173,7 +173,8 @@ def without_a_mask_the_layers_own_reach_holds(bench: Bench, q: Question) -> Find
 
 
 def judge_visibility(bench: Bench, q: Question) -> Finding:
-    """Scores and pattern by their own clauses, and z over the stages that a kernel may fuse."""
+    """Return scores and pattern by their own clauses, and z over the stages that a kernel may
+    fuse."""
     traces, contexts = (
         bench.traces(q.specimen, q.situation, "all"),
         bench.contexts(q.specimen, q.situation),
@@ -186,7 +187,7 @@ def judge_visibility(bench: Bench, q: Question) -> Finding:
 
 
 def allows_any_key(scenario: Scenario, variant: Variant) -> bool:
-    """Layers that see what the mask allows: a selector may pick none of it."""
+    """Accept layers that see what the mask allows: a selector may pick none of it."""
     return possible(scenario, variant) and variant.selector is None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ropebridge_conformance.bench import Bench, watched
 from ropebridge_conformance.checks.values import judge_stage
 from ropebridge_conformance.compare import Difference, compare
-from ropebridge_conformance.oracle import Context, Expectation, context_of, expect, fitting
+from ropebridge_conformance.oracle import Context, Expectation, context_of, expect, fitting, role_of
 from ropebridge_conformance.questions import (
     Check,
     Finding,
@@ -25,7 +25,7 @@ from ropebridge_conformance.questions import (
 from ropebridge_conformance.scenarios import Scenario, calls, possible, tables_go_on
 from ropebridge_conformance.traces import record
 from ropebridge_reference import rotate, turns
-from ropebridge_spec import HookSpec, Variant, attended
+from ropebridge_spec import HookSpec, Variant, attention_inputs
 
 LEAN = math.sqrt(2 * math.log(2e9))
 """By Hoeffding's inequality independent errors, each within its bound and as likely up as down,
@@ -36,8 +36,8 @@ COPIED = ("hook_in", "hook_cos", "hook_sin")
 
 
 def the_errors_of_a_stage_do_not_lean(bench: Bench, q: Question) -> Finding:
-    """The value clause of the hook point, for errors inside the bound: they must not make values
-    larger, or smaller, by and large.
+    """Hold the hook point to its value clause, for errors inside the bound: they must not make
+    values larger, or smaller, by and large.
 
     The statistic is sum(e y) / sqrt(sum((b y)^2)) over all elements, e the error, b its bound and y
     the value. In half precision what rounds a value last outweighs what neighbours have in common,
@@ -72,12 +72,12 @@ def the_errors_of_a_stage_do_not_lean(bench: Bench, q: Question) -> Finding:
 
 
 def tied(hook: str, c: Context, value: Tensor) -> Tensor:
-    """Where values are one number by their making, and so have one error: those that are clipped
-    (CLIP-1), and those rotated from two that are."""
+    """Return where values are one number by their making, and so have one error: those that are
+    clipped (CLIP-1), and those rotated from two that are."""
     clip, rotary = c.variant.clip, c.variant.rotary
     if clip is not None and rotary is not None and hook in ("hook_rot_q", "hook_rot_k"):
         shown_as = float(torch.tensor(clip, dtype=getattr(torch, c.dtype)))
-        clipped = (c.turned(hook[-1]).abs() == shown_as).double()
+        clipped = (c.turned(role_of(hook)).abs() == shown_as).double()
         turn = turns(
             *fitting((c.values["hook_cos"], c.values["hook_sin"]), clipped.shape[1]), rotary
         )
@@ -87,7 +87,7 @@ def tied(hook: str, c: Context, value: Tensor) -> Tensor:
 
 
 def lean(value: Tensor, expected: Expectation, counted: Tensor) -> float:
-    """The statistic, over the elements that count."""
+    """Return the statistic, over the elements that count."""
     e, y, b = (
         t[counted]
         for t in (value - expected.value, expected.value, expected.bound.expand_as(expected.value))
@@ -98,7 +98,10 @@ def lean(value: Tensor, expected: Expectation, counted: Tensor) -> float:
 def large_scores_stay_within_their_bounds(bench: Bench, q: Question) -> Finding:
     """SCORE-1, PAT-1, MIX-1: a query so large that scores before the cap reach ten thousand, either
     way; no stage overflows or turns into NaN."""
-    layer, query = bench.layer(q.specimen, q.situation.opted_in), attended(q.specimen.variant)[0]
+    layer, query = (
+        bench.layer(q.specimen, q.situation.opted_in),
+        attention_inputs(q.specimen.variant)[0],
+    )
     before = bench.contexts(q.specimen, q.situation)[0]
     largest = float(uncapped(before).abs().max())
     factor = LARGE / largest
@@ -135,7 +138,7 @@ def large_scores_stay_within_their_bounds(bench: Bench, q: Question) -> Finding:
 
 
 def uncapped(context: Context) -> Tensor:
-    """The scaled scores of all pairs."""
+    """Return the scaled scores of all pairs."""
     return context.stages.scores(
         context.query,
         context.keys,
@@ -168,7 +171,7 @@ def by_position(hook: HookSpec) -> bool:
 
 
 def far(scenario: Scenario, variant: Variant) -> bool:
-    """Layers that can be given the tables of any position."""
+    """Accept layers that can be given the tables of any position."""
     return (
         possible(scenario, variant)
         and variant.rotary is not None
@@ -178,7 +181,7 @@ def far(scenario: Scenario, variant: Variant) -> bool:
 
 
 def scored(scenario: Scenario, variant: Variant) -> bool:
-    """Layers whose scores grow with their query."""
+    """Accept layers whose scores grow with their query."""
     return possible(scenario, variant) and variant.key_bias is None
 
 

@@ -13,7 +13,7 @@ from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.compare import Difference, compare
 from ropebridge_conformance.oracle import Expectation
 from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed
-from ropebridge_conformance.scenarios import CORE, CallInputs, calls
+from ropebridge_conformance.scenarios import CORE_CALLS, CallInputs, calls
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.witness import carried_bounds, hugging_face, live_rows, truth
 
@@ -23,12 +23,12 @@ HALF = ("bfloat16", "float16")
 
 
 def joined(traces: Sequence[Trace]) -> Tensor:
-    """The output over all calls of a scenario, along the positions."""
+    """Return the output over all calls of a scenario, along the positions."""
     return torch.cat([trace.out for trace in traces if trace.out is not None], 1).detach()
 
 
 def whole_call(bench: Bench, q: Question) -> CallInputs:
-    """The scenario's positions in one call without a cache: what its steps must add up to
+    """Return the scenario's positions in one call without a cache: what its steps must add up to
     (CACHE-1)."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
     return calls(replace(q.situation, steps=0), q.specimen, layer)[0]
@@ -82,8 +82,8 @@ def half_precision_is_as_near_the_truth_as_hugging_face(bench: Bench, q: Questio
 
 
 def errors_of(bench: Bench, q: Question, seed: int) -> tuple[Tensor, Tensor]:
-    """How far the subject's output, and Hugging Face's, (row, d_model), is from float64 where
-    Hugging Face's is finite, on the inputs of one seed."""
+    """Return how far the subject's output, and Hugging Face's, (row, d_model), is from float64
+    where Hugging Face's is finite, on the inputs of one seed."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
     (call,) = calls(replace(q.situation, steps=0), q.specimen, layer, seed)
     got = joined(record(layer, calls(q.situation, q.specimen, layer, seed), ())).double()
@@ -93,12 +93,12 @@ def errors_of(bench: Bench, q: Question, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def root_mean_square(error: Tensor) -> Tensor:
-    """Of all elements."""
+    """Return the root of the mean square of all elements, as a float."""
     return error.square().mean().sqrt()
 
 
 def largest(error: Tensor) -> Tensor:
-    """Of all elements, in size."""
+    """Return the largest absolute value of all elements, as a float."""
     return error.abs().max()
 
 
@@ -107,7 +107,7 @@ CHECKS = (
         "the_output_agrees_with_hugging_face",
         clause("PAR-1"),
         the_output_agrees_with_hugging_face,
-        CORE,
+        CORE_CALLS,
         about="class",
     ),
     Check(

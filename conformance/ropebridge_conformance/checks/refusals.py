@@ -142,12 +142,12 @@ is_causal=False beside them."""
 
 
 def with_mask(call: CallInputs, mask: object) -> dict[str, Any]:
-    """What a layer is called with, with another mask."""
+    """Return what a layer is called with, with another mask."""
     return replace(call, given={**call.given, "attention_mask": mask}).inputs
 
 
 def unfit_masks(call: CallInputs) -> Iterator[tuple[str, object]]:
-    """Masks that say nothing about this call."""
+    """Yield masks that say nothing about this call."""
     batch, pos, _ = call.given["hidden_states"].shape
     yield "a key too long", torch.ones(batch, pos + 1, dtype=torch.bool)
     yield "a row too long", torch.ones(batch, 1, pos + 1, pos, dtype=torch.bool)
@@ -190,18 +190,18 @@ def spoil_in_place(value: float) -> Unfit:
 
 
 def prepared(bench: Bench, q: Question) -> tuple[Any, CallInputs]:
-    """The layer, and the scenario's first call."""
+    """Return the layer, and the scenario's first call."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
     return layer, calls(q.situation, q.specimen, layer)[0]
 
 
 def refusal(layer: Any, call: CallInputs, name: str, edit: Unfit) -> str | None:
-    """In which words a call with this edit is refused; None if it is not."""
+    """Return in which words a call with this edit is refused; None if it is not."""
     return words_of(lambda: layer.run(call.inputs, [(name, lambda tensor, hook: edit(tensor))]))
 
 
 def words_of(run: Callable[[], object]) -> str | None:
-    """What a call says when it raises; None if it does not."""
+    """Return what a call says when it raises; None if it does not."""
     try:
         run()
     except Exception as error:
@@ -210,7 +210,7 @@ def words_of(run: Callable[[], object]) -> str | None:
 
 
 def scores_alone(hook: HookSpec) -> bool:
-    """The hook point before softmax."""
+    """Return the hook point before softmax."""
     return hook.name == "hook_attn_scores"
 
 

@@ -56,13 +56,13 @@ def the_selector_is_given_what_the_hooks_left(bench: Bench, q: Question) -> Find
 
 
 def turned(value: Tensor) -> Tensor:
-    """Another value of the same shape."""
+    """Return another value of the same shape."""
     return value.roll(1, -1) + 1
 
 
 def selects(scenario: Scenario, variant: Variant) -> bool:
-    """Whether the layer has a selector of its own."""
-    return variant.selector is not None and variant.selector.given is None
+    """Return whether the layer has a selector of its own."""
+    return variant.selector is not None and variant.selector.picks_argument is None
 
 
 CHECKS = (

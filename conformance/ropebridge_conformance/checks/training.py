@@ -19,7 +19,7 @@ from ropebridge_conformance.questions import Check, Finding, Question, clause, f
 from ropebridge_conformance.scenarios import SCENARIO, Scenario, calls, possible
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.zoo import Specimen
-from ropebridge_spec import FAMILIES, Family, Variant, attended, describe
+from ropebridge_spec import FAMILIES, Family, Variant, attention_inputs, describe
 
 WATCHES: tuple[Watch, ...] = ("all", "fused")
 RATE = 0.5
@@ -71,8 +71,8 @@ def dropout_comes_after_the_pattern_and_in_training_alone(bench: Bench, q: Quest
 
 
 def dropped(z: Tensor, whole: Expectation, watch: Watch) -> Finding | None:
-    """A finding where z shows anything but entries dropped, about as many as the rate says, and
-    entries doubled."""
+    """Return a finding where z shows anything but entries dropped, about as many as the rate says,
+    and entries doubled."""
     there = whole.value > 4 * whole.bound
     gone, factor = (z == 0) & (whole.value > 0), 1 / (1 - RATE)
     wanted = Expectation(torch.where(gone, 0.0, factor * whole.value), factor * whole.bound)
@@ -94,12 +94,12 @@ def dropped(z: Tensor, whole: Expectation, watch: Watch) -> Finding | None:
 
 
 def unlikely(gone: Tensor, of: int) -> bool:
-    """Whether chance would not drop so many, or so few."""
+    """Return whether chance would not drop so many, or so few."""
     return abs(int(gone.sum()) / of - RATE) * 2 * math.sqrt(of) > SURE
 
 
 def run(bench: Bench, q: Question, watch: Watch, *, train: bool) -> tuple[Trace, Specimen]:
-    """The scenario's call of a layer with dropout, its values edited."""
+    """Return the scenario's call of a layer with dropout, its values edited."""
     own = with_dropout(q.specimen, "dropout", train=train)
     layer = bench.subject.layer(own.module, rotary=own.rotary, opted_in=q.situation.opted_in)
     with torch.random.fork_rng(devices=[]):
@@ -109,20 +109,20 @@ def run(bench: Bench, q: Question, watch: Watch, *, train: bool) -> tuple[Trace,
                 layer,
                 calls(q.situation, own, layer),
                 watched(own, q.situation, watch),
-                {attended(own.variant)[2]: one_hot},
+                {attention_inputs(own.variant)[2]: one_hot},
             )[0],
             own,
         )
 
 
 def one_hot(v: Tensor) -> Tensor:
-    """Values (batch key kv_head d_head_v): a one at its own place for each key."""
+    """Return values (batch key kv_head d_head_v): a one at its own place for each key."""
     places = torch.eye(v.shape[1], v.shape[-1], dtype=v.dtype, device=v.device)
     return places[None, :, None].expand_as(v).clone()
 
 
 def with_dropout(specimen: Specimen, field: str, *, train: bool) -> Specimen:
-    """The layer with one of its rates of dropout set, described anew."""
+    """Return the layer with one of its rates of dropout set, described anew."""
     module: Any = copy.deepcopy(specimen.module)
     set_path(module, path_of(module, field), RATE)
     module.train(train)
@@ -130,7 +130,7 @@ def with_dropout(specimen: Specimen, field: str, *, train: bool) -> Specimen:
 
 
 def path_of(module: Any, field: str) -> str:
-    """Where a family keeps a rate of dropout; nowhere is an empty path."""
+    """Return where a family keeps a rate of dropout; nowhere is an empty path."""
     family = FAMILIES.get(type(module).__name__)
     return (getattr(family, field) or "").removesuffix("?") if isinstance(family, Family) else ""
 
@@ -175,20 +175,20 @@ def output_dropout_comes_after_hook_out(bench: Bench, q: Question) -> Finding:
 
 
 def drops_patterns(scenario: Scenario, variant: Variant) -> bool:
-    """Layers whose z is the mix of values itself, wide enough to tell keys apart."""
+    """Accept layers whose z is the mix of values itself, wide enough to tell keys apart."""
     plain = not (
         variant.z_norm
         or variant.gate
         or variant.differential
         or variant.value_norm
-        or variant.kv_given
+        or variant.shared_kv_argument
         or variant.key_bias
     )
     return possible(scenario, variant) and plain and variant.d_head_v >= SCENARIO["prefill"].pos
 
 
 def drops_outputs(scenario: Scenario, variant: Variant) -> bool:
-    """Layers that drop out their output."""
+    """Accept layers that drop out their output."""
     return possible(scenario, variant) and variant.output_dropout > 0
 
 

@@ -22,14 +22,14 @@ from ropebridge_conformance.questions import (
     vacuous,
     value_clause,
 )
-from ropebridge_conformance.scenarios import CORE, OPTED, Scenario
+from ropebridge_conformance.scenarios import CORE_CALLS, OPTED, Scenario
 from ropebridge_conformance.traces import Trace
 from ropebridge_conformance.zoo import Specimen
 
 
 def a_stage_gives_the_value_of_its_clause(bench: Bench, q: Question) -> Finding:
-    """The value clause of the hook point: within the a-priori rounding bound, in every call of the
-    scenario."""
+    """Hold the hook point to its value clause: within the a-priori rounding bound, in every call
+    of the scenario."""
     assert q.hook is not None
     traces, contexts = (
         bench.traces(q.specimen, q.situation, "all"),
@@ -45,8 +45,8 @@ def judge_stage(
     specimen: Specimen,
     scenario: Scenario,
 ) -> Finding:
-    """A stage of recorded calls against the oracle, after showing that the input can tell it from
-    every foil."""
+    """Return a stage of recorded calls against the oracle, after showing that the input can tell it
+    from every foil."""
     if any(hook not in trace.values for trace in traces):
         return failed(f"{hook} did not fire, so it has no value", divergent=hook)
     expected = [expect(hook, context) for context in contexts]
@@ -63,14 +63,14 @@ def judge_stage(
 
 
 def compare_shapes(got: Tensor, expected: Expectation) -> Difference | str:
-    """The difference, or what is wrong with the shape."""
+    """Return the difference, or what is wrong with the shape."""
     if got.shape != expected.value.shape:
         return f"has shape {tuple(got.shape)}, and {tuple(expected.value.shape)} was expected"
     return compare(got, expected)
 
 
 def worst_of(differences: list[Difference | str], hook: str) -> Finding:
-    """One finding from the calls of a scenario: the worst of them."""
+    """Return one finding from the calls of a scenario: the worst of them."""
     for difference in differences:
         if isinstance(difference, str):
             return failed(f"{hook} {difference}", divergent=hook)
@@ -91,8 +91,8 @@ def undetected_foil(
     specimen: Specimen,
     scenario: Scenario,
 ) -> Mutant | None:
-    """A mutant of this stage whose wrong values would have passed in every call; None if the input
-    is telling."""
+    """Return a mutant of this stage whose wrong values would have passed in every call; None if the
+    input is telling."""
     for mutant in foils(hook, specimen, scenario):
         if all(
             passes(hook, context, foil_of(context, trace, specimen, mutant.stages))
@@ -116,7 +116,7 @@ def the_unwatched_stages_give_the_same_z(bench: Bench, q: Question) -> Finding:
 
 
 def judge_unwatched(bench: Bench, q: Question) -> Finding:
-    """z end to end over score, softmax and mix, with every hook watched but theirs."""
+    """Return z end to end over score, softmax and mix, with every hook watched but theirs."""
     traces = bench.traces(q.specimen, q.situation, "fused")
     if any("hook_z" not in trace.values for trace in traces):
         return failed("hook_z did not fire", divergent="hook_z")
@@ -138,7 +138,7 @@ CHECKS = (
         "a_stage_gives_the_value_of_its_clause",
         value_clause,
         a_stage_gives_the_value_of_its_clause,
-        (*CORE, *OPTED),
+        (*CORE_CALLS, *OPTED),
         any_hook,
         also=BY_LAYER,
     ),
@@ -146,6 +146,6 @@ CHECKS = (
         "the_unwatched_stages_give_the_same_z",
         clause("MIX-1"),
         the_unwatched_stages_give_the_same_z,
-        CORE,
+        CORE_CALLS,
     ),
 )

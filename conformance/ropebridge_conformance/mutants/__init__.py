@@ -52,7 +52,8 @@ MUTANT: Mapping[str, Mutant] = {mutant.name: mutant for mutant in MUTANTS}
 
 
 def foils(hook: str, specimen: Specimen, scenario: Scenario) -> list[Mutant]:
-    """The mutants whose wrong value at this hook an input must be able to tell from the right one.
+    """Return the mutants whose wrong value at this hook an input must be able to tell from the
+    right one.
 
     A fault of the whole output stands aside where results are made head by head: it is then another
     stage's.

@@ -15,27 +15,27 @@ Applies = Callable[[Specimen, Scenario], bool]
 
 
 def always(specimen: Specimen, scenario: Scenario) -> bool:
-    """Every layer."""
+    """Accept every layer and every call."""
     return True
 
 
 def rotates(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that rotate."""
+    """Accept layers that rotate by tables."""
     return specimen.variant.rotary is not None
 
 
 def many_heads(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers with more than one query head."""
+    """Accept layers with more than one query head."""
     return specimen.variant.heads > 1
 
 
 def many_kv_heads(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers with more than one kv head."""
+    """Accept layers with more than one kv head."""
     return specimen.variant.kv_heads > 1
 
 
 def grouped(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers whose query heads share several, but fewer, kv heads."""
+    """Accept layers whose query heads share several, but fewer, kv heads."""
     return (
         1 < specimen.variant.kv_heads < specimen.variant.heads
         and "attn_in" not in scenario.opted_in
@@ -43,72 +43,72 @@ def grouped(specimen: Specimen, scenario: Scenario) -> bool:
 
 
 def normed(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers with a q/k norm."""
+    """Accept layers with a q/k norm."""
     return specimen.variant.norm is not None
 
 
 def weighted(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers whose q/k norm has a weight."""
+    """Accept layers whose q/k norm has a weight."""
     return specimen.variant.norm is not None and specimen.variant.norm.weight != "none"
 
 
 def layer_normed(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers with a q/k layer norm."""
+    """Accept layers with a q/k layer norm."""
     return specimen.variant.norm is not None and specimen.variant.norm.kind == "layer"
 
 
 def flat_normed(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that norm all heads at once."""
+    """Accept layers that norm all heads at once."""
     return specimen.variant.norm is not None and specimen.variant.norm.over == "flat"
 
 
 def capped(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers with a softcap."""
+    """Accept layers with a softcap."""
     return specimen.variant.softcap is not None
 
 
 def forbidding(specimen: Specimen, scenario: Scenario) -> bool:
-    """Calls in which some query may not see some key."""
+    """Accept calls in which some query may not see some key."""
     return bool(specimen.variant.causal or specimen.variant.window or scenario.left_padding)
 
 
 def capped_and_forbidding(specimen: Specimen, scenario: Scenario) -> bool:
-    """Such calls of layers with a softcap."""
+    """Accept such calls of layers with a softcap."""
     return capped(specimen, scenario) and forbidding(specimen, scenario)
 
 
 def sinking(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers with sinks."""
+    """Accept layers that have sinks."""
     return specimen.variant.sinks is not None
 
 
 def unmasked(specimen: Specimen, scenario: Scenario) -> bool:
-    """Calls in which causality is the layer's own."""
+    """Accept calls in which causality is the layer's own."""
     return scenario.mask == "none" and specimen.variant.causal
 
 
 def bidirectional(specimen: Specimen, scenario: Scenario) -> bool:
-    """Calls in which a layer sees later positions of its own."""
+    """Accept calls in which a layer sees later positions of its own."""
     return scenario.mask == "none" and not specimen.variant.causal
 
 
 def windowed(specimen: Specimen, scenario: Scenario) -> bool:
-    """Calls in which a window is the layer's own."""
+    """Accept calls in which a window is the layer's own."""
     return specimen.variant.window is not None and scenario.mask == "none"
 
 
 def chunked(specimen: Specimen, scenario: Scenario) -> bool:
-    """Calls in which chunks are the layer's own."""
+    """Accept calls in which chunks are the layer's own."""
     return specimen.variant.chunk is not None and scenario.mask == "none"
 
 
 def scaling(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers whose scores are scaled."""
+    """Accept layers whose scores are scaled."""
     return specimen.variant.scale != 1
 
 
 def has(*path: str) -> Applies:
-    """Layers whose variant has something, at a path of its fields."""
+    """Accept layers whose variant has something, at a path of its fields."""
 
     def applies(specimen: Specimen, scenario: Scenario) -> bool:
         value: Any = specimen.variant
@@ -120,27 +120,27 @@ def has(*path: str) -> Applies:
 
 
 def multiplied(role: str) -> Applies:
-    """Layers with a multiplier on key or value."""
+    """Accept layers with a multiplier on key or value."""
     return lambda specimen, scenario: getattr(specimen.variant, f"{role}_multiplier") != 1
 
 
 def clipped_at_once(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that clip their projections, and no norm's result."""
+    """Accept layers that clip their projections, and no norm's result."""
     return specimen.variant.clip is not None and specimen.variant.norm is None
 
 
 def query_is_direct(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers with latents, but none of the query."""
+    """Accept layers with latents, but none of the query."""
     return specimen.variant.latent is not None and specimen.variant.latent.q_rank is None
 
 
 def latent_scaled(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that scale their latents."""
+    """Accept layers that scale their latents."""
     return specimen.variant.latent is not None and specimen.variant.latent.kv_scale != 1
 
 
 def partial(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that rotate a part of each head."""
+    """Accept layers that rotate a part of each head."""
     return (
         specimen.variant.rotary is not None
         and specimen.variant.rotary.width < specimen.variant.d_head
@@ -148,34 +148,37 @@ def partial(specimen: Specimen, scenario: Scenario) -> bool:
 
 
 def gated_by_channel(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers whose gate has several heads to confuse."""
+    """Accept layers whose gate has several heads to confuse."""
     return specimen.variant.gate is not None and specimen.variant.heads > 1
 
 
 def z_normed_and_gated(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that norm z and gate it."""
+    """Accept layers that norm z and gate it."""
     return specimen.variant.z_norm is not None and specimen.variant.gate is not None
 
 
 def warm(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers whose query has a temperature that is made of positions."""
-    return specimen.variant.temperature is not None and specimen.variant.temperature.given is None
+    """Accept layers whose query has a temperature that is made of positions."""
+    return (
+        specimen.variant.temperature is not None
+        and specimen.variant.temperature.factor_argument is None
+    )
 
 
 def cached(specimen: Specimen, scenario: Scenario) -> bool:
-    """Calls that read a cache of the layer's own."""
-    return scenario.steps > 0 and specimen.variant.kv_given is None
+    """Accept calls that read a cache of the layer's own."""
+    return scenario.steps > 0 and specimen.variant.shared_kv_argument is None
 
 
 def dead(specimen: Specimen, scenario: Scenario) -> bool:
-    """Calls with rows that see no key, in a layer without sinks: a sink leaves such a row 0 by
-    itself."""
+    """Accept calls with rows that see no key, in a layer without sinks: a sink leaves such a row 0
+    by itself."""
     blind = specimen.variant.causal or scenario.mask != "padding"
     return scenario.left_padding > 0 and specimen.variant.sinks is None and blind
 
 
 def biased(role: str) -> Applies:
-    """Layers whose projection in a role has a bias."""
+    """Accept layers whose projection in a role has a bias."""
 
     def applies(specimen: Specimen, scenario: Scenario) -> bool:
         return getattr(read_weights(specimen.module, specimen.variant), f"b_{role}") is not None
@@ -184,17 +187,17 @@ def biased(role: str) -> Applies:
 
 
 def half_precision(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers in a dtype other than float32."""
+    """Accept layers in a dtype other than float32."""
     return specimen.dtype != torch.float32
 
 
 def all_of(*conditions: Applies) -> Applies:
-    """Where every one of some conditions holds."""
+    """Return the condition that holds where every one of some conditions does."""
     return lambda specimen, scenario: all(condition(specimen, scenario) for condition in conditions)
 
 
 def in_dtypes(*names: str) -> Applies:
-    """Layers in one of these dtypes."""
+    """Accept layers in one of these dtypes."""
     return lambda specimen, scenario: str(specimen.dtype).removeprefix("torch.") in names
 
 
@@ -204,84 +207,84 @@ half = in_dtypes("bfloat16", "float16")
 
 
 def called(*ids: str) -> Applies:
-    """Calls of these scenarios."""
+    """Accept calls of these scenarios."""
     return lambda specimen, scenario: scenario.id in ids
 
 
 def masked(*forms: str) -> Applies:
-    """Calls with a mask of one of these forms."""
+    """Accept calls with a mask of one of these forms."""
     return lambda specimen, scenario: scenario.mask in forms
 
 
 def whole(specimen: Specimen, scenario: Scenario) -> bool:
-    """Calls of all positions at once."""
+    """Accept calls of all positions at once."""
     return scenario.steps == 0
 
 
 def padded(specimen: Specimen, scenario: Scenario) -> bool:
-    """Calls in which rows of the batch begin at different positions."""
+    """Accept calls in which rows of the batch begin at different positions."""
     return scenario.left_padding > 0
 
 
 def makes_kv(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that project hook_in to a key and a value of one width."""
+    """Accept layers that project hook_in to a key and a value of one width."""
     v = specimen.variant
-    return not (v.kv_given or v.value_is_key or v.latent) and v.d_head == v.d_head_v
+    return not (v.shared_kv_argument or v.value_is_key or v.latent) and v.d_head == v.d_head_v
 
 
 def head_normed(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that norm head by head."""
+    """Accept layers that norm head by head."""
     return specimen.variant.norm is not None and specimen.variant.norm.over == "head"
 
 
 def rms_normed(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers with a q/k rms norm."""
+    """Accept layers with a q/k rms norm."""
     return specimen.variant.norm is not None and specimen.variant.norm.kind == "rms"
 
 
 def uncapped(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers without a softcap."""
+    """Accept layers without a softcap."""
     return specimen.variant.softcap is None
 
 
 def alone(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers in which each query head has a key head of its own."""
+    """Accept layers in which each query head has a key head of its own."""
     return specimen.variant.heads == specimen.variant.kv_heads
 
 
 def opted(*choices: str) -> Applies:
-    """Calls with one of these opt-ins."""
+    """Accept calls with one of these opt-ins."""
     return lambda specimen, scenario: bool(set(choices) & set(scenario.opted_in))
 
 
 def plain(specimen: Specimen, scenario: Scenario) -> bool:
-    """Calls without any opt-in."""
+    """Accept calls without any opt-in."""
     return not scenario.opted_in
 
 
 def grouped_heads(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers whose query heads share kv heads, however they are called."""
+    """Accept layers whose query heads share kv heads, however they are called."""
     return 1 < specimen.variant.kv_heads < specimen.variant.heads
 
 
 def unbiased_norm(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers whose q/k norm adds nothing."""
+    """Accept layers whose q/k norm adds nothing."""
     return specimen.variant.norm is not None and not specimen.variant.norm.bias
 
 
 def shared_norm(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers whose heads share the weight of a norm, queries and keys each their own."""
+    """Accept layers whose heads share the weight of a norm, queries and keys each their own."""
     norm = specimen.variant.norm
     return (
         norm is not None
         and not norm.per_head
         and norm.q != norm.k
-        and specimen.variant.kv_given is None
+        and specimen.variant.shared_kv_argument is None
     )
 
 
 def tables_in_pairs(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that are given cos and sin of the call's own positions."""
+    """Accept layers that are given cos and sin of the call's own positions."""
     v = specimen.variant
     return (
         v.rotary is not None
@@ -292,47 +295,51 @@ def tables_in_pairs(specimen: Specimen, scenario: Scenario) -> bool:
 
 
 def tables_by_row(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that are given tables for each row of the batch, where rows are padded."""
+    """Accept layers that are given tables for each row of the batch, where rows are padded."""
     return tables_in_pairs(specimen, scenario) and specimen.variant.calling.table_buffer is None
 
 
 def one_table(specimen: Specimen, scenario: Scenario) -> bool:
-    """Calls with one table for all rows of the batch."""
+    """Accept calls with one table for all rows of the batch."""
     return tables_in_pairs(specimen, scenario) and scenario.left_padding == 0
 
 
 def many_pairs(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that turn more than one pair."""
+    """Accept layers that turn more than one pair."""
     return specimen.variant.rotary is not None and specimen.variant.rotary.width > 2
 
 
 def no_z_norm(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that do not norm z."""
+    """Accept layers that do not norm z."""
     return specimen.variant.z_norm is None
 
 
 def shares_nothing(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers whose keys and values are their own, and nobody else's."""
+    """Accept layers whose keys and values are their own, and nobody else's."""
     v = specimen.variant
-    return v.kv_given is None and v.calling.kv_left is None and v.selector is None
+    return (
+        v.shared_kv_argument is None and v.calling.kept_kv_argument is None and v.selector is None
+    )
 
 
 def owns_tables(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that make their own tables of position ids."""
+    """Accept layers that make their own tables of position ids."""
     return specimen.variant.rotary is not None and specimen.variant.calling.tables == "own"
 
 
 def temperature_of_ids(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers whose query's temperature is made of the position ids handed down."""
+    """Accept layers whose query's temperature is made of the position ids handed down."""
     temperature = specimen.variant.temperature
-    return temperature is not None and temperature.given is None and not temperature.counted
+    return (
+        temperature is not None and temperature.factor_argument is None and not temperature.counted
+    )
 
 
 def alone_in_sequence(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers whose keys are of their own sequence alone."""
+    """Accept layers whose keys are of their own sequence alone."""
     return specimen.variant.source is None
 
 
 def causal(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that see no later position."""
+    """Accept layers that see no later position."""
     return specimen.variant.causal

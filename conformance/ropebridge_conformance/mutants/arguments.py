@@ -38,20 +38,21 @@ Name = Callable[[Variant], str | None]
 
 
 def without(name: str) -> Around:
-    """The layer is called as if this argument had not been passed."""
+    """Make a fault: the layer is called as if this argument had not been passed."""
     return given_other(
         lambda layer, inputs: {key: value for key, value in inputs.items() if key != name}
     )
 
 
 def cache_dropped(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The cache is ignored, and of the mask what stands for the keys of this call is read."""
+    """Make a fault: the cache is ignored, and of the mask what stands for the keys of this call is
+    read."""
     mask, pos = inputs["attention_mask"], inputs["hidden_states"].shape[1]
     return {**inputs, "cache": None, "attention_mask": None if mask is None else mask[..., -pos:]}
 
 
 def nothing_in(name: Name) -> Around:
-    """The layer reads zeros in place of what an argument of its family holds."""
+    """Make a fault: the layer reads zeros in place of what an argument of its family holds."""
 
     def ignore(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         argument = name(layer.variant)
@@ -62,8 +63,8 @@ def nothing_in(name: Name) -> Around:
 
 
 def tables_of_its_own(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tables handed down are ignored, and made again of positions that count on from the
-    cache."""
+    """Make a fault: the tables handed down are ignored, and made again of positions that count on
+    from the cache."""
     x, cache = inputs["hidden_states"], inputs.get("cache")
     first = (
         0 if cache is None else cache.get_seq_length(getattr(layer.module, "layer_idx", None) or 0)
@@ -76,7 +77,7 @@ def tables_of_its_own(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mappi
 
 
 def no_weights_returned(layer: ReferenceLayer) -> Run:
-    """Weights are not returned, whoever asks for them."""
+    """Make a fault: weights are not returned, whoever asks for them."""
 
     def run(
         inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
@@ -87,47 +88,50 @@ def no_weights_returned(layer: ReferenceLayer) -> Run:
 
 
 def earlier_keys_zero(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An earlier layer's keys and values are taken for 0."""
-    name = layer.variant.kv_given
+    """Make a fault: an earlier layer's keys and values are taken for 0."""
+    name = layer.variant.shared_kv_argument
     assert name is not None
     return {**inputs, name: {kind: (k * 0, v * 0) for kind, (k, v) in inputs[name].items()}}
 
 
 def temperature_one(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The temperatures that are handed down are taken for 1."""
+    """Make a fault: the temperatures that are handed down are taken for 1."""
     temperature = layer.variant.temperature
     assert temperature is not None
-    assert temperature.given is not None
-    return {**inputs, temperature.given: torch.ones_like(inputs[temperature.given])}
+    assert temperature.factor_argument is not None
+    return {
+        **inputs,
+        temperature.factor_argument: torch.ones_like(inputs[temperature.factor_argument]),
+    }
 
 
 def offset_forgotten(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The offset of the layer's number in the cache is taken for 0."""
+    """Make a fault: the offset of the layer's number in the cache is taken for 0."""
     return {**inputs, layer.variant.calling.cache_offset or "": 0}
 
 
 def layer_forgotten(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The number of the layer that is called is taken for another."""
+    """Make a fault: the number of the layer that is called is taken for another."""
     name = layer.variant.calling.layer or ""
     return {**inputs, name: inputs[name] + 1}
 
 
 def every_picked_key(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An earlier layer's picks are taken to be the first keys."""
+    """Make a fault: an earlier layer's picks are taken to be the first keys."""
     selector = layer.variant.selector
     assert selector is not None
-    assert selector.given is not None
-    picks = inputs[selector.given]
+    assert selector.picks_argument is not None
+    picks = inputs[selector.picks_argument]
     return {
         **inputs,
-        selector.given: (
+        selector.picks_argument: (
             torch.arange(picks.shape[-1], device=picks.device, dtype=picks.dtype).expand_as(picks)
         ),
     }
 
 
 def hidden_states_zero(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The hidden states are taken for 0."""
+    """Make a fault: the hidden states are taken for 0."""
     return {**inputs, "hidden_states": torch.zeros_like(inputs["hidden_states"])}
 
 
@@ -153,7 +157,7 @@ def taken_unread(given: Mapping[str, Any], variant: Variant) -> Mapping[str, Any
 def ignores(
     name: str, fault: str, stage: str, applies: Applies, around: Around, clause: str, **more: Any
 ) -> Mutant:
-    """A mutant that ignores one argument."""
+    """Return a mutant that ignores one argument."""
     return Mutant(name, fault, stage, applies, around=around, clause=clause, foil=False, **more)
 
 
@@ -220,7 +224,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "given_kv_ignored",
         "an earlier layer's keys and values are taken for 0",
         "hook_attn_scores",
-        has("kv_given"),
+        has("shared_kv_argument"),
         given_other(earlier_keys_zero),
         "KV-1",
     ),
@@ -236,15 +240,15 @@ MUTANTS: tuple[Mutant, ...] = (
         "value_added_ignored",
         "what is handed down is not added to the value",
         "hook_v",
-        has("value_added"),
-        nothing_in(lambda v: v.value_added),
+        has("added_value"),
+        nothing_in(lambda v: v.added_value),
         "PROJ-1",
     ),
     ignores(
         "temperature_ignored",
         "the temperature that is handed down is ignored",
         "hook_attn_scores",
-        has("temperature", "given"),
+        has("temperature", "factor_argument"),
         given_other(temperature_one),
         "SCORE-4",
     ),
@@ -252,7 +256,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "picks_given_ignored",
         "an earlier layer's picks are ignored",
         "hook_attn_scores",
-        has("selector", "given"),
+        has("selector", "picks_argument"),
         given_other(every_picked_key),
         "SEL-1",
     ),

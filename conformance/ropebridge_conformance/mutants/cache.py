@@ -61,7 +61,8 @@ Rewrite = Callable[[ReferenceLayer, Mapping[str, Any], Tensor, Tensor], tuple[Te
 
 
 def caches(wrong: Rewrite) -> Around:
-    """What a call adds to the cache is rewritten: keys and values (batch kv_head pos width)."""
+    """Make a fault: what a call adds to the cache is rewritten: keys and values (batch kv_head pos
+    width)."""
 
     def around(layer: ReferenceLayer) -> Run:
         def run(
@@ -101,7 +102,7 @@ def values_forgotten(
 
 
 def keys_as_they_were(layer: ReferenceLayer) -> Run:
-    """The cache is given keys and values that no hook has edited."""
+    """Make a fault: the cache is given keys and values that no hook has edited."""
 
     def run(
         inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks

@@ -12,20 +12,22 @@ from torch import Tensor
 from ropebridge_conformance.mutants.applies import all_of, alone, masked, plain
 from ropebridge_conformance.mutants.mutant import Mutant, change
 from ropebridge_conformance.mutants.scores import scores_of_tiled_keys
-from ropebridge_reference import bias_of_mask, mix, output, pattern, scores
+from ropebridge_reference import bias_of_mask, make_pattern, mix_values, output, score_keys
 from ropebridge_spec import Variant
 
 
 @dataclass(frozen=True)
 class Equivalent:
-    """A change, and the proof that nothing is wrong with it."""
+    """Hold a change, and the proof that nothing is wrong with it."""
 
     mutant: Mutant
     proof: str
 
 
 def pattern_of_shifted_scores(s: Tensor, sinks: Tensor | None) -> Tensor:
-    return pattern(s.double() - 1.0, None if sinks is None else sinks.double() - 1.0).to(s.dtype)
+    return make_pattern(s.double() - 1.0, None if sinks is None else sinks.double() - 1.0).to(
+        s.dtype
+    )
 
 
 def pattern_with_a_moving_maximum(s: Tensor, sinks: Tensor | None) -> Tensor:
@@ -40,7 +42,7 @@ def pattern_with_a_moving_maximum(s: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def scores_summed_from_the_end(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(q.flip(-1), k.flip(-1), bias, variant)
+    return score_keys(q.flip(-1), k.flip(-1), bias, variant)
 
 
 def booleans_twice(mask: Tensor) -> Tensor:
@@ -48,7 +50,7 @@ def booleans_twice(mask: Tensor) -> Tensor:
 
 
 def mix_from_the_last_key(p: Tensor, v: Tensor) -> Tensor:
-    return mix(p.flip(-1), v.flip(1))
+    return mix_values(p.flip(-1), v.flip(1))
 
 
 def output_from_the_last_head(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:

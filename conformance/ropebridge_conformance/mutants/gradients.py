@@ -24,12 +24,12 @@ from ropebridge_conformance.mutants.mutant import (
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run, Show, show
 from ropebridge_reference import (
     Affine,
-    mix,
+    make_pattern,
+    mix_values,
     normalise,
     output,
-    pattern,
     rotate,
-    scores,
+    score_keys,
 )
 from ropebridge_spec import HookFunction, Norm, Rotary, Variant
 
@@ -41,7 +41,7 @@ SEEN, REPLACED = (
 
 
 class Scaled(torch.autograd.Function):
-    """A tensor as it is, its gradient larger by a factor."""
+    """Give a tensor as it is back, its gradient larger by a factor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -54,12 +54,13 @@ class Scaled(torch.autograd.Function):
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:
-    """A tensor as it is, its gradient larger by a factor."""
+    """Return a tensor as it is, its gradient larger by a factor."""
     return Scaled.apply(x, factor)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def beside(name: str) -> Show:
-    """Looking hooks are shown a copy beside the way, so that no gradient comes back to it."""
+    """Make a fault: looking hooks are shown a copy beside the way, so that no gradient comes back
+    to it."""
 
     def shown(hook: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
         if hook == name and hooks:
@@ -71,12 +72,12 @@ def beside(name: str) -> Show:
 
 
 def cut(name: str) -> Show:
-    """The layer goes on with a tensor that no gradient flows through."""
+    """Make a fault: the layer goes on with a tensor that no gradient flows through."""
     return goes_on_with(name, lambda value: value.detach())
 
 
 def norm_of_constant_size(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
-    """The size that x is divided by is a constant for the gradient."""
+    """Make a fault: the size that x is divided by is a constant for the gradient."""
     normed = normalise(x.detach(), affine, norm)
     flat = x.reshape(normed.shape)
     factor = torch.where(flat == 0, 0.0, normed / flat).detach()
@@ -84,38 +85,38 @@ def norm_of_constant_size(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
 
 
 def capped_in_a_straight_line(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    """The cap has slope 1 for the gradient."""
-    bare = scores(q, k, bias, replace(variant, softcap=None))
-    capped = scores(q, k, bias, variant).detach()
+    """Make a fault: the cap has slope 1 for the gradient."""
+    bare = score_keys(q, k, bias, replace(variant, softcap=None))
+    capped = score_keys(q, k, bias, variant).detach()
     through = torch.where(bare.isfinite(), bare, 0.0)
     return torch.where(bare.isfinite(), capped + through - through.detach(), capped)
 
 
 def pattern_of_independent_entries(s: Tensor, sinks: Tensor | None) -> Tensor:
-    """The sum of a row is a constant for the gradient."""
-    p = pattern(s, sinks).detach()
+    """Make a fault: the sum of a row is a constant for the gradient."""
+    p = make_pattern(s, sinks).detach()
     through = torch.where(s.isfinite(), s, 0.0)
     return p + (p * (through - through.detach())).to(p.dtype)
 
 
 def mix_of_constant_values(p: Tensor, v: Tensor) -> Tensor:
-    return mix(p, v.detach())
+    return mix_values(p, v.detach())
 
 
 def mix_by_a_constant_pattern(p: Tensor, v: Tensor) -> Tensor:
-    return mix(p.detach(), v)
+    return mix_values(p.detach(), v)
 
 
 def scores_of_constant_keys(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(q, k.detach(), bias, variant)
+    return score_keys(q, k.detach(), bias, variant)
 
 
 def scores_unscaled_backwards(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(scaled(q, 1 / variant.scale), k, bias, variant)
+    return score_keys(scaled(q, 1 / variant.scale), k, bias, variant)
 
 
 def rotate_forwards_only(x: Tensor, turn: Tensor, rotary: Rotary) -> Tensor:
-    """Backwards nothing turns."""
+    """Rotate the value, and nothing in the backward pass."""
     return rotate(x, turn, rotary).detach() + x - x.detach()
 
 
@@ -124,17 +125,17 @@ def output_slightly_steeper(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
 
 
 def no_backward_hooks(layer: ReferenceLayer) -> Run:
-    """Backward hooks are taken, and never called."""
+    """Take backward hooks, and never call them."""
     return lambda inputs, hooks, backward: layer.call(inputs, hooks, [])
 
 
 def backward_hooks_twice(layer: ReferenceLayer) -> Run:
-    """Backward hooks are called twice."""
+    """Call backward hooks twice."""
     return lambda inputs, hooks, backward: layer.call(inputs, hooks, [*backward, *backward])
 
 
 def backward_hooks_look(layer: ReferenceLayer) -> Run:
-    """What backward hooks give back is dropped."""
+    """Make a fault: what backward hooks give back is dropped."""
 
     def looking(fn: HookFunction) -> HookFunction:
         def called(gradient: Tensor, hook: Any) -> None:

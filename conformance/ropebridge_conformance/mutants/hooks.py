@@ -28,7 +28,7 @@ from ropebridge_spec import HookFunction, hook_order
 
 
 def drops_edits(hook: str) -> Show:
-    """The hook is shown a copy, and what it leaves is thrown away."""
+    """Make a fault: the hook is shown a copy, and what it leaves is thrown away."""
 
     def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
         edited = show(name, value, hooks)
@@ -38,17 +38,17 @@ def drops_edits(hook: str) -> Show:
 
 
 def fires_twice(hook: str) -> Show:
-    """Every hook is called a second time."""
+    """Make a fault: every hook is called a second time."""
     return lambda name, value, hooks: show(name, value, [*hooks, *hooks] if name == hook else hooks)
 
 
 def never_fires(hook: str) -> Show:
-    """The hook point is passed by."""
+    """Make a fault: the hook point is passed by."""
     return lambda name, value, hooks: show(name, value, [] if name == hook else hooks)
 
 
 def shows_heads_first(hook: str) -> Show:
-    """The value is shown as batch head pos d_head."""
+    """Make a fault: the value is shown as batch head pos d_head."""
 
     def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
         return (
@@ -61,7 +61,7 @@ def shows_heads_first(hook: str) -> Show:
 
 
 def shows_float32(hook: str) -> Show:
-    """The value is shown, and kept, in float32."""
+    """Make a fault: the value is shown, and kept, in float32."""
 
     def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
         return (
@@ -74,14 +74,14 @@ def shows_float32(hook: str) -> Show:
 
 
 def last_word(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
-    """Of what hooks give back only the first row of the batch is taken."""
+    """Take only the first row of the batch of what hooks give back."""
     left = show(name, value, hooks)
     return left if left is value else torch.cat([left[:1], value[1:]])
 
 
 def in_place_dropped(hook: str) -> Show:
-    """A hook is shown one copy, and the layer goes on with another unless it gives something
-    back."""
+    """Make a fault: a hook is shown one copy, and the layer goes on with another unless it gives
+    something back."""
 
     def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
         if name != hook:
@@ -94,7 +94,7 @@ def in_place_dropped(hook: str) -> Show:
 
 
 def returning(fn: HookFunction, value: Tensor) -> HookFunction:
-    """A hook whose edits in place are undone."""
+    """Return a hook whose edits in place are undone."""
 
     def called(tensor: Tensor, hook: Any) -> Tensor:
         replacement = fn(tensor, hook=hook)
@@ -104,7 +104,7 @@ def returning(fn: HookFunction, value: Tensor) -> HookFunction:
 
 
 def shows_itself(hook: str) -> Show:
-    """A hook is shown the very tensor that others hold."""
+    """Make a fault: a hook is shown the very tensor that others hold."""
 
     def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
         if name != hook:
@@ -118,7 +118,7 @@ def shows_itself(hook: str) -> Show:
 
 
 def takes_anything(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
-    """What does not fit is passed over, and nobody is told."""
+    """Make a fault: what does not fit is passed over, and nobody is told."""
     shown = value.clone()
     for fn in hooks:
         replacement = fn(shown, hook=SimpleNamespace(name=f"blocks.0.attn.{name}"))
@@ -132,7 +132,7 @@ def takes_anything(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> T
 
 
 def short_names(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
-    """hook.name says nothing of where the layer is."""
+    """Make a fault: hook.name says nothing of where the layer is."""
     return show(
         name,
         value,
@@ -141,7 +141,7 @@ def short_names(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tens
 
 
 def known_hooks_only(layer: ReferenceLayer) -> Run:
-    """A hook at a point that the layer does not have is passed over."""
+    """Make a fault: a hook at a point that the layer does not have is passed over."""
     there = {hook.name for hook in hook_order(layer.variant, layer.opted_in)}
     return lambda inputs, hooks, backward: layer.call(
         inputs, [(name, fn) for name, fn in hooks if name in there], backward
@@ -149,13 +149,13 @@ def known_hooks_only(layer: ReferenceLayer) -> Run:
 
 
 def swapped(hooks: Hooks) -> Hooks:
-    """Those of keys are called at values, and the other way about."""
+    """Call the hooks of keys at values, and the other way about."""
     other = {"hook_k": "hook_v", "hook_v": "hook_k"}
     return [(other.get(name, name), fn) for name, fn in hooks]
 
 
 def pattern_with_scores_only(hooks: Hooks) -> Hooks:
-    """hook_pattern is called only where hook_attn_scores is watched too."""
+    """Make a fault: hook_pattern is called only where hook_attn_scores is watched too."""
     watched = {name for name, _ in hooks}
     return [
         (name, fn) for name, fn in hooks if name != "hook_pattern" or "hook_attn_scores" in watched
@@ -163,7 +163,7 @@ def pattern_with_scores_only(hooks: Hooks) -> Hooks:
 
 
 def editing_moves_the_input(layer: ReferenceLayer) -> Run:
-    """Where a hook point has two hooks, the layer is given another input."""
+    """Give the layer another input where a hook point has two hooks."""
 
     def run(
         inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks

@@ -22,9 +22,9 @@ from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_reference import (
     STAGES,
-    mix,
+    make_pattern,
+    mix_values,
     output,
-    pattern,
 )
 from ropebridge_spec import HookFunction, Variant
 
@@ -36,20 +36,21 @@ UNTOUCHED = ("the_module_is_left_as_it_is",)
 
 
 def made_on_cpu(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
-    """Something is made on the cpu, wherever the layer is."""
+    """Make a fault: something is made on the cpu, wherever the layer is."""
     torch.zeros(1)
     return show(name, value, hooks)
 
 
 def number_read(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
-    """A number is read off a tensor."""
+    """Make a fault: a number is read off a tensor."""
     if not value.is_meta:
         value.sum().item()
     return show(name, value, hooks)
 
 
 def leaves_hooks_behind() -> Around:
-    """Hooks lie in one list for all layers, which a call that raises does not empty."""
+    """Make a fault: hooks lie in one list for all layers, which a call that raises does not
+    empty."""
     held: list[tuple[str, HookFunction]] = []
 
     def around(layer: ReferenceLayer) -> Run:
@@ -67,8 +68,8 @@ def leaves_hooks_behind() -> Around:
 
 
 def remembers_the_last_edit() -> Around:
-    """The hooks of one layer's call are called once more in the next call of any layer that has
-    none."""
+    """Make a fault: the hooks of one layer's call are called once more in the next call of any
+    layer that has none."""
     held: list[tuple[str, HookFunction]] = []
 
     def around(layer: ReferenceLayer) -> Run:
@@ -85,7 +86,7 @@ def remembers_the_last_edit() -> Around:
 
 
 def touches(module_is_changed: Callable[[Any], object]) -> Around:
-    """A call changes the module that the layer is built around."""
+    """Make a fault: a call changes the module that the layer is built around."""
 
     def around(layer: ReferenceLayer) -> Run:
         module_is_changed(layer.module)
@@ -126,7 +127,7 @@ def output_undropped(variant: Variant) -> Variant:
 def trained_with(
     wrong: Callable[[float], Mapping[str, Callable[..., Tensor]]], *, always: bool = False
 ) -> Around:
-    """In training mode, or always, some stages are others; the layer's own dropout is off."""
+    """Use other stages in training mode, or always; the layer's own dropout is off."""
 
     def around(layer: ReferenceLayer) -> Run:
         rate = layer.variant.dropout or layer.variant.output_dropout
@@ -140,15 +141,15 @@ def trained_with(
 
 
 def dropped_before_its_hook(rate: float) -> Mapping[str, Callable[..., Tensor]]:
-    return {"pattern": lambda s, sinks: dropout(pattern(s, sinks), rate)}
+    return {"pattern": lambda s, sinks: dropout(make_pattern(s, sinks), rate)}
 
 
 def dropped_and_not_doubled(rate: float) -> Mapping[str, Callable[..., Tensor]]:
-    return {"mix": lambda p, v: mix(dropout(p, rate) * (1 - rate), v)}
+    return {"mix": lambda p, v: mix_values(dropout(p, rate) * (1 - rate), v)}
 
 
 def dropped_on_the_way(rate: float) -> Mapping[str, Callable[..., Tensor]]:
-    return {"mix": lambda p, v: mix(dropout(p, rate), v)}
+    return {"mix": lambda p, v: mix_values(dropout(p, rate), v)}
 
 
 def output_dropped_before_its_hook(rate: float) -> Mapping[str, Callable[..., Tensor]]:
@@ -156,7 +157,7 @@ def output_dropped_before_its_hook(rate: float) -> Mapping[str, Callable[..., Te
 
 
 def drops_out(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that drop out their output."""
+    """Accept layers that drop out their output."""
     return specimen.variant.output_dropout > 0
 
 

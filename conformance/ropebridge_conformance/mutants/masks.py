@@ -31,7 +31,7 @@ from ropebridge_reference import (
     bias_of_mask,
     causal_bias,
     padding_bias,
-    scores,
+    score_keys,
     selection_bias,
 )
 from ropebridge_spec import MaskError, Variant
@@ -51,11 +51,11 @@ def picks_of_next_query(picked: Tensor) -> Tensor:
 
 def scores_capped_after_mask(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
     cap = variant.softcap or math.inf
-    return cap * torch.tanh(scores(q, k, bias, replace(variant, softcap=None)) / cap)
+    return cap * torch.tanh(score_keys(q, k, bias, replace(variant, softcap=None)) / cap)
 
 
 def scores_masked_with_lowest(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    s = scores(q, k, bias, variant)
+    s = score_keys(q, k, bias, variant)
     return s.masked_fill(s == -math.inf, torch.finfo(s.dtype).min)
 
 
@@ -156,7 +156,7 @@ def chunk_one_long(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
 
 
 def any_mask_is_taken(layer: ReferenceLayer) -> Run:
-    """A mask that cannot be read is taken for none."""
+    """Make a fault: a mask that cannot be read is taken for none."""
 
     def run(
         inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks

@@ -32,9 +32,9 @@ from ropebridge_conformance.mutants.scores import tiled
 from ropebridge_reference import (
     Affine,
     exclude,
-    gate,
     gated,
-    mix,
+    mix_values,
+    open_gate,
     subtract,
 )
 from ropebridge_spec import Differential, Gate, Norm
@@ -45,7 +45,7 @@ def gate_linear(logits: Tensor, kind: Gate) -> Tensor:
 
 
 def gate_of_other_kind(logits: Tensor, kind: Gate) -> Tensor:
-    return gate(
+    return open_gate(
         logits, replace(kind, activation="softplus" if kind.activation == "sigmoid" else "sigmoid")
     )
 
@@ -67,42 +67,42 @@ def z_norm_after_gate(mixed: Tensor, g: Tensor | None, affine: Affine, norm: Nor
 
 
 def mix_of_tiled_values(p: Tensor, v: Tensor) -> Tensor:
-    return mix(p, tiled(v, p.shape[1] // v.shape[2]))
+    return mix_values(p, tiled(v, p.shape[1] // v.shape[2]))
 
 
 def mix_with_heads_rolled(p: Tensor, v: Tensor) -> Tensor:
-    return mix(p, v).roll(1, 2)
+    return mix_values(p, v).roll(1, 2)
 
 
 def mix_of_late_values(p: Tensor, v: Tensor) -> Tensor:
-    return mix(p, v.roll(1, 1))
+    return mix_values(p, v.roll(1, 1))
 
 
 def mix_of_the_first_value_head(p: Tensor, v: Tensor) -> Tensor:
-    return mix(p, v[:, :, :1].expand_as(v))
+    return mix_values(p, v[:, :, :1].expand_as(v))
 
 
 def mix_of_value_heads_reversed(p: Tensor, v: Tensor) -> Tensor:
-    return mix(p, v.flip(2))
+    return mix_values(p, v.flip(2))
 
 
 def mix_of_the_next_row(p: Tensor, v: Tensor) -> Tensor:
-    return mix(p, v.roll(1, 0))
+    return mix_values(p, v.roll(1, 0))
 
 
 def mix_evenly(p: Tensor, v: Tensor) -> Tensor:
-    return mix(torch.full_like(p, 1 / p.shape[-1]), v)
+    return mix_values(torch.full_like(p, 1 / p.shape[-1]), v)
 
 
 def mix_in_bfloat16(p: Tensor, v: Tensor) -> Tensor:
-    return mix(p.bfloat16(), v.bfloat16()).to(p.dtype)
+    return mix_values(p.bfloat16(), v.bfloat16()).to(p.dtype)
 
 
 def mix_rescaled(p: Tensor, v: Tensor) -> Tensor:
-    """Values are divided by the largest there is, which forbidden keys have a part in, and
-    multiplied again: the same but for rounding."""
+    """Make a fault: values are divided by the largest there is, which forbidden keys have a part
+    in, and multiplied again: the same but for rounding."""
     size = 1.7 * v.detach().abs().amax()
-    return mix(p, v / size) * size
+    return mix_values(p, v / size) * size
 
 
 def gated_twice(mixed: Tensor, g: Tensor | None, affine: Affine, norm: Norm | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a mutant is, and the means of making one."""
+"""Define what a mutant is, and the means of making one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A named fault.
+    """Hold a named fault, and how a layer is made to have it.
 
     fault: what is wrong, in a sentence.
     stage: the hook point at which it shows first. also: others at which it shows by itself, in
@@ -75,17 +75,17 @@ class Mutant:
 
     @property
     def breaks(self) -> str:
-        """The clause that it breaks."""
+        """Return the clause that it breaks."""
         return self.clause or HOOK[self.stage].value_clause
 
     def hooks(self, specimen: Specimen, scenario: Scenario) -> tuple[str, ...]:
-        """The hook points whose own value is wrong, and can be seen to be."""
+        """Return the hook points whose own value is wrong, and can be seen to be."""
         if not self.applies(specimen, scenario):
             return ()
         return (self.stage, *self.also) if self.also_where(specimen, scenario) else (self.stage,)
 
     def subject(self) -> Factory:
-        """The mutant as a subject, which declares no gap."""
+        """Return the mutant as a subject, which declares no gap."""
         return Factory(
             name=self.name,
             stages=self.stages,
@@ -98,12 +98,12 @@ class Mutant:
 
 
 def change(**wrong: Callable[..., Any]) -> Stages:
-    """The reference's stages with one of them replaced."""
+    """Return the reference's stages with one of them replaced."""
     return replace(STAGES, **wrong)
 
 
 def shows_as(hook: str, there: Change, back: Change) -> Show:
-    """A value is shown as something else, and what the hooks leave is turned back."""
+    """Make a fault: a value is shown as something else, and what the hooks leave is turned back."""
 
     def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
         return (
@@ -116,29 +116,29 @@ def shows_as(hook: str, there: Change, back: Change) -> Show:
 
 
 def turns_to(hook: str, wrong: Change) -> Show:
-    """A value is another, for hooks and for the rest of the layer."""
+    """Make a fault: a value is another, for hooks and for the rest of the layer."""
     return lambda name, value, hooks: show(name, wrong(value) if name == hook else value, hooks)
 
 
 def goes_on_with(hook: str, wrong: Change) -> Show:
-    """Hooks are shown the right value, and the layer goes on with something else."""
+    """Make a fault: hooks are shown the right value, and the layer goes on with something else."""
     return lambda name, value, hooks: (
         wrong(show(name, value, hooks)) if name == hook else show(name, value, hooks)
     )
 
 
 def given_other(wrong: Callable[[ReferenceLayer, Mapping[str, Any]], Mapping[str, Any]]) -> Around:
-    """The layer reads something else than it is given."""
+    """Make a fault: the layer reads something else than it is given."""
     return lambda layer: (
         lambda inputs, hooks, backward: layer.call(wrong(layer, inputs), hooks, backward)
     )
 
 
 def described_as(wrong: Callable[[Variant], Variant]) -> Around:
-    """The layer computes what another description says."""
+    """Make a fault: the layer computes what another description says."""
     return lambda layer: replace(layer, variant=wrong(layer.variant)).call
 
 
 def hooked_as(wrong: Callable[[Hooks], Hooks]) -> Around:
-    """The layer is given other hooks than were asked for."""
+    """Make a fault: the layer is given other hooks than were asked for."""
     return lambda layer: lambda inputs, hooks, backward: layer.call(inputs, wrong(hooks), backward)

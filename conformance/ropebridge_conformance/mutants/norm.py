@@ -98,7 +98,7 @@ def norm_without_weight(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
 
 
 def norm_unbiased(x: Tensor, affine: Affine, norm: Norm) -> Tensor:
-    """The mean square over one fewer."""
+    """Return the mean square over one fewer."""
     n = normalise(x, affine, norm).shape[-1]
     return normalise(x, affine, norm) * math.sqrt((n - 1) / n)
 
@@ -116,7 +116,7 @@ def normed_early(variant: Variant) -> Variant:
 
 
 def late(specimen: Specimen, scenario: Scenario) -> bool:
-    """Layers that norm query and key once they are rotated."""
+    """Accept layers that norm query and key once they are rotated."""
     return specimen.variant.norm is not None and specimen.variant.norm.after_rotation
 
 

@@ -58,7 +58,7 @@ def output_in_bfloat16(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
 
 
 def output_rounded_head_by_head(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    """A running sum in the layer's own dtype."""
+    """Return a running sum in the layer's own dtype."""
     total = torch.zeros_like(output(z, W, None))
     for head in range(z.shape[2]):
         total = total + output(z[:, :, head : head + 1], W[head : head + 1], None)
@@ -82,7 +82,7 @@ def sum_without_bias(r: Tensor, b: Tensor | None) -> Tensor:
 
 
 def unwatched_otherwise(layer: ReferenceLayer) -> Run:
-    """Where nobody watches, what is computed is something else."""
+    """Compute something else where nobody watches."""
 
     def run(
         inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
@@ -94,7 +94,7 @@ def unwatched_otherwise(layer: ReferenceLayer) -> Run:
 
 
 def returned_as_it_was(layer: ReferenceLayer) -> Run:
-    """What is returned is what hook_out was shown, whatever it left."""
+    """Make a fault: what is returned is what hook_out was shown, whatever it left."""
 
     def run(
         inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks

@@ -29,29 +29,29 @@ from ropebridge_conformance.mutants.mutant import (
 )
 from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run
 from ropebridge_reference import (
-    pattern,
+    make_pattern,
 )
 
 
 def pattern_without_sink(s: Tensor, sinks: Tensor | None) -> Tensor:
-    return pattern(s, None)
+    return make_pattern(s, None)
 
 
 def pattern_over_queries(s: Tensor, sinks: Tensor | None) -> Tensor:
-    return pattern(s.transpose(2, 3), sinks).transpose(2, 3)
+    return make_pattern(s.transpose(2, 3), sinks).transpose(2, 3)
 
 
 def pattern_uniform_where_dead(s: Tensor, sinks: Tensor | None) -> Tensor:
     blind = (s == -math.inf).all(-1, keepdim=True)
-    return torch.where(blind, 1.0 / s.shape[-1], pattern(s, sinks)).to(s.dtype)
+    return torch.where(blind, 1.0 / s.shape[-1], make_pattern(s, sinks)).to(s.dtype)
 
 
 def pattern_to_base_two(s: Tensor, sinks: Tensor | None) -> Tensor:
-    return pattern(s * math.log(2), None if sinks is None else sinks * math.log(2))
+    return make_pattern(s * math.log(2), None if sinks is None else sinks * math.log(2))
 
 
 def pattern_half_as_sharp(s: Tensor, sinks: Tensor | None) -> Tensor:
-    return pattern(s / 2, sinks)
+    return make_pattern(s / 2, sinks)
 
 
 def pattern_unnormed(s: Tensor, sinks: Tensor | None) -> Tensor:
@@ -61,35 +61,35 @@ def pattern_unnormed(s: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def pattern_of_the_mean_head(s: Tensor, sinks: Tensor | None) -> Tensor:
-    p = pattern(s, sinks)
+    p = make_pattern(s, sinks)
     return p.mean(1, keepdim=True).expand_as(p)
 
 
 def pattern_of_next_sink(s: Tensor, sinks: Tensor | None) -> Tensor:
-    return pattern(s, None if sinks is None else sinks.roll(1))
+    return make_pattern(s, None if sinks is None else sinks.roll(1))
 
 
 def pattern_of_negated_sink(s: Tensor, sinks: Tensor | None) -> Tensor:
-    return pattern(s, None if sinks is None else -sinks)
+    return make_pattern(s, None if sinks is None else -sinks)
 
 
 def pattern_with_the_sinks_share(s: Tensor, sinks: Tensor | None) -> Tensor:
-    """The sink is not dropped: the first key is given its share."""
-    p = pattern(s, sinks).clone()
+    """Make a fault: the sink is not dropped: the first key is given its share."""
+    p = make_pattern(s, sinks).clone()
     p[..., 0] = p[..., 0] + (1 - p.sum(-1))
     return p
 
 
 def pattern_in_float32(s: Tensor, sinks: Tensor | None) -> Tensor:
-    return pattern(s.float(), sinks).to(s.dtype)
+    return make_pattern(s.float(), sinks).to(s.dtype)
 
 
 def pattern_in_bfloat16(s: Tensor, sinks: Tensor | None) -> Tensor:
-    return pattern(s.bfloat16(), sinks).to(s.dtype)
+    return make_pattern(s.bfloat16(), sinks).to(s.dtype)
 
 
 def pattern_without_maximum(s: Tensor, sinks: Tensor | None) -> Tensor:
-    """e to the score itself, which overflows where scores are large."""
+    """Return e to the score itself, which overflows where scores are large."""
     weight = torch.exp(s.to(torch.promote_types(s.dtype, torch.float32)))
     total = weight.sum(-1, keepdim=True) + (
         0 if sinks is None else sinks.to(weight.dtype).exp().reshape(1, -1, 1, 1)
@@ -98,7 +98,7 @@ def pattern_without_maximum(s: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def pattern_that_repairs_dead_rows(s: Tensor, sinks: Tensor | None) -> Tensor:
-    """NaN is replaced by 0, and its gradient is NaN."""
+    """Make a fault: NaN is replaced by 0, and its gradient is NaN."""
     return (
         torch.softmax(s.to(torch.promote_types(s.dtype, torch.float32)), -1)
         .nan_to_num(0.0)
@@ -107,7 +107,7 @@ def pattern_that_repairs_dead_rows(s: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def pattern_summed_in_steps(s: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax in the layer's own dtype, each step rounded."""
+    """Return softmax in the layer's own dtype, each step rounded."""
     top = s.amax(-1, keepdim=True)
     weight = torch.exp(s - top.masked_fill(top == -math.inf, 0.0))
     total = torch.zeros_like(weight[..., :1])
@@ -117,7 +117,7 @@ def pattern_summed_in_steps(s: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def weights_before_the_hook(layer: ReferenceLayer) -> Run:
-    """The weights that are returned are not those that the hook left."""
+    """Make a fault: the weights that are returned are not those that the hook left."""
 
     def run(
         inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks

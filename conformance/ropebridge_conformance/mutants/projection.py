@@ -42,7 +42,7 @@ from ropebridge_reference import (
     Affine,
     Weights,
     latent,
-    project,
+    project_heads,
     split_inputs,
     with_rotary_part,
 )
@@ -50,11 +50,11 @@ from ropebridge_spec import Norm, Variant
 
 
 def project_without_bias(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    return project(x, W, None)
+    return project_heads(x, W, None)
 
 
 def project_with_heads_rolled(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    return project(x, W.roll(1, 0), b)
+    return project_heads(x, W.roll(1, 0), b)
 
 
 def latent_unnormed(
@@ -66,7 +66,7 @@ def latent_unnormed(
     scale: float,
     beside: bool = False,
 ) -> Tensor:
-    down = project(x.unsqueeze(2), W[None], None if b is None else b[None]).squeeze(2)
+    down = project_heads(x.unsqueeze(2), W[None], None if b is None else b[None]).squeeze(2)
     return torch.cat([scale * down, down], -1) if beside else scale * down
 
 
@@ -119,18 +119,18 @@ def clip_above_only(x: Tensor, bound: float | None) -> Tensor:
 
 
 def project_positions_late(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    return project(x.roll(1, 1), W, b)
+    return project_heads(x.roll(1, 1), W, b)
 
 
 def project_with_bias_twice(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    return project(x, W, None if b is None else 2 * b)
+    return project_heads(x, W, None if b is None else 2 * b)
 
 
 def project_rounding_each_half(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    """Two sums, each rounded to bfloat16."""
+    """Return two sums, each rounded to bfloat16."""
     half = x.shape[-1] // 2
     parts = (
-        project(x[..., s], W[:, s], None).bfloat16().to(x.dtype)
+        project_heads(x[..., s], W[:, s], None).bfloat16().to(x.dtype)
         for s in (slice(None, half), slice(half, None))
     )
     return sum(parts, x.new_zeros(()) if b is None else b)
@@ -149,7 +149,7 @@ def dimensions_reversed(weights: Weights, variant: Variant) -> Weights:
 
 
 def rows_one_late(weights: Weights, variant: Variant) -> Weights:
-    """Each head begins with the last row of the head before."""
+    """Make a fault: each head begins with the last row of the head before."""
     W = rearrange(weights.W_Q, "head d_model d_head -> d_model (head d_head)").roll(1, -1)
     return replace(
         weights,
@@ -178,8 +178,8 @@ def copies_shown_and_not_read(
 def a_group_reads_its_first_head(
     x: Tensor, variant: Variant, opted_in: Any, at: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Under hook_attn_in the keys and values of three query heads are made of what the first of
-    them reads."""
+    """Make the keys and values of three query heads, under hook_attn_in, of what the first of them
+    reads."""
     x_q, x_k, x_v = split_inputs(x, variant, opted_in, at)
     if "attn_in" not in opted_in:
         return x_q, x_k, x_v
@@ -198,7 +198,7 @@ def other_sequence_shifted(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> 
 def keys_of_an_earlier_layer_shifted(
     layer: ReferenceLayer, inputs: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    name = layer.variant.kv_given
+    name = layer.variant.shared_kv_argument
     if name is None:
         return inputs
     return {**inputs, name: {kind: (k.roll(1, 2), v) for kind, (k, v) in inputs[name].items()}}
@@ -430,7 +430,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "given_keys_shifted",
         "an earlier layer's keys are read one position late",
         "hook_attn_scores",
-        has("kv_given"),
+        has("shared_kv_argument"),
         around=given_other(keys_of_an_earlier_layer_shifted),
         clause="KV-1",
     ),

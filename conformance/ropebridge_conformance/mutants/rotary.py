@@ -95,19 +95,19 @@ def rotate_in_bfloat16(x: Tensor, turn: Tensor, rotary: Rotary) -> Tensor:
 
 
 def rotate_and_drop_the_rest(x: Tensor, turn: Tensor, rotary: Rotary) -> Tensor:
-    """The dimensions that pass through are lost."""
+    """Make a fault: the dimensions that pass through are lost."""
     return rotate(x, turn, rotary) * rotates_there(x, rotary)
 
 
 def rotates_there(x: Tensor, rotary: Rotary) -> Tensor:
-    """1 where a dimension rotates."""
+    """Return 1 where a dimension rotates, else 0."""
     ones = torch.zeros(x.shape[-1], dtype=x.dtype, device=x.device)
     ones[: rotary.width] = 1
     return ones if rotary.end == "leading" else ones.flip(0)
 
 
 def half_the_pairs(x: Tensor, turn: Tensor, rotary: Rotary) -> Tensor:
-    """The pairs of the higher half of the frequencies do not turn."""
+    """Make a fault: the pairs of the higher half of the frequencies do not turn."""
     still = torch.eye(2, dtype=turn.dtype, device=turn.device).expand_as(turn).clone()
     still[..., : turn.shape[2] // 2, :, :] = turn[..., : turn.shape[2] // 2, :, :]
     return rotate(x, still, rotary)
@@ -116,7 +116,7 @@ def half_the_pairs(x: Tensor, turn: Tensor, rotary: Rotary) -> Tensor:
 def tables_of_position_nought(
     layer: ReferenceLayer, inputs: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """A step that reads a cache is given the tables of the first position."""
+    """Make a fault: a step that reads a cache is given the tables of the first position."""
     cache, tables = inputs.get("cache"), inputs["position_embeddings"]
     if (
         cache is None
@@ -131,7 +131,7 @@ def tables_of_position_nought(
 
 
 def unrotated(role: Literal["k", "v"]) -> Around:
-    """The key, or the value, is the one there was before rotation."""
+    """Make a fault: the key, or the value, is the one there was before rotation."""
 
     def around(layer: ReferenceLayer) -> Run:
         early = (

@@ -36,9 +36,9 @@ from ropebridge_conformance.mutants.mutant import (
 from ropebridge_conformance.subjects.reference import show
 from ropebridge_reference import (
     Weights,
-    key_bias,
-    scores,
-    temper,
+    bias_keys,
+    scale_by_temperature,
+    score_keys,
 )
 from ropebridge_spec import HookFunction, Temperature, Variant
 
@@ -48,101 +48,101 @@ def temper_forgotten(q: Tensor, positions: Tensor, temperature: Temperature | No
 
 
 def temper_one_late(q: Tensor, positions: Tensor, temperature: Temperature | None) -> Tensor:
-    return temper(q, positions + 1, temperature)
+    return scale_by_temperature(q, positions + 1, temperature)
 
 
 def tiled(heads: Tensor, group: int) -> Tensor:
-    """A kv head for every query head, the wrong way about: 0 1 0 1, not 0 0 1 1."""
+    """Return a kv head for every query head, the wrong way about: 0 1 0 1, not 0 0 1 1."""
     return repeat(heads, "batch key kv_head d -> batch key (group kv_head) d", group=group)
 
 
 def scores_of_tiled_keys(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(q, tiled(k, variant.group), bias, replace(variant, kv_heads=variant.heads))
+    return score_keys(q, tiled(k, variant.group), bias, replace(variant, kv_heads=variant.heads))
 
 
 def scores_one_key_late(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(q, k.roll(1, 1), bias, variant)
+    return score_keys(q, k.roll(1, 1), bias, variant)
 
 
 def scores_unscaled(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(q, k, bias, replace(variant, scale=1.0))
+    return score_keys(q, k, bias, replace(variant, scale=1.0))
 
 
 def scores_scaled_twice(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(q, k, bias, replace(variant, scale=variant.scale**2))
+    return score_keys(q, k, bias, replace(variant, scale=variant.scale**2))
 
 
 def scores_uncapped(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(q, k, bias, replace(variant, softcap=None))
+    return score_keys(q, k, bias, replace(variant, softcap=None))
 
 
 def scores_by_width_of_the_model(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(q, k, bias, replace(variant, scale=variant.d_model**-0.5))
+    return score_keys(q, k, bias, replace(variant, scale=variant.d_model**-0.5))
 
 
 def scores_scaled_after_cap(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    capped = scores(q, k, torch.zeros_like(bias), replace(variant, scale=1.0))
+    capped = score_keys(q, k, torch.zeros_like(bias), replace(variant, scale=1.0))
     return (capped * variant.scale + bias).to(capped.dtype)
 
 
 def scores_cut_off(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
     cap = variant.softcap or math.inf
-    bare = scores(q, k, torch.zeros_like(bias), replace(variant, softcap=None))
+    bare = score_keys(q, k, torch.zeros_like(bias), replace(variant, softcap=None))
     return (bare.clamp(-cap, cap) + bias).to(bare.dtype)
 
 
 def scores_of_twice_the_cap(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(q, k, bias, replace(variant, softcap=variant.softcap and 2 * variant.softcap))
+    return score_keys(q, k, bias, replace(variant, softcap=variant.softcap and 2 * variant.softcap))
 
 
 def scores_of_the_first_key_head(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(q, k[:, :, :1].expand_as(k), bias, variant)
+    return score_keys(q, k[:, :, :1].expand_as(k), bias, variant)
 
 
 def scores_of_key_heads_reversed(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(q, k.flip(2), bias, variant)
+    return score_keys(q, k.flip(2), bias, variant)
 
 
 def scores_of_next_query_head(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(q.roll(1, 2), k, bias, variant)
+    return score_keys(q.roll(1, 2), k, bias, variant)
 
 
 def scores_negated(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(-q, k, bias, variant)
+    return score_keys(-q, k, bias, variant)
 
 
 def scores_in_bfloat16(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(q.bfloat16(), k.bfloat16(), bias, replace(variant, score_precision="input")).to(
-        q.dtype
-    )
+    return score_keys(
+        q.bfloat16(), k.bfloat16(), bias, replace(variant, score_precision="input")
+    ).to(q.dtype)
 
 
 def scores_in_float32(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return scores(q.float(), k.float(), bias, variant).to(q.dtype)
+    return score_keys(q.float(), k.float(), bias, variant).to(q.dtype)
 
 
 def scores_without_the_last_dimension(
     q: Tensor, k: Tensor, bias: Tensor, variant: Variant
 ) -> Tensor:
-    return scores(q[..., :-1], k[..., :-1], bias, variant)
+    return score_keys(q[..., :-1], k[..., :-1], bias, variant)
 
 
 def no_key_bias(v: Tensor, weights: Weights, variant: Variant) -> Tensor:
-    return torch.zeros_like(key_bias(v, weights, variant))
+    return torch.zeros_like(bias_keys(v, weights, variant))
 
 
 def key_bias_of_next_key(v: Tensor, weights: Weights, variant: Variant) -> Tensor:
-    return key_bias(v, weights, variant).roll(1, -1)
+    return bias_keys(v, weights, variant).roll(1, -1)
 
 
 def a_little_large(s: Tensor) -> Tensor:
-    """By a third of the distance between two numbers, which moves those whose digits are large:
-    inside every bound."""
+    """Make a fault: larger by a third of the distance between two numbers, which moves those whose
+    digits are large: inside every bound."""
     return (s.double() * (1 + torch.finfo(s.dtype).eps / 3)).to(s.dtype)
 
 
 def unguarded(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
-    """Whatever hooks leave in the scores is taken."""
+    """Make a fault: whatever hooks leave in the scores is taken."""
     if name != "hook_attn_scores":
         return show(name, value, hooks)
     shown = value.clone()
@@ -158,7 +158,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the query has no temperature",
         "hook_attn_scores",
         warm,
-        change(temper=temper_forgotten),
+        change(scale_by_temperature=temper_forgotten),
         clause="SCORE-4",
     ),
     Mutant(
@@ -166,7 +166,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the temperature of the position after",
         "hook_attn_scores",
         warm,
-        change(temper=temper_one_late),
+        change(scale_by_temperature=temper_one_late),
         clause="SCORE-4",
     ),
     Mutant(

@@ -167,7 +167,7 @@ function openCell(s, f, h) {
   const byDtype = cellOf(subject, family, hook), view = at("cell"), rest = [];
   data.details.forEach((detail, i) => {
     if (detail.subject !== subject || detail.family !== family || (detail.hook ?? "") !== hook) return;
-    rest.push([make("a", detail.check.replaceAll("_", " "), {href: `#v/${i}`}), detail.case, detail.dtype, outcomeMark(detail.verdict), detail.reason ?? ""]);
+    rest.push([make("a", detail.check.replaceAll("_", " "), {href: `#v/${i}`}), detail.case, detail.dtype, outcomeMark(detail.outcome), detail.reason ?? ""]);
   });
   view.replaceChildren(
     make("p", subject, {className: "over"}), title(`${family}, ${named(hook)}`),
@@ -193,7 +193,7 @@ function openVerdict(i) {
   const detail = data.details[i], view = at("verdict");
   if (!detail) return false;
   const [text, formula] = (Object.hasOwn(data.clauses, detail.clause) && data.clauses[detail.clause]) || ["", ""];
-  view.replaceChildren(make("p", detail.subject, {className: "over"}), title(detail.check.replaceAll("_", " ")), outcomeMark(detail.verdict), make("p", detail.reason ?? ""));
+  view.replaceChildren(make("p", detail.subject, {className: "over"}), title(detail.check.replaceAll("_", " ")), outcomeMark(detail.outcome), make("p", detail.reason ?? ""));
   view.append(pairs([["hook point", named(detail.hook)], ["family", detail.family], ["case", detail.case], ["dtype", detail.dtype], ["device", detail.device]]));
   view.append(make("h3", "Clause " + detail.clause), make("p", text));
   if (formula) view.append(make("pre", formula));
@@ -261,7 +261,7 @@ function reproduction(detail) {
   const script = ["from ropebridge_conformance.bench import Bench, load_subject", "from ropebridge_conformance.judge import judge",
     "from ropebridge_conformance.questions import Question", "", "question = Question(",
     ...Object.entries(chosen).map(([name, value]) => `    ${name}=${literal(value)},`), ")",
-    `verdict = judge(Bench(load_subject(${literal(path)})), question)`, "print(verdict.verdict, verdict.divergent, verdict.reason)", ""].join("\n");
+    `verdict = judge(Bench(load_subject(${literal(path)})), question)`, "print(verdict.outcome, verdict.divergent, verdict.reason)", ""].join("\n");
   return [make("h3", "To see it again"), copied(command, "command"), copied(script, "script")];
 }
 

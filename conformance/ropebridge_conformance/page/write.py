@@ -1,4 +1,4 @@
-"""The page, written from its template."""
+"""Page, written from its template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from ropebridge_conformance.page.digest import digest
+from ropebridge_conformance.page.gathering import digest
 from ropebridge_conformance.results import read_provenance, verdicts_in
 
 
@@ -40,10 +40,10 @@ def write_page(results: Path, path: Path) -> None:
 
 
 def part(name: str) -> str:
-    """A file of the page's own."""
+    """Return a file of the page's own."""
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def source_hash(source: str) -> str:
-    """How a content security policy names a script or a style."""
+    """Return how a content security policy names a script or a style."""
     return f"sha256-{b64encode(sha256(source.encode()).digest()).decode('ascii')}"

@@ -1,5 +1,5 @@
-"""The bridge on a real pretrained model: Gemma 3 270M, real text longer than its window, every
-layer judged stage by stage.
+"""Bridge on a real pretrained model: Gemma 3 270M, real text longer than its window, every layer
+judged stage by stage.
 
 `python -m ropebridge_conformance.real`, or `make real`. It reaches the bridge by an import path, as
 the judge does, so another implementation's `attach` can be put in its place.

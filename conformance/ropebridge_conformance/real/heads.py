@@ -13,7 +13,8 @@ Score = Callable[[Tensor, Sequence[int]], Tensor]
 
 @dataclass(frozen=True)
 class Chosen:
-    """A head, what it does more than any other, and how much: the mean weight it gives there."""
+    """Hold a head, what it does more than any other, and how much: the mean weight it gives
+    there."""
 
     does: str
     layer: int
@@ -23,18 +24,18 @@ class Chosen:
 
 
 def previous_token(pattern: Tensor, tokens: Sequence[int]) -> Tensor:
-    """(head,) mean weight on the token before."""
+    """Return (head,) mean weight on the token before."""
     return pattern.diagonal(offset=-1, dim1=-2, dim2=-1).mean(-1)
 
 
 def first_token(pattern: Tensor, tokens: Sequence[int]) -> Tensor:
-    """(head,) mean weight on the first token."""
+    """Return (head,) mean weight on the first token."""
     return pattern[:, 1:, 0].mean(-1)
 
 
 def induction(pattern: Tensor, tokens: Sequence[int]) -> Tensor:
-    """(head,) mean weight on what followed the same token last time (Olsson et al. 2022, In-context
-    Learning and Induction Heads)."""
+    """Return (head,) mean weight on what followed the same token last time (Olsson et al. 2022,
+    In-context Learning and Induction Heads)."""
     pairs = [(i, last_seen(tokens, i) + 1) for i in range(len(tokens)) if last_seen(tokens, i) >= 0]
     if not pairs:
         return torch.zeros(pattern.shape[0])
@@ -42,7 +43,7 @@ def induction(pattern: Tensor, tokens: Sequence[int]) -> Tensor:
 
 
 def last_seen(tokens: Sequence[int], place: int) -> int:
-    """Where a token last stood before its place; -1 if nowhere."""
+    """Return where a token last stood before its place; -1 if nowhere."""
     return next((j for j in range(place - 1, -1, -1) if tokens[j] == tokens[place]), -1)
 
 
@@ -54,7 +55,7 @@ SCORES: Mapping[str, Score] = {
 
 
 def choose(patterns: Mapping[int, Tensor], tokens: Sequence[int]) -> list[Chosen]:
-    """For each behaviour the head that shows it most.
+    """Return for each behaviour the head that shows it most.
 
     Args:
         patterns: layer -> (head, query, key).

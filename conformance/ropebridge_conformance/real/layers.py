@@ -17,7 +17,7 @@ VALUES = "a_stage_gives_the_value_of_its_clause"
 
 
 def judge_layer(layer: Recorded, subject: str) -> Iterator[Verdict]:
-    """The order of a layer's hooks, and the axes and the value of each."""
+    """Yield the verdicts on the order of a layer's hooks, and on the axes and the value of each."""
     specimen, scenario, traces = layer.specimen, layer.scenario, [layer.trace]
     contexts = [context_of(layer.trace, specimen, scenario)]
     yield verdict(
@@ -40,7 +40,7 @@ def judge_layer(layer: Recorded, subject: str) -> Iterator[Verdict]:
 def verdict(
     layer: Recorded, subject: str, clause: str, check: str, hook: str | None, finding: Finding
 ) -> Verdict:
-    """The line of results for a finding about a layer."""
+    """Return the line of results for a finding about a layer."""
     module, difference = layer.specimen.module, finding.difference
     return Verdict(
         subject=subject,
@@ -51,7 +51,7 @@ def verdict(
         case=layer.scenario.id,
         dtype=str(layer.specimen.dtype).removeprefix("torch."),
         device=layer.specimen.device.type,
-        verdict=finding.outcome,
+        outcome=finding.outcome,
         error=difference.error if difference else None,
         bound=difference.bound if difference else None,
         divergent=finding.divergent,

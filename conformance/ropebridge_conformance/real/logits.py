@@ -1,4 +1,4 @@
-"""The model's logits with a bridge, beside those of Hugging Face alone, by their distance from a
+"""Model's logits with a bridge, beside those of Hugging Face alone, by their distance from a
 float64 run."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROWS = 64
 
 @dataclass(frozen=True)
 class Distance:
-    """How far logits are from the float64 ones.
+    """Hold how far logits are from the float64 ones.
 
     rms, worst: root mean square and largest error, in logits.
     turned: positions whose best token is another one than in float64, though float64 prefers its
@@ -33,20 +33,20 @@ class Distance:
 
 @torch.no_grad()
 def logits_of(model: Any, ids: Tensor) -> Tensor:
-    """(pos, vocabulary) of one forward without a cache."""
+    """Return (pos, vocabulary) of one forward without a cache."""
     logits: Tensor = model(ids, use_cache=False).logits[0]
     return logits
 
 
 @torch.no_grad()
 def exact_logits(model: Any, ids: Tensor) -> Tensor:
-    """The logits of a float64 copy of the model, by Hugging Face alone; its norms and tables still
-    round to float32."""
+    """Return the logits of a float64 copy of the model, by Hugging Face alone; its norms and tables
+    still round to float32."""
     return logits_of(copy.deepcopy(model).double(), ids)
 
 
 def distance(logits: Tensor, exact: Tensor) -> Distance:
-    """How far logits (pos, vocabulary) are from exact ones."""
+    """Return how far logits (pos, vocabulary) are from exact ones."""
     blocks = [slice(i, i + ROWS) for i in range(0, len(exact), ROWS)]
     errors = [(logits[rows].double() - exact[rows]) for rows in blocks]
     worst = max(float(error.abs().max()) for error in errors)
@@ -56,14 +56,14 @@ def distance(logits: Tensor, exact: Tensor) -> Distance:
 
 
 def turned_rows(logits: Tensor, exact: Tensor, margin: float) -> int:
-    """Rows whose best token differs from a clear choice."""
+    """Return rows whose best token differs from a clear choice."""
     best = exact.topk(2, dim=-1)
     clear = best.values[:, 0] - best.values[:, 1] > margin
     return int((clear & (logits.argmax(-1) != best.indices[:, 0])).sum())
 
 
 def judge_logits(ours: Distance, theirs: list[Distance]) -> Finding:
-    """Whether logits are as near the float64 ones as Hugging Face's own implementations are
+    """Return whether logits are as near the float64 ones as Hugging Face's own implementations are
     (PAR-2's ratios)."""
     rms, worst = ours.rms / max(d.rms for d in theirs), ours.worst / max(d.worst for d in theirs)
     if rms <= RMS_RATIO and worst <= MAX_RATIO and not ours.turned:
@@ -76,7 +76,8 @@ def judge_logits(ours: Distance, theirs: list[Distance]) -> Finding:
 
 
 def judge_restored(now: Tensor, before: Tensor) -> Finding:
-    """Whether a model gives the very bits it gave before hooks were put into it and taken away."""
+    """Return whether a model gives the very bits it gave before hooks were put into it and taken
+    away."""
     return (
         passed()
         if torch.equal(now, before)

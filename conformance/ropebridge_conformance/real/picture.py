@@ -1,4 +1,4 @@
-"""A picture of attention patterns, labelled with tokens."""
+"""Picture of attention patterns, labelled with tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def draw(chosen: Sequence[Chosen], tokens: Sequence[str], path: Path, title: str
 
 
 def draw_head(axis: Any, chosen: Chosen, tokens: Sequence[str]) -> Any:
-    """One panel; its image is given back for the scale."""
+    """Return one panel; its image is given back for the scale."""
     image = axis.imshow(chosen.pattern.float().numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set_title(
         f"layer {chosen.layer}, head {chosen.head}: {chosen.does}\nmean weight there"

@@ -18,12 +18,12 @@ from ropebridge_conformance.zoo import Specimen
 from ropebridge_spec import by_role, describe, own_names, parameters_of
 
 
-class Attached(Protocol):
-    """A model with hooks in it: what `attach(model)` gives, the bridge's or another's."""
+class BridgedModelLike(Protocol):
+    """Hold a model with hooks in it: what `attach(model)` gives, the bridge's or another's."""
 
     @property
     def hook_points(self) -> Any:
-        """The full names of the hook points, as keys."""
+        """Return full name -> hook point, which has `spec` and `layer()`."""
 
     def run_with_hooks(self, *args: Any, fwd_hooks: Any, **kwargs: Any) -> Any:
         """Run the model once with hooks (name, fn)."""
@@ -44,9 +44,9 @@ class Recorded:
 
 @torch.no_grad()
 def record_model(
-    attached: Attached, model: Any, ids: Tensor, way: str
+    bridged: BridgedModelLike, model: Any, ids: Tensor, way: str
 ) -> tuple[list[Recorded], Tensor]:
-    """Every layer with every hook point watched, and the logits (batch pos vocabulary).
+    """Return every layer with every hook point watched, and the logits (batch pos vocabulary).
 
     Args:
         ids: (batch, pos) token ids.
@@ -57,8 +57,8 @@ def record_model(
     with ExitStack() as stack:
         for number, module in layers.items():
             stack.enter_context(inputs_kept(module, traces[number]))
-        logits = attached.run_with_hooks(
-            ids, fwd_hooks=list(all_hooks(attached, traces)), use_cache=False
+        logits = bridged.run_with_hooks(
+            ids, fwd_hooks=list(all_hooks(bridged, traces)), use_cache=False
         ).logits
     recorded = [
         Recorded(n, specimen_of(model, layers[n]), scenario_of(trace, f"{way}-blocks.{n}"), trace)
@@ -68,15 +68,14 @@ def record_model(
 
 
 def attention_layers(model: Any) -> dict[int, nn.Module]:
-    """Block number -> attention module."""
+    """Return block number -> attention module."""
     return {number: block.self_attn for number, block in enumerate(model.model.layers)}
 
 
-def all_hooks(attached: Attached, traces: dict[int, Trace]) -> Iterator[tuple[str, Any]]:
-    """A recording hook for every hook point of the model."""
-    for name in attached.hook_points:
-        _, number, _, hook = name.split(".")
-        for _, look in hooks_at(hook, traces[int(number)], None):
+def all_hooks(bridged: BridgedModelLike, traces: dict[int, Trace]) -> Iterator[tuple[str, Any]]:
+    """Yield a recording hook for every hook point of the model."""
+    for name, point in bridged.hook_points.items():
+        for _, look in hooks_at(point.spec.name, traces[point.layer()], None):
             yield name, look
 
 
@@ -93,7 +92,7 @@ def inputs_kept(module: nn.Module, trace: Trace) -> Iterator[None]:
 def keep_inputs(
     trace: Trace, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """The call of a trace, by the contract's names."""
+    """Keep what a layer is called with in its trace, by the contract's names."""
     kind, variant = type(module), describe(module)
     passed = {**dict(zip(parameters_of(kind), args, strict=False)), **kwargs}
     given = {"position_embeddings": None, "attention_mask": None, **by_role(passed, variant)}
@@ -101,13 +100,13 @@ def keep_inputs(
 
 
 def specimen_of(model: Any, module: nn.Module) -> Specimen:
-    """A layer as the judge knows one."""
+    """Return a layer as the judge knows one."""
     weight = next(module.parameters())
     return Specimen(module, model.model.rotary_emb, describe(module), weight.dtype, weight.device)
 
 
 def scenario_of(trace: Trace, id: str) -> Scenario:
-    """How the model called a layer, in the judge's terms."""
+    """Return how the model called a layer, in the judge's terms."""
     mask, x = trace.call.given["attention_mask"], trace.call.given["hidden_states"]
     form = "none" if mask is None else "boolean" if mask.dtype == torch.bool else "additive"
     return Scenario(id, "as the model calls it", mask=form, batch=x.shape[0], pos=x.shape[1])  # type: ignore[arg-type]

@@ -13,8 +13,8 @@ from ropebridge_conformance.verdicts import BAD, Verdict
 
 
 def stage_table(verdicts: Sequence[Verdict]) -> Table:
-    """Stages by verdicts: how many, how many bad, and the value furthest from the oracle, as a
-    share of its bound."""
+    """Return stages by verdicts: how many, how many bad, and the value furthest from the oracle, as
+    a share of its bound."""
     table = Table(title="every layer, stage by stage", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("hook point", no_wrap=True)
     for column in ("verdicts", "bad", "worst error / bound"):
@@ -23,7 +23,7 @@ def stage_table(verdicts: Sequence[Verdict]) -> Table:
     for hook in dict.fromkeys(v.hook for v in verdicts):
         own = [v for v in verdicts if v.hook == hook]
         worst = max((v for v in own if v.check == VALUES), key=share, default=None)
-        bad = sum(v.verdict in BAD for v in own)
+        bad = sum(v.outcome in BAD for v in own)
         shown = (
             ("-", "")
             if worst is None
@@ -36,17 +36,17 @@ def stage_table(verdicts: Sequence[Verdict]) -> Table:
 
 
 def share(verdict: Verdict) -> float:
-    """Error over bound; 0 where both are 0, infinite where the bound is 0 and missed, or nothing
-    could be compared."""
+    """Return error over bound; 0 where both are 0, infinite where the bound is 0 and missed, or
+    nothing could be compared."""
     if verdict.error is None or verdict.bound is None:
-        return float("inf") if verdict.verdict in BAD else 0.0
+        return float("inf") if verdict.outcome in BAD else 0.0
     if verdict.error == 0:
         return 0.0
     return verdict.error / verdict.bound if verdict.bound else float("inf")
 
 
 def logits_table(distances: Mapping[str, Distance]) -> Table:
-    """Who by how far from float64."""
+    """Return who by how far from float64."""
     table = Table(title="logits: distance from float64", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("who", no_wrap=True)
     for column in ("root mean square", "largest", "best tokens changed"):

@@ -1,4 +1,4 @@
-"""The run on the real model: logits, layers, generation, and a picture."""
+"""Run on the real model: logits, layers, generation, and a picture."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
+from ropebridge_conformance.console_tables import summary
 from ropebridge_conformance.questions import Finding
 from ropebridge_conformance.real import checkpoint
 from ropebridge_conformance.real.greedy import continuation, judge_tokens
@@ -30,10 +31,9 @@ from ropebridge_conformance.real.logits import (
     logits_of,
 )
 from ropebridge_conformance.real.picture import draw
-from ropebridge_conformance.real.recording import Attached, record_model
+from ropebridge_conformance.real.recording import BridgedModelLike, record_model
 from ropebridge_conformance.real.report import logits_table, stage_table
 from ropebridge_conformance.results import write_results
-from ropebridge_conformance.tables import summary
 from ropebridge_conformance.verdicts import BAD, Verdict
 
 WAYS = ("eager", "sdpa")
@@ -51,12 +51,12 @@ class Run:
     """One model under one `attach`, and the verdicts so far."""
 
     model: Any
-    attach: Callable[[Any], Attached]
+    attach: Callable[[Any], BridgedModelLike]
     subject: str
     verdicts: list[Verdict] = field(default_factory=list)
 
     def note(self, clause: str, check: str, case: str, finding: Finding) -> None:
-        """A verdict on the model as a whole."""
+        """Keep a verdict on the model as a whole."""
         dtype, device, family = (
             str(self.model.dtype).removeprefix("torch."),
             self.model.device.type,
@@ -78,29 +78,29 @@ class Run:
         )
 
     @contextmanager
-    def attached(self, way: str = "sdpa") -> Iterator[Attached]:
-        """The model with hooks in it, loaded as for Hugging Face's `way` of attending; afterwards
-        without."""
+    def bridging(self, way: str = "sdpa") -> Iterator[BridgedModelLike]:
+        """Give the model with hooks in it, loaded as for Hugging Face's `way` of attending;
+        afterwards it has none."""
         self.model.set_attn_implementation(way)
-        attached = self.attach(self.model)
+        bridged = self.attach(self.model)
         try:
-            yield attached
+            yield bridged
         finally:
-            attached.detach()
+            bridged.detach()
 
 
 def judge_model(run: Run, ids: Tensor) -> dict[str, Distance]:
-    """Logits without hooks, with hooks that nobody watches, and with all of them watched (PAR-1,
-    LOOK-1)."""
+    """Return logits without hooks, with hooks that nobody watches, and with all of them watched
+    (PAR-1, LOOK-1)."""
     exact = exact_logits(run.model, ids)
     alone = {way: hugging_face_logits(run.model, ids, way) for way in WAYS}
     distances = {f"Hugging Face, {way}": distance(logits, exact) for way, logits in alone.items()}
     theirs = list(distances.values())
     for way in WAYS:
-        with run.attached(way) as attached:
+        with run.bridging(way) as bridged:
             unwatched, (_, watched) = (
                 logits_of(run.model, ids),
-                record_model(attached, run.model, ids, way),
+                record_model(bridged, run.model, ids, way),
             )
         for state, logits in (("unwatched", unwatched), ("watched", watched[0])):
             who = f"{run.subject}, {way}, {state}"
@@ -121,28 +121,28 @@ def judge_model(run: Run, ids: Tensor) -> dict[str, Distance]:
 
 
 def hugging_face_logits(model: Any, ids: Tensor, way: str) -> Tensor:
-    """The logits of the model alone, attending in one of Hugging Face's ways."""
+    """Return the logits of the model alone, attending in one of Hugging Face's ways."""
     model.set_attn_implementation(way)
     return logits_of(model, ids)
 
 
 def judge_layers(run: Run, ids: Tensor, progress: Callable[[str], None]) -> None:
-    """Every layer, stage by stage, under the masks of both of Hugging Face's ways."""
+    """Judge every layer, stage by stage, under the masks of both of Hugging Face's ways."""
     for way in WAYS:
-        with run.attached(way) as attached:
-            recorded, _ = record_model(attached, run.model, ids, way)
+        with run.bridging(way) as bridged:
+            recorded, _ = record_model(bridged, run.model, ids, way)
         for layer in recorded:
             progress(f"{layer.specimen.dtype} {layer.scenario.id}")
             run.verdicts += judge_layer(layer, run.subject)
 
 
 def judge_generation(run: Run, ids: Tensor) -> list[int]:
-    """Greedy tokens with and without hooks, on either side of the window; those of the short prompt
-    are given back."""
+    """Return greedy tokens with and without hooks, on either side of the window; those of the short
+    prompt are given back."""
     prompts = {"short": ids[:, :24], "longer_than_the_window": ids}
     theirs = {name: continuation(run.model, prompt, NEW_TOKENS) for name, prompt in prompts.items()}
     for name, prompt in prompts.items():
-        with run.attached():
+        with run.bridging():
             ours = continuation(run.model, prompt, NEW_TOKENS)
         run.note(
             "PAR-1",
@@ -154,10 +154,10 @@ def judge_generation(run: Run, ids: Tensor) -> list[int]:
 
 
 def draw_patterns(run: Run, tokenizer: Any, path: Path) -> str:
-    """The picture; in words, which heads are in it."""
+    """Return the picture; in words, which heads are in it."""
     ids = tokenizer(SENTENCE, return_tensors="pt").input_ids
-    with run.attached() as attached:
-        recorded, _ = record_model(attached, run.model, ids, "picture")
+    with run.bridging() as bridged:
+        recorded, _ = record_model(bridged, run.model, ids, "picture")
     chosen = choose(
         {layer.number: layer.trace.values["hook_pattern"][0] for layer in recorded}, ids[0].tolist()
     )
@@ -174,7 +174,7 @@ def draw_patterns(run: Run, tokenizer: Any, path: Path) -> str:
 
 
 def prose(tokenizer: Any, window: int) -> Tensor:
-    """(1, pos) token ids of real text, longer than the window.
+    """Return (1, pos) token ids of real text, longer than the window.
 
     Raises:
         ValueError: the text is too short for the window.
@@ -188,11 +188,11 @@ def prose(tokenizer: Any, window: int) -> Tensor:
     return ids
 
 
-def load_attach(path: str) -> Callable[[Any], Attached]:
-    """The function at `package.module:attach`; a bad path ends the run with exit code 2."""
+def load_attach(path: str) -> Callable[[Any], BridgedModelLike]:
+    """Return the function at `package.module:attach`; a bad path ends the run with exit code 2."""
     module, _, name = path.partition(":")
     try:
-        attach: Callable[[Any], Attached] = getattr(import_module(module), name)
+        attach: Callable[[Any], BridgedModelLike] = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         errors.print(
             f"cannot load {path!r}: {type(error).__name__}: {error}\n  --attach takes"
@@ -258,13 +258,14 @@ def main(
 
 
 def report(verdicts: list[Verdict], of_layers: list[Verdict], results: Path, subject: str) -> None:
-    """Tables, what is bad, counts, and the file; exit code 1 if anything is bad."""
+    """Print tables, what is bad and counts, and write the file; the exit code is 1 if anything is
+    bad."""
     write_results(results / "verdicts.jsonl", verdicts, [subject], ["cpu"])
     console.print(stage_table(of_layers))
-    bad = [v for v in verdicts if v.verdict in BAD]
+    bad = [v for v in verdicts if v.outcome in BAD]
     for v in bad[:20]:
         console.print(
-            f"{v.verdict} {v.clause} {v.check} [{v.hook or 'model'}-{v.case}-{v.dtype}]:"
+            f"{v.outcome} {v.clause} {v.check} [{v.hook or 'model'}-{v.case}-{v.dtype}]:"
             f" {v.reason}",
             markup=False,
         )

@@ -68,13 +68,13 @@ GAPS = {
 
 @dataclass(frozen=True)
 class Seen:
-    """The hooks of one call, and the layouts they are shown through."""
+    """Hold the hooks of one call, and the layouts they are shown through."""
 
     hooks: tuple[tuple[str, HookFunction], ...]
     layouts: Mapping[str, Layout]
 
     def show(self, name: str, value: Tensor, layout: Layout | None = None) -> Tensor:
-        """What the hooks at a hook point leave of a value."""
+        """Return what the hooks at a hook point leave of a value."""
         layouts = self.layouts if layout is None else {name: layout}
         for fn in [translated(name, fn, layouts, same) for hook, fn in self.hooks if hook == name]:
             left = fn(value, hook=SimpleNamespace(name=f"blocks.0.attn.{name}"))
@@ -83,7 +83,7 @@ class Seen:
 
 
 def same(name: str) -> str:
-    """The name as it is."""
+    """Return the name as it is."""
     return name
 
 
@@ -125,8 +125,8 @@ def attention_seen(
     ropebridge_seen: Seen,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The eager attention of the module's own file, with hooks on what it is given and what it
-    gives back."""
+    """Return the eager attention of the module's own file, with hooks on what it is given and what
+    it gives back."""
     eager: Callable[..., tuple[Tensor, Tensor]] = sys.modules[
         type(module).__module__
     ].eager_attention_forward
@@ -140,7 +140,7 @@ def attention_seen(
 
 
 class SeenLayer:
-    """A copy of one attention module, hooked."""
+    """Run a copy of one attention module, with hooks in it."""
 
     def __init__(self, module: nn.Module) -> None:
         self.variant = servable(module)
@@ -152,7 +152,7 @@ class SeenLayer:
     def run(
         self, inputs: Mapping[str, Any], hooks: Sequence[tuple[str, HookFunction]] = ()
     ) -> tuple[Tensor, Tensor | None]:
-        """One call, with hooks that are gone after it."""
+        """Return one call, with hooks that are gone after it."""
         seen = Seen(tuple(hooks), self.layouts)
         with ExitStack() as stack:
             for handle in self.hooked(seen):
@@ -163,7 +163,7 @@ class SeenLayer:
         return out, weights
 
     def hooked(self, seen: Seen) -> list[Any]:
-        """Hooks on the modules; handles to remove them by."""
+        """Return hooks on the modules; handles to remove them by."""
         handles = [
             self.module.register_forward_pre_hook(inputs_hook(seen), with_kwargs=True),
             self.module.register_forward_hook(output_hook(seen)),
@@ -180,14 +180,14 @@ class SeenLayer:
         return handles
 
     def part(self, role: str) -> nn.Module:
-        """The module in a role."""
+        """Return the module in a role."""
         found: nn.Module = self.module.get_submodule(
             {**self.variant.roles, **self.variant.norm_roles}[role]
         )
         return found
 
     def mask(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Additive, (batch or 1, 1, query, key): what the model around hands down to eager
+        """Return additive, (batch or 1, 1, query, key): what the model around hands down to eager
         attention."""
         x, cache = inputs["hidden_states"], by_role(inputs, self.variant).get("cache")
         first = 0 if cache is None else cache.get_seq_length(self.module.layer_idx)
@@ -195,7 +195,7 @@ class SeenLayer:
         return bias.masked_fill(bias == -torch.inf, torch.finfo(x.dtype).min).to(x.dtype)
 
     def norm_layouts(self) -> dict[str, Layout]:
-        """The norms' hooks whose heads come before the positions, found by a call with more
+        """Return the norms' hooks whose heads come before the positions, found by a call with more
         positions than heads."""
         shapes: dict[str, torch.Size] = {}
         handles = [
@@ -228,7 +228,7 @@ class SeenLayer:
 
 
 def servable(module: nn.Module) -> Variant:
-    """The module's variant.
+    """Return the module's variant.
 
     Raises UnsupportedAttention where query, key and value do not each come out of a projection of
     their own, or are shaped by more than a norm before they are rotated: hooks on modules would
@@ -243,10 +243,12 @@ def servable(module: nn.Module) -> Variant:
         plain.z_norm,
         plain.clip,
         plain.temperature,
-        plain.kv_given,
+        plain.shared_kv_argument,
         plain.projections.fused,
     )
-    late = variant.norm is not None and (variant.norm.after_rotation or variant.norm.apart)
+    late = variant.norm is not None and (
+        variant.norm.after_rotation or variant.norm.module_per_head
+    )
     if (
         any(other)
         or late
@@ -262,7 +264,7 @@ def servable(module: nn.Module) -> Variant:
 
 
 def inputs_hook(seen: Seen) -> Callable[..., Any]:
-    """A pre-hook of the module: what it is given, and the tables."""
+    """Return a pre-hook of the module: what it is given, and the tables."""
 
     def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         x = seen.show("hook_in", kwargs["hidden_states"])
@@ -277,7 +279,7 @@ def inputs_hook(seen: Seen) -> Callable[..., Any]:
 
 
 def projection_hook(seen: Seen, name: str, heads: int) -> Callable[..., Any]:
-    """A hook of a projection, whose output it shows head by head."""
+    """Return a hook of a projection, whose output it shows head by head."""
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         return seen.show(name, output.unflatten(-1, (heads, -1))).flatten(-2)
@@ -286,17 +288,17 @@ def projection_hook(seen: Seen, name: str, heads: int) -> Callable[..., Any]:
 
 
 def norm_hook(seen: Seen, name: str) -> Callable[..., Any]:
-    """A hook of a norm."""
+    """Return a hook of a norm."""
     return lambda module, args, output: seen.show(name, output)
 
 
 def output_hook(seen: Seen) -> Callable[..., Any]:
-    """A hook of the module: what it returns."""
+    """Return a hook of the module: what it returns."""
     return lambda module, args, output: (seen.show("hook_out", output[0]), *output[1:])
 
 
 def keep_shape(shapes: dict[str, torch.Size], name: str) -> Callable[..., Any]:
-    """A hook that keeps the shape of an output."""
+    """Return a hook that keeps the shape of an output."""
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> None:
         shapes[name] = output.shape
@@ -317,5 +319,5 @@ class Factory:
     def layer(
         self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()
     ) -> SeenLayer:
-        """A copy of an attention module, hooked."""
+        """Return a copy of an attention module, hooked."""
         return SeenLayer(module)

@@ -23,7 +23,7 @@ Name = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Layout:
-    """How one hook's tensor lies elsewhere.
+    """Hold how one hook's tensor lies elsewhere.
 
     axes: the axes there, in words, for reports.
     show: from there to the contract. put_back: an edited value, and the value as it was there, to
@@ -35,7 +35,7 @@ class Layout:
     put_back: Callable[[Tensor, Tensor], Tensor]
 
     def around(self, fn: HookFunction, name: Name) -> HookFunction:
-        """A hook for there, of a hook for the contract."""
+        """Return a hook for there, of a hook for the contract."""
 
         def hook_there(value: Tensor, hook: Any) -> Tensor | None:
             shown = self.show(value)
@@ -49,33 +49,34 @@ class Layout:
 
 
 def shares_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether an edit of one in place is an edit of the other."""
+    """Return whether an edit of one in place is an edit of the other."""
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def renamed(fn: HookFunction, name: Name) -> HookFunction:
-    """A hook for there, where the layout is the contract's and only the layer has another
+    """Return a hook for there, where the layout is the contract's and only the layer has another
     number."""
     return lambda value, hook: fn(value, hook=SimpleNamespace(name=name(hook.name)))
 
 
 def heads_first(value: Tensor) -> Tensor:
-    """batch head pos width to batch pos head width, or back."""
+    """Return batch head pos width to batch pos head width, or back."""
     return value.transpose(1, 2)
 
 
 def with_infinities(scores: Tensor) -> Tensor:
-    """Scores whose masked entries are near the lowest number of the dtype, with -inf there."""
+    """Return scores whose masked entries are near the lowest number of the dtype, with -inf
+    there."""
     return scores.masked_fill(lowest(scores), -torch.inf)
 
 
 def without_infinities(edited: Tensor, before: Tensor) -> Tensor:
-    """Edited scores with, where they are still -inf, what stood there."""
+    """Return edited scores with, where they are still -inf, what stood there."""
     return torch.where(edited == -torch.inf, before, edited)
 
 
 def lowest(scores: Tensor) -> Tensor:
-    """Where a score is a mask's and no score: at most half the lowest number (MASK-5)."""
+    """Return where a score is a mask's and no score: at most half the lowest number (MASK-5)."""
     return scores <= torch.finfo(scores.dtype).min / 2
 
 
@@ -92,6 +93,6 @@ FINITE_MASK = Layout(
 def translated(
     name: str, fn: HookFunction, layouts: Mapping[str, Layout], rename: Name
 ) -> HookFunction:
-    """A hook for there, of one for the contract's hook point."""
+    """Return a hook for there, of one for the contract's hook point."""
     layout = layouts.get(name)
     return renamed(fn, rename) if layout is None else layout.around(fn, rename)

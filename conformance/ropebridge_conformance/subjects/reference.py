@@ -1,5 +1,5 @@
-"""The executable spec as a subject: reads the weights off the wrapped module and calls the
-reference's functions."""
+"""Executable spec as a subject: reads the weights off the wrapped module and calls the reference's
+functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ropebridge_conformance.scenarios import CallInputs, cache_layer, tables_for
 from ropebridge_conformance.selection import call_selector, picked
 from ropebridge_conformance.visibility import bias_of
 from ropebridge_conformance.weights import read_weights
-from ropebridge_reference import STAGES, Past, Stages, Weights, attention
+from ropebridge_reference import STAGES, Output, Past, Stages, Weights, attention_layer
 from ropebridge_reference.attention import Select
 from ropebridge_spec import (
     FAMILIES,
@@ -69,7 +69,7 @@ def show(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
 
 
 def accepted(name: str, replacement: Any, shown: Tensor) -> Tensor:
-    """The replacement, where there is one and it fits (EDIT-3)."""
+    """Return the replacement, where there is one and it fits (EDIT-3)."""
     if replacement is None:
         return shown
     for kind, clause in (
@@ -88,7 +88,7 @@ def accepted(name: str, replacement: Any, shown: Tensor) -> Tensor:
 
 
 def spoiled(scores: Tensor) -> bool:
-    """Whether a score is NaN or +inf."""
+    """Return whether a score is NaN or +inf."""
     return not bool((scores < torch.inf).all())
 
 
@@ -109,18 +109,18 @@ def shown_backwards(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> 
 
 
 def weights_as_they_are(weights: Weights, variant: Variant) -> Weights:
-    """The module's own."""
+    """Return the module's own weights, as they are."""
     return weights
 
 
 def as_it_is(layer: ReferenceLayer) -> Run:
-    """The layer's own call."""
+    """Return the layer's own call."""
     return layer.call
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceLayer:
-    """The reference around one attention module."""
+    """Run the reference around one attention module."""
 
     module: nn.Module
     rotary: nn.Module
@@ -131,8 +131,8 @@ class ReferenceLayer:
     def run(
         self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()
     ) -> tuple[Tensor, Tensor | None]:
-        """One call, by the names of the module's own signature; a transformers cache is read, and
-        extended.
+        """Return one call, by the names of the module's own signature; a transformers cache is
+        read, and extended.
 
         Raises:
             ContractError: an argument that is not known, or is refused (ARG-1).
@@ -143,7 +143,7 @@ class ReferenceLayer:
 
     @property
     def stages(self) -> Stages:
-        """The stages, in training mode with the pattern dropped out on the way to the values
+        """Return the stages, in training mode with the pattern dropped out on the way to the values
         (DROP-1)."""
         stages, rate = self.factory.stages, self.variant.dropout
         if not (self.module.training and rate):
@@ -153,7 +153,7 @@ class ReferenceLayer:
     def call(
         self, inputs: Mapping[str, Any], hooks: Hooks, backward_hooks: Hooks
     ) -> tuple[Tensor, Tensor | None]:
-        """One call of the reference itself, by the contract's names."""
+        """Return one call of the reference itself, by the contract's names."""
         self._refuse_unknown([*hooks, *backward_hooks])
         x, cache, layer = (
             inputs["hidden_states"],
@@ -163,7 +163,9 @@ class ReferenceLayer:
         call = CallInputs(inputs, 0, 0)
         past = call.given_kv(self.variant) or self._past(cache, layer)
         first = (
-            0 if past is None else past.key.shape[1] - (x.shape[1] if self.variant.kv_given else 0)
+            0
+            if past is None
+            else past.key.shape[1] - (x.shape[1] if self.variant.shared_kv_argument else 0)
         )
         bias = bias_of(
             inputs["attention_mask"],
@@ -176,14 +178,14 @@ class ReferenceLayer:
         )
         positions, added = (
             self._with_tables(replace(call, first_query=first)),
-            call.value_added(self.variant),
+            call.added_value(self.variant),
         )
 
         def at(name: str, value: Tensor) -> Tensor:
             shown = self.factory.show(name, value, [fn for hook, fn in hooks if hook == name])
             return shown_backwards(name, shown, [fn for hook, fn in backward_hooks if hook == name])
 
-        made = attention(
+        made = attention_layer(
             x,
             positions.tables(self.variant),
             bias,
@@ -192,26 +194,29 @@ class ReferenceLayer:
             positions=positions.positions(self.variant),
             past=past,
             source=call.source(self.variant),
-            value_added=added if added is None else added.to(x.dtype),
+            added_value=added if added is None else added.to(x.dtype),
             select=self._select(positions, bias),
             opted_in=self.opted_in,
             at=at,
             stages=self.stages,
         )
-        if self.variant.calling.kv_left is not None:
-            inputs[self.variant.calling.kv_left][shared_key(self.module)] = tuple(
-                t.transpose(1, 2) for t in (made.past.key, made.past.value)
-            )
-        if cache is not None and not self.variant.kv_given:
-            cache.update(
-                *(t[:, first:].transpose(1, 2) for t in (made.past.key, made.past.value)), layer
-            )
+        self._leave(inputs, cache, layer, first, made)
         out = dropout(made.out, self.variant.output_dropout, self.module.training)
         return out, made.pattern if inputs.get("output_attentions") else None
 
+    def _leave(
+        self, inputs: Mapping[str, Any], cache: Any, layer: int, first: int, made: Output
+    ) -> None:
+        """Leave the call's keys and values in the cache (CACHE-1), and for later layers (KV-1)."""
+        pair = [heads.transpose(1, 2) for heads in (made.past.key, made.past.value)]
+        if self.variant.calling.kept_kv_argument is not None:
+            inputs[self.variant.calling.kept_kv_argument][shared_key(self.module)] = tuple(pair)
+        if cache is not None and not self.variant.shared_kv_argument:
+            cache.update(*(heads[:, :, first:] for heads in pair), layer)
+
     def _with_tables(self, call: CallInputs) -> CallInputs:
-        """The call, with the tables that a layer makes for itself of its positions where it is
-        handed none."""
+        """Return the call, with the tables that a layer makes for itself of its positions where it
+        is handed none."""
         if (
             self.variant.calling.tables != "own"
             or call.given.get("position_embeddings") is not None
@@ -223,7 +228,7 @@ class ReferenceLayer:
         return replace(call, given={**call.given, "position_embeddings": tables})
 
     def _refuse_unknown(self, hooks: Hooks) -> None:
-        """A hook at a point that the layer does not have would never fire (FIRE-3)."""
+        """Refuse a hook at a point that the layer does not have: it would never fire (FIRE-3)."""
         there = [hook.name for hook in hook_order(self.variant, self.opted_in)]
         unknown = sorted({name for name, _ in hooks} - set(there))
         if unknown:
@@ -233,8 +238,8 @@ class ReferenceLayer:
             )
 
     def _select(self, call: CallInputs, bias: Tensor) -> Select | None:
-        """The module's own selector, or an earlier layer's picks (SEL-1); None in a family that
-        selects no keys."""
+        """Return the module's own selector, or an earlier layer's picks (SEL-1); None in a family
+        that selects no keys."""
         selector = self.variant.selector
         if selector is None:
             return None
@@ -255,8 +260,8 @@ class ReferenceLayer:
                 "cache": call.given.get("cache"),
             }
             picks = (
-                call.given[selector.given]
-                if selector.given
+                call.given[selector.picks_argument]
+                if selector.picks_argument
                 else call_selector(self.module, selector, given, bias)
             )
             return picked(picks, selector, self.variant, bias.shape[-1])
@@ -273,8 +278,8 @@ class ReferenceLayer:
 def with_earlier(
     tables: tuple[Tensor, Tensor], given: tuple[Tensor, Tensor] | None
 ) -> list[Tensor]:
-    """The tables of this call after those of earlier positions, where the layer is handed those too
-    (POS-1)."""
+    """Return the tables of this call after those of earlier positions, where the layer is handed
+    those too (POS-1)."""
     assert given is not None
     return [
         torch.cat([whole[..., : -own.shape[-2], :], own], dim=-2)
@@ -284,7 +289,7 @@ def with_earlier(
 
 @dataclass(frozen=True)
 class Factory:
-    """The reference as a subject; a mutant gives it other stages, other weights, another way to
+    """Make subjects of the reference; a mutant gives it other stages, other weights, another way to
     show a value to its hooks, something around each call, or another way to read what it is called
     with.
 
@@ -303,7 +308,7 @@ class Factory:
     def layer(
         self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()
     ) -> ReferenceLayer:
-        """The reference around an attention module."""
+        """Return the reference around an attention module."""
         return ReferenceLayer(
             module, rotary, describe(module, self.families), tuple(opted_in), self
         )

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ropebridge.attach import Bridged
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.running import (
     Inputs,
@@ -20,13 +19,14 @@ from ropebridge.methods.running import (
     over_heads,
     values_at,
 )
+from ropebridge.model import BridgedModel
 
 By = Literal["zero", "mean", "resample"]
 
 
 @torch.no_grad()
 def head_ablation(
-    bridged: Bridged,
+    bridged: BridgedModel,
     inputs: Inputs,
     metric: Metric,
     *,
@@ -34,7 +34,7 @@ def head_ablation(
     others: Inputs | None = None,
     quiet: bool = False,
 ) -> Tensor:
-    """The metric with one head ablated, head after head.
+    """Return the metric with one head ablated, head after head.
 
     The head's `hook_z` is replaced; what comes after it is computed anew, later layers included.
 
@@ -68,14 +68,14 @@ def head_ablation(
 
 @torch.no_grad()
 def ablated(
-    bridged: Bridged,
+    bridged: BridgedModel,
     inputs: Inputs,
     heads: Sequence[tuple[int, int]],
     *,
     by: By = "zero",
     others: Inputs | None = None,
 ) -> Tensor:
-    """The logits (batch, pos, vocabulary) with several heads (layer, head) ablated together.
+    """Return the logits (batch, pos, vocabulary) with several heads (layer, head) ablated together.
 
     Args:
         heads: pairs of layer and head.
@@ -91,9 +91,9 @@ def ablated(
 
 
 def ablations(
-    bridged: Bridged, heads: Sequence[tuple[int, int]], values: dict[str, Tensor]
+    bridged: BridgedModel, heads: Sequence[tuple[int, int]], values: dict[str, Tensor]
 ) -> list[tuple[str, Any]]:
-    """The hooks that replace these heads' z."""
+    """Return the hooks that replace these heads' z."""
 
     def hook_for(head: int) -> Any:
         def replace_head(z: Tensor, hook: Any) -> None:
@@ -109,7 +109,7 @@ def ablations(
 
 
 def replacements(
-    bridged: Bridged, inputs: Inputs, by: By, others: Inputs | None
+    bridged: BridgedModel, inputs: Inputs, by: By, others: Inputs | None
 ) -> dict[str, Tensor]:
     """Hook name -> (batch or 1, pos or 1, head, d_head_v): what heads are replaced by; nothing for
     zero."""
@@ -125,8 +125,8 @@ def replacements(
     raise MethodError(f"by={by!r} is no way to ablate; it must be 'zero', 'mean' or 'resample'")
 
 
-def samples(bridged: Bridged, inputs: Inputs) -> dict[str, Tensor]:
-    """Each row's neighbour's z."""
+def samples(bridged: BridgedModel, inputs: Inputs) -> dict[str, Tensor]:
+    """Return each row's neighbour's z."""
     values = values_at(bridged, inputs, "hook_z")
     if next(iter(values.values())).shape[0] < 2:
         raise MethodError(
@@ -137,7 +137,7 @@ def samples(bridged: Bridged, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def mean_of(z: Tensor, inputs: Inputs) -> Tensor:
-    """(1, 1, head, d_head_v): the mean over batch and positions that are no padding."""
+    """Return (1, 1, head, d_head_v): the mean over batch and positions that are no padding."""
     mask = keywords(inputs).get("attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         return z.mean((0, 1), keepdim=True)
@@ -155,7 +155,7 @@ def refuse_other_shape(value: Tensor, shown: Tensor) -> None:
         )
 
 
-def refuse_unknown_heads(bridged: Bridged, heads: Sequence[tuple[int, int]]) -> None:
+def refuse_unknown_heads(bridged: BridgedModel, heads: Sequence[tuple[int, int]]) -> None:
     """Refuse a head that the model does not have."""
     for layer, head in heads:
         if not (

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge.attach import Bridged
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.patching import empty_table, layer_of, places_of, refuse_other_run
 from ropebridge.methods.running import Inputs, Metric, logits_of, measure, values_at
+from ropebridge.model import BridgedModel
 
 
 def attribution_patching(
-    bridged: Bridged,
+    bridged: BridgedModel,
     inputs: Inputs,
     others: Inputs,
     metric: Metric,
@@ -23,8 +23,8 @@ def attribution_patching(
     hook: str = "hook_z",
     each: str = "head",
 ) -> Tensor:
-    """How much the metric on `inputs` would change under each patch from `others`, to first order
-    (Nanda 2023).
+    """Return how much the metric on `inputs` would change under each patch from `others`, to first
+    order (Nanda 2023).
 
     That is the gradient of the metric at the activation of `inputs`, times the activation of
     `others` less that of `inputs`, summed over batch and every axis that `each` does not name.
@@ -60,8 +60,8 @@ def attribution_patching(
 
 
 def keep_in_graph(ours: dict[str, Tensor]) -> Any:
-    """A hook that keeps the very tensor the layer goes on with, and lets gradients begin there
-    where none would flow."""
+    """Return a hook that keeps the very tensor the layer goes on with, and lets gradients begin
+    there where none would flow."""
 
     def keep(tensor: Tensor, hook: Any) -> None:
         ours[hook.name] = tensor if tensor.requires_grad else tensor.requires_grad_()
@@ -70,7 +70,8 @@ def keep_in_graph(ours: dict[str, Tensor]) -> Any:
 
 
 def gradients_at(value: Tensor, ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The gradient of the metric at each tensor; 0 where the metric does not depend on it."""
+    """Return the gradient of the metric at each tensor; 0 where the metric does not depend on
+    it."""
     if not value.requires_grad:
         raise MethodError(
             "no gradient flows from the metric to the logits; a metric for attribution must be"
@@ -83,6 +84,6 @@ def gradients_at(value: Tensor, ours: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def summed(effect: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The sum over every axis but these."""
+    """Return the sum over every axis but these."""
     rest = [axis for axis in range(effect.ndim) if axis not in axes]
     return effect.sum(rest)

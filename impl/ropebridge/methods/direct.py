@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropebridge.attach import Bridged
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.frozen import cut, freeze_norm, is_norm, leaf, roundoff
 from ropebridge.methods.running import Inputs, logits_of
+from ropebridge.model import BridgedModel
 
 SLACK = 64
 """How many roundings of the terms' sizes, added up, the decomposition may be off by."""
 
 
 def direct_logit_attribution(
-    bridged: Bridged, inputs: Inputs, answers: Tensor, wrong: Tensor | None = None
+    bridged: BridgedModel, inputs: Inputs, answers: Tensor, wrong: Tensor | None = None
 ) -> Tensor:
-    """What each head adds to the logit of a token, position by position, by the direct path.
+    """Return what each head adds to the logit of a token, position by position, by the direct path.
 
     Held at their values in this very run, and so not answerable for: every attention pattern, every
     MLP (each branch of a block that has a matrix of its own), and the scale of every norm, the
@@ -81,7 +81,7 @@ class DirectPath:
         unembedded: (batch, pos, vocabulary), what the unembedding gave.
     """
 
-    def __init__(self, bridged: Bridged) -> None:
+    def __init__(self, bridged: BridgedModel) -> None:
         self.bridged = bridged
         self.unembedding: Any = unembedding_of(bridged.model)
         self.leaves: list[Tensor] = []
@@ -111,11 +111,11 @@ class DirectPath:
         self._stack.close()
 
     def keep(self, z: Tensor, hook: Any) -> None:
-        """A hook at hook_z."""
+        """Keep what hook_z holds, as a hook there."""
         self.z[hook.name.removesuffix(".hook_z")] = z.detach()
 
     def begin(self, out: Tensor, hook: Any) -> Tensor:
-        """A hook at hook_out: the direct path of this layer's heads begins here."""
+        """Return a hook at hook_out: the direct path of this layer's heads begins here."""
         start = self.outs[hook.name.removesuffix(".hook_out")] = leaf(out, self.leaves)
         return start
 
@@ -126,7 +126,7 @@ class DirectPath:
         self._stack.callback(module.register_forward_hook(fn).remove)
 
     def _blocks(self) -> set[nn.Module]:
-        """The modules that hold an attention layer: the blocks."""
+        """Return the modules that hold an attention layer: the blocks."""
         attention = {id(layer.original_component) for layer in self.bridged.layers}
         return {
             module
@@ -136,7 +136,7 @@ class DirectPath:
 
 
 def outside(model: nn.Module, attention: set[int]) -> list[tuple[nn.Module, nn.Module]]:
-    """Every (parent, child) of the model that does not lie in an attention layer."""
+    """Return every (parent, child) of the model that does not lie in an attention layer."""
     inside = {
         id(part)
         for module in model.modules()
@@ -152,12 +152,12 @@ def outside(model: nn.Module, attention: set[int]) -> list[tuple[nn.Module, nn.M
 
 
 def has_matrix(module: nn.Module) -> bool:
-    """Whether a branch has weights of two axes or more: an MLP, experts; not a dropout."""
+    """Return whether a branch has weights of two axes or more: an MLP, experts; not a dropout."""
     return any(parameter.ndim > 1 for parameter in module.parameters())
 
 
 def unembedding_of(model: Any) -> nn.Module:
-    """The module that turns the residual stream into logits."""
+    """Return the module that turns the residual stream into logits."""
     found = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if not isinstance(found, nn.Module):
         raise MethodError(
@@ -168,7 +168,7 @@ def unembedding_of(model: Any) -> nn.Module:
 
 
 def pick(logits: Tensor, tokens: Tensor) -> Tensor:
-    """(batch, pos) the logits of tokens (batch, pos)."""
+    """Return (batch, pos) the logits of tokens (batch, pos)."""
     if tuple(tokens.shape) != tuple(logits.shape[:2]):
         raise MethodError(
             f"answers of shape {tuple(tokens.shape)}; there must be a token for every batch and"
@@ -178,7 +178,7 @@ def pick(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def constant(unembedding: Any, answers: Tensor, wrong: Tensor | None) -> Tensor:
-    """(batch, pos) what the unembedding's own bias adds."""
+    """Return (batch, pos) what the unembedding's own bias adds."""
     bias = getattr(unembedding, "bias", None)
     if bias is None:
         return torch.zeros(answers.shape, dtype=torch.float64)
@@ -222,6 +222,6 @@ def refuse_other_paths(
 
 
 def by_head(z: Tensor, W_O: Tensor, gradient: Tensor) -> Tensor:
-    """(head, batch, pos): each head's z W_O along the direction in which the logit grows."""
+    """Return (head, batch, pos): each head's z W_O along the direction in which the logit grows."""
     towards = torch.einsum("bpm,hdm->bphd", gradient.float(), W_O.float())
     return (z.float() * towards).sum(-1).permute(2, 0, 1).cpu()

@@ -1,4 +1,4 @@
-"""What a method refuses to run on."""
+"""Define what a method refuses to run on."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from ropebridge_spec import RopebridgeError
 
 
 class MethodError(RopebridgeError, ValueError):
-    """A method was given what it cannot work with; the message says what was given, what is
-    required and what to do."""
+    """Report that a method was given what it cannot work with; the message says what was given,
+    what is required and what to do."""

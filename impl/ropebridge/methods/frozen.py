@@ -13,15 +13,15 @@ PROBE = 64.0
 
 
 def leaf(tensor: Tensor, leaves: list[Tensor]) -> Tensor:
-    """The same values, from which gradients begin anew; kept among the leaves."""
+    """Return the same values, from which gradients begin anew; kept among the leaves."""
     start = tensor.detach().clone().requires_grad_()
     leaves.append(start)
     return start
 
 
 def cut(output: Any, leaves: list[Tensor]) -> Any:
-    """A branch's output cut off from what made it; of several values the first is the one that
-    joins the residual stream."""
+    """Return a branch's output cut off from what made it; of several values the first is the one
+    that joins the residual stream."""
     if isinstance(output, tuple):
         return (
             leaf(output[0], leaves),
@@ -31,19 +31,19 @@ def cut(output: Any, leaves: list[Tensor]) -> Any:
 
 
 def roundoff(tensor: Tensor) -> float:
-    """The rounding of a value: float32's in float64 too, because the norms of transformers round to
-    it whatever they are given."""
+    """Return the rounding of a value: float32's in float64 too, because the norms of transformers
+    round to it whatever they are given."""
     return max(torch.finfo(tensor.dtype).eps, torch.finfo(torch.float32).eps)
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm, by the name of its class."""
+    """Return whether a module is a norm, by the name of its class."""
     return "norm" in type(module).__name__.lower()
 
 
 def freeze_norm(module: Any, x: Tensor, output: Tensor, leaves: list[Tensor]) -> Tensor:
-    """A norm's output, with gradients as though its scale were a constant of each position, and its
-    bias a leaf.
+    """Return a norm's output, with gradients as though its scale were a constant of each position,
+    and its bias a leaf.
 
     Every norm in use is y = w (x - c mean(x)) s(x) + b. What w, c and b are is found by asking the
     norm itself, which serves root mean square and layer norms, with or without weights, whatever
@@ -61,8 +61,8 @@ def freeze_norm(module: Any, x: Tensor, output: Tensor, leaves: list[Tensor]) ->
 
 
 def anatomy(module: Any, x: Tensor) -> tuple[Tensor, bool, Tensor]:
-    """The weight (up to a factor) and the bias of a norm, each (d_model,) float64, and whether it
-    takes the mean away."""
+    """Return the weight (up to a factor) and the bias of a norm, each (d_model,) float64, and
+    whether it takes the mean away."""
     width = x.shape[-1]
     signs = (1 - 2 * (torch.arange(width, device=x.device) % 2)).to(x.dtype)
     if width % 2:
@@ -79,13 +79,14 @@ def anatomy(module: Any, x: Tensor) -> tuple[Tensor, bool, Tensor]:
 
 
 def direction(x: Tensor, weight: Tensor, centred: bool) -> Tensor:
-    """The norm but for scale and bias, float64."""
+    """Return the norm but for scale and bias, float64."""
     wide = x.double()
     return weight * (wide - wide.mean(-1, keepdim=True) if centred else wide)
 
 
 def scale_of(x: Tensor, output: Tensor, weight: Tensor, centred: bool, bias: Tensor) -> Tensor:
-    """(..., 1) the scale that a norm gave each position, fitted; what does not fit is no norm."""
+    """Return (..., 1) the scale that a norm gave each position, fitted; what does not fit is no
+    norm."""
     along, given = direction(x, weight, centred), output.double() - bias
     scale = (along * given).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True).clamp_min(
         torch.finfo(torch.float64).tiny

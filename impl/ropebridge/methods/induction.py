@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ropebridge.attach import Bridged
 from ropebridge.methods.ablation import ablated, head_ablation
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.knockout import knocked_out
 from ropebridge.methods.running import Metric, keywords, logits_of
+from ropebridge.model import BridgedModel
 
 FOUND = 0.4
 """The induction score from which on a head is called an induction head."""
@@ -33,7 +33,7 @@ def repeated_tokens(
     first: int = 0,
     begin: int | None = None,
 ) -> Tensor:
-    """Random tokens, and the same once more.
+    """Return random tokens, and the same once more.
 
     Args:
         batch: rows, each drawn apart.
@@ -54,8 +54,8 @@ def repeated_tokens(
 
 
 def repeats_loss(tokens: Tensor, period: int) -> Metric:
-    """The mean cross-entropy, in nats, of the tokens of the second half that can be known: all but
-    its first."""
+    """Return the mean cross-entropy, in nats, of the tokens of the second half that can be known:
+    all but its first."""
 
     def loss(logits: Tensor) -> Tensor:
         return F.cross_entropy(
@@ -67,9 +67,9 @@ def repeats_loss(tokens: Tensor, period: int) -> Metric:
 
 
 @torch.no_grad()
-def induction_scores(bridged: Bridged, tokens: Tensor, period: int) -> Tensor:
-    """(layer, head) float32: the mean weight that queries in the second half give to what followed
-    the same token before.
+def induction_scores(bridged: BridgedModel, tokens: Tensor, period: int) -> Tensor:
+    """Return (layer, head) float32: the mean weight that queries in the second half give to what
+    followed the same token before.
 
     Args:
         tokens: as `repeated_tokens` makes them.
@@ -109,8 +109,8 @@ def refuse_unrepeated(tokens: Tensor, period: int) -> None:
 
 @dataclass(frozen=True)
 class Induction:
-    """What a model's induction heads are, and what they are worth. Losses are those of the second
-    half, in nats.
+    """Hold what a model's induction heads are, and what they are worth. Losses are those of the
+    second half, in nats.
 
     Attributes:
         scores: (layer, head) induction scores.
@@ -132,7 +132,7 @@ class Induction:
 
 
 def find_induction(
-    bridged: Bridged, tokens: Tensor, period: int, *, found: float = FOUND, quiet: bool = False
+    bridged: BridgedModel, tokens: Tensor, period: int, *, found: float = FOUND, quiet: bool = False
 ) -> Induction:
     """Find induction heads by pattern, and confirm them by ablation and by knockout.
 
@@ -171,13 +171,13 @@ def find_induction(
 
 
 @torch.no_grad()
-def unhooked(bridged: Bridged, tokens: Tensor, metric: Metric) -> float:
-    """The metric of the model as it is."""
+def unhooked(bridged: BridgedModel, tokens: Tensor, metric: Metric) -> float:
+    """Return the metric of the model as it is."""
     return float(metric(logits_of(bridged, tokens)))
 
 
 def strongest(scores: Tensor, found: float) -> list[tuple[int, int]]:
-    """The heads (layer, head) of at least this score, highest first."""
+    """Return the heads (layer, head) of at least this score, highest first."""
     order = scores.nan_to_num(-1).flatten().argsort(descending=True).tolist()
     width = scores.shape[1]
     heads = [(i // width, i % width) for i in order if scores.flatten()[i] >= found]
@@ -191,7 +191,7 @@ def strongest(scores: Tensor, found: float) -> list[tuple[int, int]]:
 
 
 def describe_induction(found: Induction) -> str:
-    """The finding as a table, and what ablation and knockout say."""
+    """Return the finding as a table, and what ablation and knockout say."""
     rows = [f"{'layer':>5} {'head':>4} {'induction score':>15} {'loss without it':>15}"]
     for layer, head in [
         (layer, head)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge.attach import Bridged
 from ropebridge.methods.ablation import refuse_unknown_heads
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.running import Inputs, Metric, bar, logits_of, measure
+from ropebridge.model import BridgedModel
 
 Pairs = Iterable[tuple[int, int]]
 """Pairs of a query position and a key position it may not see; -1 is the last."""
@@ -19,7 +19,7 @@ Pairs = Iterable[tuple[int, int]]
 
 @torch.no_grad()
 def attention_knockout(
-    bridged: Bridged,
+    bridged: BridgedModel,
     inputs: Inputs,
     metric: Metric,
     pairs: Pairs,
@@ -27,7 +27,8 @@ def attention_knockout(
     window: int = 1,
     quiet: bool = False,
 ) -> Tensor:
-    """The metric with pairs knocked out in all heads of a window of layers, window after window.
+    """Return the metric with pairs knocked out in all heads of a window of layers, window after
+    window.
 
     The scores of the pairs are set to -inf before softmax, so that the other keys share what they
     had. A query whose every key is knocked out attends to nothing: its pattern and z are 0.
@@ -56,14 +57,14 @@ def attention_knockout(
 
 @torch.no_grad()
 def knocked_out(
-    bridged: Bridged,
+    bridged: BridgedModel,
     inputs: Inputs,
     pairs: Pairs,
     *,
     layers: Iterable[int] | None = None,
     heads: Sequence[tuple[int, int]] | None = None,
 ) -> Tensor:
-    """The logits (batch, pos, vocabulary) with pairs knocked out.
+    """Return the logits (batch, pos, vocabulary) with pairs knocked out.
 
     Args:
         pairs: (query, key) positions.
@@ -89,9 +90,9 @@ def knocked_out(
 
 
 def heads_of(
-    bridged: Bridged, layers: Iterable[int] | None, heads: Sequence[tuple[int, int]] | None
+    bridged: BridgedModel, layers: Iterable[int] | None, heads: Sequence[tuple[int, int]] | None
 ) -> list[tuple[int, int]]:
-    """Every head (layer, head) that is cut, once."""
+    """Return every head (layer, head) that is cut, once."""
     whole = (
         ()
         if layers is None and heads is not None
@@ -113,7 +114,7 @@ def heads_of(
 
 
 def forbid(head: int, pairs: list[tuple[int, int]]) -> Any:
-    """A hook that forbids the pairs to one head."""
+    """Return a hook that forbids the pairs to one head."""
 
     def cut(scores: Tensor, hook: Any) -> None:
         rows, keys = zip(*(places(pair, *scores.shape[-2:]) for pair in pairs), strict=True)
@@ -123,7 +124,7 @@ def forbid(head: int, pairs: list[tuple[int, int]]) -> Any:
 
 
 def places(pair: tuple[int, int], query: int, key: int) -> tuple[int, int]:
-    """A pair counted from the front.
+    """Return a pair counted from the front.
 
     Raises:
         MethodError: it lies outside, or its key comes after its query, which sees it in no case.

@@ -1,4 +1,4 @@
-"""The two metrics that are asked for most."""
+"""Two metrics that are asked for most."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ropebridge.methods.running import Metric
 
 
 def answer_logit(answers: Tensor, position: int = -1) -> Metric:
-    """The logit of an answer token at one position, averaged over the batch.
+    """Return the logit of an answer token at one position, averaged over the batch.
 
     Args:
         answers: (batch,) token ids.
@@ -18,7 +18,7 @@ def answer_logit(answers: Tensor, position: int = -1) -> Metric:
 
 
 def logit_difference(answers: Tensor, wrong: Tensor, position: int = -1) -> Metric:
-    """How far the answer's logit lies above that of a wrong token, averaged over the batch.
+    """Return how far the answer's logit lies above that of a wrong token, averaged over the batch.
 
     Args:
         answers, wrong: (batch,) token ids.
@@ -28,6 +28,6 @@ def logit_difference(answers: Tensor, wrong: Tensor, position: int = -1) -> Metr
 
 
 def at(logits: Tensor, tokens: Tensor, position: int) -> Tensor:
-    """(batch,) the logits of tokens (batch,) at a position, in float32 or finer."""
+    """Return (batch,) the logits of tokens (batch,) at a position, in float32 or finer."""
     chosen = logits[:, position].gather(-1, tokens.to(logits.device).unsqueeze(-1)).squeeze(-1)
     return chosen.double() if chosen.dtype.itemsize > 4 else chosen.float()

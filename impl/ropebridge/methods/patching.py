@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge.attach import Bridged
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.running import Inputs, Metric, bar, logits_of, measure, values_at
+from ropebridge.model import BridgedModel
 from ropebridge_spec import axis_names
 
 Index = tuple[int, ...]
@@ -19,7 +19,7 @@ Index = tuple[int, ...]
 
 @torch.no_grad()
 def activation_patching(
-    bridged: Bridged,
+    bridged: BridgedModel,
     inputs: Inputs,
     others: Inputs,
     metric: Metric,
@@ -28,7 +28,8 @@ def activation_patching(
     each: str = "head",
     quiet: bool = False,
 ) -> Tensor:
-    """The metric on `inputs` with one activation after another taken from the run on `others`.
+    """Return the metric on `inputs` with one activation after another taken from the run on
+    `others`.
 
     Usually `inputs` are the corrupted prompts and `others` the clean ones: what restores the metric
     carries the answer.
@@ -63,8 +64,9 @@ def activation_patching(
     return table
 
 
-def places_of(bridged: Bridged, name: str, each: str) -> Index:
-    """The dimensions that the words of `each` name at a hook point, in the hook point's order."""
+def places_of(bridged: BridgedModel, name: str, each: str) -> Index:
+    """Return the dimensions that the words of `each` name at a hook point, in the hook point's
+    order."""
     axes = axis_names(bridged.hook_points[name].spec.axes)
     asked = axis_names(each)
     if not set(asked) <= set(axes[1:]) or len(set(asked)) < len(asked):
@@ -80,9 +82,9 @@ def places_of(bridged: Bridged, name: str, each: str) -> Index:
 
 
 def empty_table(
-    bridged: Bridged, values: Mapping[str, Tensor], axes: Mapping[str, Index]
+    bridged: BridgedModel, values: Mapping[str, Tensor], axes: Mapping[str, Index]
 ) -> Tensor:
-    """(layer, *each): nan, wide enough for every layer."""
+    """Return (layer, *each): nan, wide enough for every layer."""
     sizes = [[value.shape[axis] for axis in axes[name]] for name, value in values.items()]
     return torch.full(
         (len(bridged.layers), *(max(size) for size in zip(*sizes, strict=True))), torch.nan
@@ -90,18 +92,18 @@ def empty_table(
 
 
 def every(value: Tensor, axes: Index) -> Iterator[Index]:
-    """Every place along the axes."""
+    """Return every place along the axes."""
     return product(*(range(value.shape[axis]) for axis in axes))
 
 
 def whole(place: Index, axes: Index, ndim: int) -> tuple[Any, ...]:
-    """The index of a place in the whole tensor."""
+    """Return the index of a place in the whole tensor."""
     at = dict(zip(axes, place, strict=True))
     return tuple(at.get(axis, slice(None)) for axis in range(ndim))
 
 
 def put(value: Tensor, index: tuple[Any, ...]) -> Any:
-    """A hook that puts a part of another run's value in its place."""
+    """Return a hook that puts a part of another run's value in its place."""
 
     def patch(tensor: Tensor, hook: Any) -> None:
         refuse_other_run(value, tensor)
@@ -120,8 +122,8 @@ def refuse_other_run(value: Tensor, shown: Tensor) -> None:
         )
 
 
-def layer_of(bridged: Bridged, name: str) -> int:
-    """The place of a hook point's layer among `bridged.layers`."""
+def layer_of(bridged: BridgedModel, name: str) -> int:
+    """Return the place of a hook point's layer among `bridged.layers`."""
     return next(
         i for i, layer in enumerate(bridged.layers) if name.rpartition(".")[0] == layer.name
     )

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ropebridge.attach import Bridged
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.patching import refuse_other_run
 from ropebridge.methods.running import Inputs, Metric, logits_of, measure, over_heads, values_at
+from ropebridge.model import BridgedModel
 
 Receiver = tuple[int, int, str]
 """Layer, head, and which of its inputs: "q", "k" or "v"; for k and v the head is a key-value
@@ -21,7 +21,7 @@ head."""
 
 @torch.no_grad()
 def path_patching(
-    bridged: Bridged,
+    bridged: BridgedModel,
     inputs: Inputs,
     others: Inputs,
     metric: Metric,
@@ -29,8 +29,8 @@ def path_patching(
     receivers: Sequence[Receiver] | Literal["logits"],
     quiet: bool = False,
 ) -> Tensor:
-    """The metric on `inputs` when receivers hear one sender as it spoke in the run on `others`,
-    sender after sender.
+    """Return the metric on `inputs` when receivers hear one sender as it spoke in the run on
+    `others`, sender after sender.
 
     For each sender two runs on `inputs`. In the first, every head's z is held at its own value but
     for the sender's, which is that of `others`, and the receivers' inputs are kept: so the sender
@@ -83,8 +83,8 @@ def path_patching(
     return over_heads(bridged, one, "path patching", quiet)
 
 
-def site_of(bridged: Bridged, receiver: Receiver) -> tuple[str, int]:
-    """The hook point of a receiver's input, and its head there."""
+def site_of(bridged: BridgedModel, receiver: Receiver) -> tuple[str, int]:
+    """Return the hook point of a receiver's input, and its head there."""
     layer, head, role = receiver
     if role not in ("q", "k", "v"):
         raise MethodError(f"receiver {receiver!r} listens at {role!r}; it must be 'q', 'k' or 'v'")
@@ -105,7 +105,7 @@ def site_of(bridged: Bridged, receiver: Receiver) -> tuple[str, int]:
 def held_still(
     ours: dict[str, Tensor], theirs: dict[str, Tensor], sender: str, head: int
 ) -> list[tuple[str, Any]]:
-    """Hooks that hold every head's z at its own value, but for the sender's."""
+    """Return hooks that hold every head's z at its own value, but for the sender's."""
 
     def hold(z: Tensor, hook: Any) -> Tensor:
         held = ours[hook.name].clone()
@@ -118,7 +118,7 @@ def held_still(
 
 
 def keep(heard: dict[str, Tensor]) -> Any:
-    """A hook that keeps what a receiver's layer hears."""
+    """Return a hook that keeps what a receiver's layer hears."""
 
     def look(tensor: Tensor, hook: Any) -> None:
         heard[hook.name] = tensor.clone()
@@ -127,7 +127,7 @@ def keep(heard: dict[str, Tensor]) -> Any:
 
 
 def put_head(heard: dict[str, Tensor], head: int) -> Any:
-    """A hook that lets one head hear what was kept."""
+    """Return a hook that lets one head hear what was kept."""
 
     def replace_input(tensor: Tensor, hook: Any) -> None:
         tensor[:, :, head] = heard[hook.name][:, :, head]

@@ -1,5 +1,5 @@
-"""What every method does: run the model under hooks, read one number off its logits, and go through
-places with a bar."""
+"""Define what every method does: run the model under hooks, read one number off its logits, and go
+through places with a bar."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ropebridge.attach import Bridged, Hooks
 from ropebridge.methods.errors import MethodError
+from ropebridge.model import BridgedModel, Hooks
 
 Inputs = Tensor | Mapping[str, Any]
 """Token ids (batch, pos), or the keywords of the model's call: input_ids, attention_mask, ..."""
@@ -22,12 +22,12 @@ Metric = Callable[[Tensor], Tensor]
 Place = TypeVar("Place")
 
 
-def logits_of(bridged: Bridged, inputs: Inputs, fwd_hooks: Hooks = ()) -> Tensor:
-    """The logits (batch, pos, vocabulary) of one run under hooks, without a key-value cache.
+def logits_of(bridged: BridgedModel, inputs: Inputs, fwd_hooks: Hooks = ()) -> Tensor:
+    """Return the logits (batch, pos, vocabulary) of one run under hooks, without a key-value cache.
 
     Raises:
         MethodError: the model's output has no logits.
-        AttachError, ContractError, UnknownHook, HookNeverFired: as `Bridged.hooks`.
+        AttachError, ContractError, UnknownHook, HookNeverFired: as `BridgedModel.hooks`.
     """
     output = bridged.run_with_hooks(fwd_hooks=fwd_hooks, **keywords(inputs))
     logits = getattr(output, "logits", None)
@@ -41,12 +41,12 @@ def logits_of(bridged: Bridged, inputs: Inputs, fwd_hooks: Hooks = ()) -> Tensor
 
 
 def keywords(inputs: Inputs) -> dict[str, Any]:
-    """The keywords of the model's call."""
+    """Return the keywords of the model's call."""
     return {"use_cache": False, **({"input_ids": inputs} if isinstance(inputs, Tensor) else inputs)}
 
 
 def measure(metric: Metric, logits: Tensor) -> Tensor:
-    """What the metric says, still in the graph.
+    """Return what the metric says, still in the graph.
 
     Raises:
         MethodError: it is not one number.
@@ -65,9 +65,9 @@ def measure(metric: Metric, logits: Tensor) -> Tensor:
     return value
 
 
-def values_at(bridged: Bridged, inputs: Inputs, hook: str) -> dict[str, Tensor]:
-    """Full name -> value at every layer's hook point of this short name, in one run on the inputs,
-    detached.
+def values_at(bridged: BridgedModel, inputs: Inputs, hook: str) -> dict[str, Tensor]:
+    """Return full name -> value at every layer's hook point of this short name, in one run on the
+    inputs, detached.
 
     Raises:
         UnknownHook: no layer has it.
@@ -76,22 +76,22 @@ def values_at(bridged: Bridged, inputs: Inputs, hook: str) -> dict[str, Tensor]:
     return cache
 
 
-def names_at(bridged: Bridged, hook: str) -> list[str]:
-    """The full names of a hook point, a layer each; where there are none, the name itself, for the
-    error to speak of."""
+def names_at(bridged: BridgedModel, hook: str) -> list[str]:
+    """Return the full names of a hook point, a layer each; where there are none, the name itself,
+    for the error to speak of."""
     return [name for name in bridged.hook_points if name.endswith(f".{hook}")] or [hook]
 
 
 def bar(places: Collection[Place], what: str, quiet: bool) -> Iterator[Place]:
-    """The places one after another, with a progress bar on stderr."""
+    """Return the places one after another, with a progress bar on stderr."""
     return iter(tqdm(places, desc=what, disable=quiet, leave=False))
 
 
 def over_heads(
-    bridged: Bridged, one: Callable[[int, int], Tensor], what: str, quiet: bool
+    bridged: BridgedModel, one: Callable[[int, int], Tensor], what: str, quiet: bool
 ) -> Tensor:
-    """(layer, head) float32 on the CPU: what `one(layer, head)` says; nan where a layer has fewer
-    heads than another."""
+    """Return (layer, head) float32 on the CPU: what `one(layer, head)` says; nan where a layer has
+    fewer heads than another."""
     heads = [layer.variant.heads for layer in bridged.layers]
     table = torch.full((len(heads), max(heads)), torch.nan)
     for layer, head in bar(

@@ -1,4 +1,4 @@
-"""A two-layer rotary transformer, trained on repeated random tokens in seconds: small enough to
+"""Two-layer rotary transformer, trained on repeated random tokens in seconds: small enough to
 study, real enough to have learned something."""
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ this low; and within so many steps."""
 
 
 def train_on_repeats(*, seed: int = 0, steps: int = STEPS, quiet: bool = False) -> LlamaForCausalLM:
-    """A tiny Llama (2 layers, 4 heads, d_model 64) that continues what repeats, on the CPU, in eval
-    mode.
+    """Return a tiny Llama (2 layers, 4 heads, d_model 64) that continues what repeats, on the CPU,
+    in eval mode.
 
     Draws its weights and rows from `seed` alone and leaves torch's own random state as it was.
 
@@ -52,7 +52,7 @@ def train_on_repeats(*, seed: int = 0, steps: int = STEPS, quiet: bool = False) 
 
 
 def tiny_config() -> LlamaConfig:
-    """The sizes."""
+    """Return the configuration of the tiny model."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,
@@ -67,7 +67,7 @@ def tiny_config() -> LlamaConfig:
 
 
 def step(model: LlamaForCausalLM, draw: torch.Generator, optimiser: torch.optim.Optimizer) -> float:
-    """One batch of rows that repeat; the loss, in nats, is that of what can be known."""
+    """Return one batch of rows that repeat; the loss, in nats, is that of what can be known."""
     period = int(torch.randint(PERIODS[0], PERIODS[-1] + 1, (), generator=draw))
     rows = repeating(period, draw)
     forward: Any = model
@@ -80,6 +80,6 @@ def step(model: LlamaForCausalLM, draw: torch.Generator, optimiser: torch.optim.
 
 
 def repeating(period: int, draw: torch.Generator) -> Tensor:
-    """(BATCH, LENGTH) token ids, each row repeating after `period`."""
+    """Return (BATCH, LENGTH) token ids, each row repeating after `period`."""
     first = torch.randint(VOCABULARY, (BATCH, period), generator=draw)
     return first.repeat(1, -(-LENGTH // period))[:, :LENGTH]

@@ -39,14 +39,14 @@ def write_page(panels: Sequence[Panel], tokens: Sequence[str], path: Path, title
 
 
 def encode(panels: Sequence[Panel]) -> str:
-    """Every weight as one byte, head by head, row by row, in base64."""
+    """Return every weight as one byte, head by head, row by row, in base64."""
     return b64encode(
         b"".join(quantise(panel.pattern).numpy().tobytes() for panel in panels)
     ).decode("ascii")
 
 
 def quantise(pattern: Tensor) -> Tensor:
-    """uint8: 255 times the square root of the weight, rounded.
+    """Return uint8: 255 times the square root of the weight, rounded.
 
     The root keeps small weights apart, which in a long row is what most of them are: 0.0001 is 3,
     and not 0. What is read back is off by at most 0.004, at weights near 1, and by 0.00001 at most

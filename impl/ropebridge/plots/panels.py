@@ -1,4 +1,4 @@
-"""The patterns that are to be seen, a panel a head, and what to write at their rows and columns."""
+"""Patterns that are to be seen, a panel a head, and what to write at their rows and columns."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge.attach import Bridged
+from ropebridge.model import BridgedModel
 from ropebridge_spec import RopebridgeError
 
 Heads = Iterable[int] | Iterable[tuple[int, int]] | None
 
 
 class PlotError(RopebridgeError, ValueError):
-    """A plot was asked for that cannot be made."""
+    """Report that a plot was asked for that cannot be made."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Panel:
 
 @torch.no_grad()
 def panels_of(
-    bridged: Bridged,
+    bridged: BridgedModel,
     inputs: Tensor | Mapping[str, Any],
     layers: Iterable[int] | None,
     heads: Heads,
@@ -62,7 +62,7 @@ def panels_of(
 def choose(
     sizes: Sequence[int], layers: Iterable[int] | None, heads: Heads
 ) -> list[tuple[int, int]]:
-    """The heads (layer, head) that are asked for, in the order in which they are.
+    """Return the heads (layer, head) that are asked for, in the order in which they are.
 
     Raises:
         PlotError: one of them is not there, or there are none.
@@ -96,7 +96,7 @@ def choose(
 def tokens_of(
     tokens: Sequence[str] | None, inputs: Tensor | Mapping[str, Any], row: int, panel: Panel
 ) -> list[str]:
-    """What stands at each key: as given, or token ids, or places where there are none.
+    """Return what stands at each key: as given, or token ids, or places where there are none.
 
     Raises:
         PlotError: there are more or fewer than keys.

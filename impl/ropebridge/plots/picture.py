@@ -1,4 +1,4 @@
-"""A picture of attention patterns, by matplotlib."""
+"""Picture of attention patterns, by matplotlib."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INCHES, DPI, COLUMNS, LABELS = 3.2, 150, 4, 32
 
 
 def write_picture(panels: Sequence[Panel], tokens: Sequence[str], path: Path, title: str) -> None:
-    """One panel a head: a row a query, a column a key, the darker the more weight.
+    """Write one panel per head: one row per query, one column per key, the darker the more weight.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -38,7 +38,7 @@ def write_picture(panels: Sequence[Panel], tokens: Sequence[str], path: Path, ti
 
 
 def draw(axis: Any, panel: Panel, tokens: Sequence[str]) -> Any:
-    """One panel; its image is given back for the scale."""
+    """Return one panel; its image is given back for the scale."""
     image = axis.imshow(panel.pattern.numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set_title(f"layer {panel.layer}, head {panel.head}", fontsize=9)
     axis.set_xlabel("key")
@@ -52,5 +52,5 @@ def draw(axis: Any, panel: Panel, tokens: Sequence[str]) -> Any:
 
 
 def literal(text: str) -> str:
-    """Text that matplotlib does not take for mathematics."""
+    """Return text that matplotlib does not take for mathematics."""
     return text.replace("$", r"\$")

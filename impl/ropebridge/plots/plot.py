@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ropebridge.attach import Bridged
+from ropebridge.model import BridgedModel
 from ropebridge.plots.page import write_page
 from ropebridge.plots.panels import Heads, Panel, PlotError, panels_of, tokens_of
 from ropebridge.plots.picture import write_picture
@@ -24,7 +24,7 @@ WRITERS: Mapping[str, Writer] = {
 
 
 def plot_patterns(
-    bridged: Bridged,
+    bridged: BridgedModel,
     inputs: Tensor | Mapping[str, Any],
     path: str | PathLike[str],
     *,

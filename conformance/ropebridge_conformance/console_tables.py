@@ -13,45 +13,45 @@ from ropebridge_conformance.verdicts import BAD, Outcome, Verdict
 from ropebridge_spec import HOOKS
 
 LAYER = "the layer as a whole"
-WIDE = 10
+COLUMNS = 10
 """More columns than this do not fit a terminal."""
 
 Key = Callable[[Verdict], str]
 
 
 def hook_tables(verdicts: Sequence[Verdict]) -> Iterator[Table]:
-    """For each subject, hook points by families, or by dtypes where the families are too many: how
-    many verdicts, and how many of them bad."""
+    """Yield a table for each subject, hook points by families, or by dtypes where the families are
+    too many: how many verdicts, and how many of them bad."""
     rows = [hook.name for hook in HOOKS] + [LAYER]
-    columns = dtype_of if len({v.family for v in verdicts}) > WIDE else family_of
+    columns = dtype_of if len({v.family for v in verdicts}) > COLUMNS else family_of
     yield from crossed(verdicts, rows, lambda v: v.hook or LAYER, columns, "hook point")
 
 
 def dtype_tables(verdicts: Sequence[Verdict]) -> Iterator[Table]:
-    """For each subject, families by dtypes."""
+    """Yield a table for each subject, families by dtypes."""
     yield from crossed(
         verdicts, list(dict.fromkeys(v.family for v in verdicts)), family_of, dtype_of, "family"
     )
 
 
 def family_of(verdict: Verdict) -> str:
-    """The column of a table by families."""
+    """Return the column of a table by families."""
     return verdict.family
 
 
 def dtype_of(verdict: Verdict) -> str:
-    """The column of a table by dtypes."""
+    """Return the column of a table by dtypes."""
     return verdict.dtype
 
 
 def crossed(
     verdicts: Sequence[Verdict], rows: Sequence[str], row_of: Key, column_of: Key, corner: str
 ) -> Iterator[Table]:
-    """For each subject, rows by columns."""
+    """Yield a table for each subject, rows by columns."""
     columns = list(dict.fromkeys(map(column_of, verdicts)))
     cells: dict[tuple[str, str, str], list[Outcome]] = defaultdict(list)
     for v in verdicts:
-        cells[v.subject, row_of(v), column_of(v)].append(v.verdict)
+        cells[v.subject, row_of(v), column_of(v)].append(v.outcome)
     for subject in dict.fromkeys(v.subject for v in verdicts):
         table = Table(title=f"{subject}: verdicts", box=box.SIMPLE_HEAD, padding=0)
         table.add_column(corner, no_wrap=True)
@@ -65,7 +65,7 @@ def crossed(
 
 
 def cell(outcomes: Sequence[Outcome]) -> str:
-    """How many verdicts; where any is not a pass, how many of which."""
+    """Return how many verdicts; where any is not a pass, how many of which."""
     if not outcomes:
         return "-"
     others = Counter(outcome for outcome in outcomes if outcome != Outcome.PASS)
@@ -77,15 +77,15 @@ def cell(outcomes: Sequence[Outcome]) -> str:
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
-    """The counts of every outcome, in words."""
-    counts = Counter(v.verdict for v in verdicts)
+    """Return the counts of every outcome, in words."""
+    counts = Counter(v.outcome for v in verdicts)
     return f"{len(verdicts)} verdicts: " + ", ".join(
         f"{counts[outcome]} {outcome}" for outcome in Outcome if counts[outcome]
     )
 
 
 def mutant_table(trials: Sequence[Trial]) -> Table:
-    """Mutants by dtypes: killed and named, killed at another stage, or survived."""
+    """Return mutants by dtypes: killed and named, killed at another stage, or survived."""
     dtypes = list(dict.fromkeys(trial.dtype for trial in trials))
     table = Table(title="mutants")
     for column in ("mutant", "fault", "stage", *dtypes):
@@ -97,7 +97,7 @@ def mutant_table(trials: Sequence[Trial]) -> Table:
 
 
 def trial_cell(trial: Trial) -> str:
-    """What became of a mutant in one dtype."""
+    """Return what became of a mutant in one dtype."""
     if not trial.exercised:
         return "[dim]cannot show[/dim]"
     if trial.killer is None:

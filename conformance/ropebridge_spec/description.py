@@ -21,7 +21,7 @@ from ropebridge_spec.family import (
 )
 from ropebridge_spec.paths import any_holds, holds, read_path
 from ropebridge_spec.recognise import known_as
-from ropebridge_spec.table import FAMILIES
+from ropebridge_spec.rows import FAMILIES
 from ropebridge_spec.variant import (
     Differential,
     Gate,
@@ -102,7 +102,7 @@ def describe(module: Any, families: Mapping[str, Family | Variant] = FAMILIES) -
 
 
 def read(module: Any, family: Family | Variant) -> Variant:
-    """What a module of this family computes."""
+    """Return what a module of this family computes."""
     if isinstance(family, Variant):
         return family
     if family.before is not None and read_path(module, f"{family.since}?") is None:
@@ -124,14 +124,14 @@ def read(module: Any, family: Family | Variant) -> Variant:
         value_norm=read_norm(module, family.value_norm),
         z_norm=read_norm(module, family.z_norm),
         value_is_key=getattr(module, family.projections.v, module) is None,
-        kv_given=shared.through if shared and holds(module, shared.takes) else None,
+        shared_kv_argument=shared.through if shared and holds(module, shared.takes) else None,
         k_multiplier=read_factor(module, family.k_multiplier),
         v_multiplier=read_factor(module, family.v_multiplier),
         clip=read_path(module, family.clip),
         latent=read_latent(module, family.latent),
         gate=read_gate(module, family.gate, widths["heads"]),
         source=family.source_states,
-        value_added=family.value_added,
+        added_value=family.added_value,
         exclusive=family.exclusive,
         differential=read_differential(module, family.differential),
         key_bias=(
@@ -151,7 +151,7 @@ def read(module: Any, family: Family | Variant) -> Variant:
         d_out=read_d_out(module, family, widths["d_model"]),
         projections=read_projections(module, family),
         calling=(
-            replace(family.calling, kv_left=shared.through)
+            replace(family.calling, kept_kv_argument=shared.through)
             if shared and holds(module, shared.leaves)
             else family.calling
         ),
@@ -159,8 +159,8 @@ def read(module: Any, family: Family | Variant) -> Variant:
 
 
 def read_widths(module: Any, family: Family) -> dict[str, int]:
-    """Head counts and widths, from the shapes of the projections; of a fused one from the module's
-    own counts or the config's."""
+    """Return head counts and widths, from the shapes of the projections; of a fused one from the
+    module's own counts or the config's."""
     names, d_head = family.projections, head_width(module)
     if names.fused is not None:
         d_model, (heads, kv_heads) = features(module, names.fused, "in_features"), counts(module)
@@ -194,7 +194,7 @@ def read_widths(module: Any, family: Family) -> dict[str, int]:
 
 
 def read_d_out(module: Any, family: Family, d_model: int) -> int | None:
-    """The width of what a layer gives back, where it is not that of what it is given."""
+    """Return the width of what a layer gives back, where it is not that of what it is given."""
     if family.projections.o is None:
         return None
     width = features(module, family.projections.o, "out_features", family.projections.within)
@@ -202,15 +202,15 @@ def read_d_out(module: Any, family: Family, d_model: int) -> int | None:
 
 
 def read_projections(module: Any, family: Family) -> Projections:
-    """Where a family's projections are found, with adapters beside them where this module has
-    those."""
+    """Return where a family's projections are found, with adapters beside them where this module
+    has those."""
     names = family.projections
     there = names.beside is not None and hasattr(module, names.beside.format("q"))
     return names if there else replace(names, beside=None)
 
 
 def features(module: Any, name: str, side: str, within: str | None = None) -> int:
-    """The width of a projection, or of the linear map within it: `in_features` or
+    """Return the width of a projection, or of the linear map within it: `in_features` or
     `out_features`."""
     kind, projection = type(module).__name__, read_path(module, f"{name}?")
     projection = projection if within is None else getattr(projection, within, None)
@@ -231,7 +231,7 @@ def features(module: Any, name: str, side: str, within: str | None = None) -> in
 
 
 def counts(module: Any) -> tuple[int, int]:
-    """Query heads and kv heads, under the names that transformers has for them."""
+    """Return query heads and kv heads, under the names that transformers has for them."""
     for heads, kv_heads in (
         ("num_heads", "num_kv_heads"),
         ("num_heads", "num_key_value_heads"),
@@ -244,7 +244,8 @@ def counts(module: Any) -> tuple[int, int]:
 
 
 def read_latent_widths(module: Any) -> dict[str, int]:
-    """Head counts and widths of multi-head latent attention, under the names it has everywhere."""
+    """Return head counts and widths of multi-head latent attention, under the names it has
+    everywhere."""
     heads, d_model = int(module.num_heads), features(module, "kv_a_proj_with_mqa", "in_features")
     return {
         "d_model": d_model,
@@ -256,7 +257,7 @@ def read_latent_widths(module: Any) -> dict[str, int]:
 
 
 def head_width(module: Any) -> int:
-    """d_head, under any of the names that transformers has for it."""
+    """Return d_head, under any of the names that transformers has for it."""
     return int(
         next(
             getattr(module, name)
@@ -267,8 +268,8 @@ def head_width(module: Any) -> int:
 
 
 def names_of(module: Any, families: Mapping[str, Family | Variant]) -> list[str]:
-    """The names that a module's class stands under: its own, or those of classes whose forward, or
-    source, it has."""
+    """Return the names that a module's class stands under: its own, or those of classes whose
+    forward, or source, it has."""
     name = type(module).__name__
     known = [name] if name in families else known_as(type(module), families)
     if not known:
@@ -317,7 +318,7 @@ def refuse_other_attention(module: Any, family: Family) -> None:
 
 
 def words(data: Any) -> Iterator[str]:
-    """Every name that a family speaks of; of a path all."""
+    """Yield every name that a family speaks of; of a path all."""
     if is_dataclass(data):
         for item in fields(data):
             yield from words(getattr(data, item.name))
@@ -330,18 +331,20 @@ def words(data: Any) -> Iterator[str]:
 
 
 def read_factor(module: Any, path: str | None) -> float:
-    """The factor at a path; 1 where there is none."""
+    """Return the factor at a path; 1 where there is none."""
     return 1.0 if path is None else float(read_path(module, path))
 
 
 def read_window(module: Any, family: Family, causal: bool) -> int | None:
-    """How far a layer sees, itself included."""
+    """Return how far a layer sees, itself included."""
     window: int | None = read_path(module, family.window)
-    return window + 1 if window is not None and family.window_beside and not causal else window
+    return (
+        window + 1 if window is not None and family.window_excludes_self and not causal else window
+    )
 
 
 def read_norm(module: Any, kind: NormKind | None) -> Norm | None:
-    """A norm of a module, or None where the family has none or this module leaves it out."""
+    """Return a norm of a module, or None where the family has none or this module leaves it out."""
     norm = getattr(module, kind.k, None) or getattr(module, kind.q, None) if kind else None
     if kind is None or norm is None:
         return None
@@ -352,7 +355,7 @@ def read_norm(module: Any, kind: NormKind | None) -> Norm | None:
         weight=kind.weight,
         bias=kind.bias,
         per_head=kind.per_head,
-        apart=kind.apart,
+        module_per_head=kind.module_per_head,
         rounds_before_weight=kind.rounds_before_weight,
         after_rotation=kind.after_rotation,
         q=kind.q,
@@ -361,7 +364,8 @@ def read_norm(module: Any, kind: NormKind | None) -> Norm | None:
 
 
 def epsilon(norm: Any) -> float:
-    """What a norm adds under its root, under any of the names that transformers has for it."""
+    """Return what a norm adds under its root, under any of the names that transformers has for
+    it."""
     norm = norm.norms[0] if hasattr(norm, "norms") else norm
     return float(
         next(
@@ -373,7 +377,7 @@ def epsilon(norm: Any) -> float:
 
 
 def read_latent(module: Any, kind: LatentKind | None) -> Latent | None:
-    """The latents of a module."""
+    """Return the latents of a module."""
     if kind is None:
         return None
     norm = read_norm(module, kind.norm)
@@ -392,7 +396,7 @@ def read_latent(module: Any, kind: LatentKind | None) -> Latent | None:
 
 
 def read_gate(module: Any, kind: GateKind | None, heads: int) -> Gate | None:
-    """The gate of a module, or None where it has none; its width says what it is for."""
+    """Return the gate of a module, or None where it has none; its width says what it is for."""
     projection = read_path(module, f"{kind.module}?") if kind else None
     if kind is None or projection is None:
         return None
@@ -403,12 +407,12 @@ def read_gate(module: Any, kind: GateKind | None, heads: int) -> Gate | None:
 
 
 def read_differential(module: Any, path: str | None) -> Differential | None:
-    """How a module's heads are subtracted from each other, or None where they are not."""
+    """Return how a module's heads are subtracted from each other, or None where they are not."""
     return None if path is None else Differential(float(read_path(module, path)))
 
 
 def read_selector(module: Any, kind: SelectorKind | None) -> Selector | None:
-    """What picks a layer's keys, or None where nothing does."""
+    """Return what picks a layer's keys, or None where nothing does."""
     if kind is None:
         return None
     own = getattr(module, kind.module, None) is not None
@@ -423,17 +427,17 @@ def read_selector(module: Any, kind: SelectorKind | None) -> Selector | None:
 
 
 def read_temperature(module: Any, kind: TemperatureKind | None) -> Temperature | None:
-    """The query's temperature, or None where this layer has none."""
+    """Return the query's temperature, or None where this layer has none."""
     if kind is None or not all(holds(module, condition) for condition in kind.where):
         return None
     beta, length = read_path(module, kind.beta), read_path(module, kind.length)
     return Temperature(
-        float(beta or 0.0), float(length or 1.0), kind.shift, kind.counted, kind.given
+        float(beta or 0.0), float(length or 1.0), kind.shift, kind.counted, kind.factor_argument
     )
 
 
 def read_rotary(module: Any, kind: RotaryKind, d_head: int) -> Rotary | None:
-    """How a module rotates, or None where its layer does not."""
+    """Return how a module rotates, or None where its layer does not."""
     if not any_holds(module, kind.where):
         return None
     width = int(read_path(module, kind.width) or getattr(module, "qk_rope_head_dim", d_head))
@@ -448,15 +452,15 @@ def read_rotary(module: Any, kind: RotaryKind, d_head: int) -> Rotary | None:
 
 
 def partial_factor(module: Any) -> float:
-    """The share of a head that rotates, as transformers' configs say it: for the model, or for each
-    type of layer."""
+    """Return the share of a head that rotates, as transformers' configs say it: for the model, or
+    for each type of layer."""
     parameters = getattr(module.config, "rope_parameters", None) or {}
     by_type = parameters.get(layer_type(module), parameters)
     return float(by_type.get("partial_rotary_factor", 1.0))
 
 
 def layer_type(module: Any) -> str | None:
-    """The type of a layer, as the module or its config names it; None where neither does."""
+    """Return the type of a layer, as the module or its config names it; None where neither does."""
     named = getattr(module, "layer_type", None)
     types = getattr(getattr(module, "config", None), "layer_types", None)
     if named is not None or not types or getattr(module, "layer_idx", None) is None:
@@ -465,8 +469,8 @@ def layer_type(module: Any) -> str | None:
 
 
 def shared_key(module: Any) -> Any:
-    """Under which key the keys and values lie that layers share (KV-1): the layer's type, or in
-    older transformers the number of the layer that left them."""
+    """Return the key under which the keys and values lie that layers share (KV-1): the layer's
+    type, or in older transformers the number of the layer that left them."""
     if not hasattr(module, "kv_shared_layer_index"):
         return layer_type(module)
     return (
@@ -475,8 +479,8 @@ def shared_key(module: Any) -> Any:
 
 
 def position_axes(rotary: Any, variant: Variant) -> int:
-    """How many rows of position ids a rotary module is given: one for each axis it rotates by
-    (M-RoPE, arXiv:2409.12191: time, height, width), else one.
+    """Return how many rows of position ids a rotary module is given: one for each axis it rotates
+    by (M-RoPE, arXiv:2409.12191: time, height, width), else one.
 
     The module's own sections say it (one list, or one for each layer type), then its config's; then
     the family.

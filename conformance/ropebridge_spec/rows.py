@@ -1,4 +1,4 @@
-"""The one table of families: class name of an attention module -> what it computes."""
+"""One table of families: class name of an attention module -> what it computes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from ropebridge_spec.variant import Calling, Projections, Source, Variant
 
 
 def rows(family: Family, **packages: str) -> dict[str, Family]:
-    """Classes that compute the same, each with the package of transformers that it stands in."""
+    """Return classes that compute the same, each with the package of transformers that it stands
+    in."""
     return {
         name: replace(family, source=f"models/{package}/modeling_{package}.py")
         for name, package in packages.items()
@@ -225,7 +226,7 @@ FAMILIES: Mapping[str, Family | Variant] = {
         Family(
             rotary=RotaryKind(partial=True),
             norm=NormKind(
-                kind="layer", per_head=True, apart=True, q="q_layernorm", k="k_layernorm"
+                kind="layer", per_head=True, module_per_head=True, q="q_layernorm", k="k_layernorm"
             ),
         ),
         StableLmAttention="stablelm",
@@ -368,7 +369,7 @@ FAMILIES: Mapping[str, Family | Variant] = {
                 where=("config.rope_parameters[config.layer_types[layer_idx]]",),
             ),
             gate=GateKind(bias="gate_bias"),
-            temperature=TemperatureKind(given="attention_scaling"),
+            temperature=TemperatureKind(factor_argument="attention_scaling"),
             window="sliding_window",
             calling=Calling(tables="rotating"),
         ),
@@ -528,7 +529,7 @@ FAMILIES: Mapping[str, Family | Variant] = {
             norm=NormKind(weight="none"),
             rotary=RotaryKind(partial=True),
             exclusive="exclusive_self_attention.alpha",
-            value_added="value_embeds",
+            added_value="value_embeds",
             gate=GateKind(module="output_projection.gate_proj"),
             window="sliding_window",
             projections=Projections(o="output_projection.o_proj"),
@@ -641,11 +642,15 @@ FAMILIES: Mapping[str, Family | Variant] = {
         EvollaSaProtSelfAttention="evolla",
     ),
     **rows(
-        Family(window="sliding_window", window_beside=True, softcap="attn_logit_softcapping"),
+        Family(
+            window="sliding_window", window_excludes_self=True, softcap="attn_logit_softcapping"
+        ),
         T5GemmaSelfAttention="t5gemma",
     ),
     **rows(
-        Family(norm=NormKind(weight="one_plus"), window="sliding_window", window_beside=True),
+        Family(
+            norm=NormKind(weight="one_plus"), window="sliding_window", window_excludes_self=True
+        ),
         T5Gemma2SelfAttention="t5gemma2",
     ),
     **rows(
@@ -871,6 +876,6 @@ FAMILIES: Mapping[str, Family | Variant] = {
 }
 """A `Variant` serves where nothing is to be read from the module."""
 
-OTHERS = ("EsmAttention", "EvollaSaProtAttention", "MiniMaxLightningAttention")
+LEFT_ALONE = ("EsmAttention", "EvollaSaProtAttention", "MiniMaxLightningAttention")
 """Classes that are handed rotary tables and do not attend by them: other layers of a model, or what
 lies around its attention. A bridge leaves them alone."""

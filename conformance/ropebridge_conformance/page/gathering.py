@@ -1,5 +1,5 @@
-"""What the page holds: counts for every cell, and details of what is no pass, however many verdicts
-there are."""
+"""Define what the page holds: counts for every cell, and details of what is no pass, however many
+verdicts there are."""
 
 from __future__ import annotations
 
@@ -36,24 +36,25 @@ class Digest:
             verdict.family,
             verdict.hook or "",
             verdict.dtype,
-            str(verdict.verdict),
+            str(verdict.outcome),
         )
         self.counts[cell] += 1
-        if verdict.verdict != Outcome.PASS and self.counts[cell] <= PER_CELL:
+        if verdict.outcome != Outcome.PASS and self.counts[cell] <= PER_CELL:
             self.ranked.append((self.counts[cell], verdict))
 
     @property
     def details(self) -> list[Verdict]:
-        """What is kept: something of every cell before more of any; the worst outcomes first."""
+        """Return what is kept: something of every cell before more of any; the worst outcomes
+        first."""
         order = list(Outcome)
         first = sorted(
             self.ranked,
-            key=lambda pair: (pair[0], order.index(pair[1].verdict) != order.index(Outcome.FAIL)),
+            key=lambda pair: (pair[0], order.index(pair[1].outcome) != order.index(Outcome.FAIL)),
         )
         return [verdict for _, verdict in first[:KEPT]]
 
     def data(self, provenance: Mapping[str, object]) -> dict[str, object]:
-        """All of it, as what the page's script reads."""
+        """Return all of it, as what the page's script reads."""
         names = provenance.get("names")
         details = self.details
         clauses = sorted({verdict.clause for verdict in details} & set(CLAUSE))
@@ -84,19 +85,19 @@ class Digest:
 
 
 def detail(verdict: Verdict) -> dict[str, object]:
-    """What is kept of a verdict: what it has, numbers as text, so that an infinity is no syntax
-    error."""
+    """Return what is kept of a verdict: what it has, numbers as text, so that an infinity is no
+    syntax error."""
     kept = {key: value for key, value in asdict(verdict).items() if value not in (None, "", ())}
     return {
         **kept,
-        "verdict": str(verdict.verdict),
+        "outcome": str(verdict.outcome),
         "id": str(verdict.question),
         **{key: f"{kept[key]:.4g}" for key in ("error", "bound") if key in kept},
     }
 
 
 def digest(verdicts: Iterable[Verdict]) -> Digest:
-    """The digest of verdicts, of which none is held that the page does not hold."""
+    """Return the digest of verdicts, of which none is held that the page does not hold."""
     gathered = Digest()
     for verdict in verdicts:
         gathered.add(verdict)

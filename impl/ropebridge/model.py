@@ -21,7 +21,7 @@ from ropebridge.verify import verify_layers
 from ropebridge.versions import warn_if_untested
 from ropebridge_spec import (
     FAMILIES,
-    OTHERS,
+    LEFT_ALONE,
     RESERVED,
     AttachError,
     ContractError,
@@ -45,7 +45,7 @@ def attach(
     use_split_qkv_input: bool = False,
     use_attn_result: bool = False,
     families: Mapping[str, Family | Variant] = FAMILIES,
-) -> Bridged:
+) -> BridgedModel:
     """Put a bridge over every attention layer of a Hugging Face model that is given position
     embeddings.
 
@@ -94,12 +94,12 @@ def attach(
         verify_layers(bridges)
     for bridge in bridges:
         take_over(bridge)
-    return Bridged(model, bridges)
+    return BridgedModel(model, bridges)
 
 
-def attached(model: nn.Module) -> Bridged:
-    """The bridges that a model has already: a deep copy of a bridged model, or one out of a pickle,
-    brings its own along.
+def get_bridged_model(model: nn.Module) -> BridgedModel:
+    """Return the bridges that a model has already: a deep copy of a bridged model, or one out of a
+    pickle, brings its own along.
 
     Raises:
         AttachError: no layer is bridged.
@@ -111,11 +111,11 @@ def attached(model: nn.Module) -> Bridged:
         raise AttachError(
             f"{type(model).__name__} holds no layer that is attached to; call attach(model)"
         )
-    return Bridged(model, bridges)
+    return BridgedModel(model, bridges)
 
 
 def bridge_in_force(module: nn.Module) -> PositionEmbeddingsAttentionBridge | None:
-    """The bridge that a module runs in place of its own forward."""
+    """Return the bridge that a module runs in place of its own forward."""
     owner = getattr(vars(module).get("forward"), "__self__", None)
     return owner if isinstance(owner, PositionEmbeddingsAttentionBridge) else None
 
@@ -123,8 +123,8 @@ def bridge_in_force(module: nn.Module) -> PositionEmbeddingsAttentionBridge | No
 def rotary_attention(
     model: nn.Module, families: Mapping[str, Family | Variant]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Every attention module that is given rotary tables, or that a family is known of, with its
-    path in the model."""
+    """Yield every attention module that is given rotary tables, or that a family is known of, with
+    its path in the model."""
     for path, module in model.named_modules():
         name = type(module).__name__
         given_tables = (
@@ -135,12 +135,12 @@ def rotary_attention(
         entry = families.get(name)
         if isinstance(entry, Family) and entry.only is not None and not holds(module, entry.only):
             continue
-        if known or (given_tables and name not in OTHERS):
+        if known or (given_tables and name not in LEFT_ALONE):
             yield path, module
 
 
 def layer_number(path: str, module: nn.Module) -> int:
-    """The number of a layer: its own `layer_idx`, or the last number in its path."""
+    """Return the number of a layer: its own `layer_idx`, or the last number in its path."""
     own: Any = getattr(module, "layer_idx", None)
     numbers = [int(part) for part in path.split(".") if part.isdigit()]
     own = None if own is not None and own < 0 else own  # a module that layers share
@@ -153,8 +153,8 @@ def layer_number(path: str, module: nn.Module) -> int:
 
 
 def hook_names(layers: Sequence[tuple[str, int]]) -> list[str]:
-    """`blocks.{layer}.attn` of each layer; where two would share a name, what tells their paths
-    apart stands before it: `encoder.blocks.0.attn`.
+    """Return `blocks.{layer}.attn` of each layer; where two would share a name, what tells their
+    paths apart stands before it: `encoder.blocks.0.attn`.
 
     Raises:
         AttachError: the layers of one name cannot be told apart by the part of the model they stand
@@ -183,7 +183,7 @@ def hook_names(layers: Sequence[tuple[str, int]]) -> list[str]:
 
 
 def last_number(path: str) -> int:
-    """Where in a path its last number stands; its end where it has none."""
+    """Return where in a path its last number stands; its end where it has none."""
     parts = path.split(".")
     return next((at for at in range(len(parts) - 1, -1, -1) if parts[at].isdigit()), len(parts))
 
@@ -196,12 +196,12 @@ def build(
     options: Mapping[str, Any],
     families: Mapping[str, Family | Variant],
 ) -> PositionEmbeddingsAttentionBridge:
-    """A bridge around one attention module, not yet in force."""
+    """Return a bridge around one attention module, not yet in force."""
     if bridge_in_force(module) is not None:
         raise AttachError(
             f"{path!r} is attached to already; call detach() on the earlier bridge first\n  a deep"
             " copy, or a model out of a pickle, brought bridges of its own along:"
-            " ropebridge.attached(model).detach()"
+            " ropebridge.get_bridged_model(model).detach()"
         )
     if "forward" in module.__dict__:
         raise AttachError(
@@ -232,7 +232,7 @@ def refuse_other_attention(module: nn.Module, path: str) -> None:
 
 
 def nearest_rotary(model: nn.Module, path: str) -> nn.Module | None:
-    """The rotary embedding that the closest module around an attention layer holds."""
+    """Return the rotary embedding that the closest module around an attention layer holds."""
     parts = path.split(".")
     for depth in range(len(parts) - 1, -1, -1):
         around = model.get_submodule(".".join(parts[:depth]))
@@ -269,8 +269,8 @@ def give_back(bridge: PositionEmbeddingsAttentionBridge) -> bool:
     return True
 
 
-class Bridged:
-    """A model whose attention layers are bridged: hooks, caches, and the way back.
+class BridgedModel:
+    """Run a model whose attention layers are bridged: hooks, caches, and the way back.
 
     Attributes:
         model: the model itself; call it, generate with it, train it as before.
@@ -286,14 +286,14 @@ class Bridged:
 
     @property
     def hook_points(self) -> dict[str, HookPoint]:
-        """Full name -> hook point: `blocks.0.attn.hook_q`, ..."""
+        """Return full name -> hook point: `blocks.0.attn.hook_q`, ..."""
         return {point.name: point for layer in self.layers for point in layer.hook_points.values()}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model."""
+        """Run the model, with the hooks that are in it."""
         return self.model(*args, **kwargs)
 
-    def __enter__(self) -> Bridged:
+    def __enter__(self) -> BridgedModel:
         return self
 
     def __exit__(
@@ -324,8 +324,9 @@ class Bridged:
             )
 
     @contextmanager
-    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator[Bridged]:
-        """Hooks for the length of a `with` block; whatever happens inside, they are gone after it.
+    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator[BridgedModel]:
+        """Keep hooks for the length of a `with` block; whatever happens inside, they are gone after
+        it.
 
         Args:
             fwd_hooks: pairs of a full hook name (or a predicate of names) and `fn(tensor, hook)`.
@@ -412,7 +413,7 @@ class Bridged:
             yield from (Request(name, fn, dir) for name in self._names(names))
 
     def _names(self, names_filter: NamesFilter) -> list[str]:
-        """The hook names a filter selects; never none."""
+        """Return the hook names a filter selects; never none."""
         points = self.hook_points
         if names_filter is None:
             return list(points)
@@ -432,7 +433,7 @@ class Bridged:
 
 
 class Request:
-    """A hook that somebody asked for, and whether it fired."""
+    """Hold a hook that somebody asked for, and whether it fired."""
 
     def __init__(self, name: str, fn: HookFunction, dir: Direction) -> None:
         refuse_uncallable(name, fn)
@@ -445,7 +446,8 @@ class Request:
 
 
 def pairs_of(hooks: Any, dir: Direction) -> list[tuple[Any, HookFunction]]:
-    """The hooks that were given, each a pair; one pair without its list is refused (FIRE-4)."""
+    """Return the hooks that were given, each a pair; one pair without its list is refused
+    (FIRE-4)."""
     pairs = list(hooks) if isinstance(hooks, Iterable) else [hooks]
     for pair in pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -458,7 +460,7 @@ def pairs_of(hooks: Any, dir: Direction) -> list[tuple[Any, HookFunction]]:
 
 
 def refuse_unfired(asked: Sequence[Request]) -> None:
-    """A requested hook that never fired is an error (FIRE-3)."""
+    """Refuse a run in which a requested hook never fired (FIRE-3)."""
     silent = [request.name for request in asked if not request.fired]
     if silent:
         raise HookNeverFired(
@@ -470,8 +472,8 @@ def refuse_unfired(asked: Sequence[Request]) -> None:
 
 
 def unknown_hook(name: str, points: Sequence[str]) -> str:
-    """The message for a name that no hook point has: the nearest names, and the opt-in where it
-    needs one."""
+    """Return the message for a name that no hook point has: the nearest names, and the opt-in where
+    it needs one."""
     ending = [point for point in points if point.endswith(f".{name}")]
     near = ending[:3] or get_close_matches(name, points, n=3, cutoff=0.5)
     short = name.rsplit(".", 1)[-1]
