@@ -54,6 +54,9 @@ leg-newest: .venv/installed ## the newest transformers that pip has: the same
 
 legs: leg-oldest leg-newest ## both
 
+wheel: .venv/installed ## the wheel as strangers get it, in an environment and a folder of its own
+	.ci/wheel
+
 subjects: .venv/installed ## judge Hugging Face's own eager attention, and write docs/subjects
 	-$(BIN)/ropebridge check ropebridge_conformance.subjects.hugging_face:Factory --jobs $(JOBS) --results results/hugging_face.jsonl
 	$(BIN)/python -m ropebridge_conformance.subject_report results/hugging_face.jsonl \

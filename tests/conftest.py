@@ -50,9 +50,16 @@ WAITING = ("test_survival.py", "test_plugin.py")
 """Files whose tests wait for processes of their own, for minutes."""
 
 
+NEEDS_A_MODEL = {"bridge", "bridge_layer", "browser", "build", "circuit", "circuit_model", "family"}
+"""Fixtures that build tiny models of transformers, or start a browser."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that wait, so that others run beside them and none is left to wait for
-    at the end."""
+    """Mark as slow whatever needs a model; begin with the tests that wait, so that others run
+    beside them and none is left to wait for at the end."""
+    for item in items:
+        if NEEDS_A_MODEL & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.path.name not in WAITING)
 
 

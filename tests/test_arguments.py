@@ -41,6 +41,8 @@ from ropebridge_spec import (
     parameters_of,
 )
 
+pytestmark = pytest.mark.slow
+
 cover = pytest.mark.parametrize("case", [case.id for case in COVER])
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from ropebridge import UnknownHook, attach
 from ropebridge_spec import hook_order
 
+pytestmark = pytest.mark.slow
+
 Z = "blocks.0.attn.hook_z"
 PATTERN = "blocks.0.attn.hook_pattern"
 

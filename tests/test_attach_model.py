@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from ropebridge import AttachError, ContractError, HookNeverFired, attach, get_bridged_model
 
+pytestmark = pytest.mark.slow
+
 # its successor is too new
 checkpointed = pytest.mark.filterwarnings(
     "ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ropebridge import attach
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 """Of the largest logit: two layers of float32 rounding, forty times less than any wrong stage
 does."""

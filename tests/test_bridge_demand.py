@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from ropebridge import attach
 
+pytestmark = pytest.mark.slow
+
 POS = 600
 
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 RATE = 0.3
 LENGTHS = pytest.mark.parametrize("pos", [9, 300], ids=["one_block", "three_blocks"])
 

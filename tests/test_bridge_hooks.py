@@ -13,6 +13,8 @@ from transformers import DynamicCache
 from ropebridge import HookNeverFired, attach
 from ropebridge_spec import axis_sizes, hook_order, shape_of
 
+pytestmark = pytest.mark.slow
+
 ORDER = [
     "hook_in", "hook_q", "hook_k", "hook_v", "hook_q_normed", "hook_k_normed", "hook_cos",
     "hook_sin", "hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern", "hook_z",

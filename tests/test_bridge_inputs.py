@@ -22,6 +22,8 @@ from ropebridge import (
 )
 from ropebridge_spec import axis_sizes, hook_order, shape_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def attention(build: Any) -> Any:

@@ -14,6 +14,8 @@ from transformers import DynamicCache, StaticCache
 
 from ropebridge_spec import MaskError
 
+pytestmark = pytest.mark.slow
+
 POS, LEFT_PADDING = 9, 3
 LOWEST = torch.finfo(torch.float32).min
 

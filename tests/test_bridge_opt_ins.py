@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ropebridge import SubmoduleError, UnsupportedAttention
 
+pytestmark = pytest.mark.slow
+
 HEAD = 4
 SPLITS = {
     "hook_q_input": "use_split_qkv_input",

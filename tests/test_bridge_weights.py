@@ -14,6 +14,8 @@ from ropebridge_conformance.recipes import build_model, inputs_of
 from ropebridge_conformance.zoo import randomise
 from ropebridge_spec import UnsupportedAttention
 
+pytestmark = pytest.mark.slow
+
 VIEWS = {
     "W_Q": ("q_proj", (6, 60, 20)),
     "W_K": ("k_proj", (2, 60, 20)),

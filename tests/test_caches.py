@@ -13,6 +13,8 @@ from ropebridge import attach
 from ropebridge_conformance.recipes import build_model, cache_name, inputs_of
 from ropebridge_conformance.zoo import randomise
 
+pytestmark = pytest.mark.slow
+
 
 @torch.no_grad()
 def test_a_layer_that_is_handed_the_caches_of_two_sequences_reads_its_own() -> None:

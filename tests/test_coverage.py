@@ -14,6 +14,8 @@ from ropebridge_conformance.verdicts import Outcome, Verdict
 from ropebridge_conformance.zoo import CASE
 from ropebridge_spec import FAMILIES
 
+pytestmark = pytest.mark.slow
+
 ATTENTION = '''
 class {name}(nn.Module):
     """Words."""

@@ -31,6 +31,8 @@ from ropebridge import (
     describe,
 )
 
+pytestmark = pytest.mark.slow
+
 Z = "blocks.0.attn.hook_z"
 
 

@@ -18,6 +18,8 @@ from ropebridge_conformance.recipes import INSTALLED, build_model, cache_name, e
 from ropebridge_conformance.zoo import attention_layer, randomise
 from ropebridge_spec import FAMILIES, ContractError, Family, UnsupportedAttention, VerificationError
 
+pytestmark = pytest.mark.slow
+
 STEPS, LEFT_PADDING = 8, 3
 every_recipe = pytest.mark.parametrize("name", [recipe.name for recipe in INSTALLED])
 every_decoder = pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import torch
 from ropebridge import UnknownHook, attach
 from ropebridge.frames import FrameError, to_frame
 
+pytestmark = pytest.mark.slow
+
 LIBRARIES = ("pandas", "polars")
 
 

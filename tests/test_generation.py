@@ -15,6 +15,8 @@ from ropebridge import attach
 from ropebridge_conformance.recipes import INSTALLED, RECIPE, build_model, extra_of, inputs_of
 from ropebridge_conformance.zoo import randomise
 
+pytestmark = pytest.mark.slow
+
 PROMPT, NEW, LEFT_PADDING = 7, 12, 3
 WRITERS = [
     recipe.name

@@ -21,6 +21,8 @@ from ropebridge_conformance.strategies import (
 )
 from ropebridge_conformance.subjects.reference import Factory as Reference
 
+pytestmark = pytest.mark.slow
+
 register_profiles()
 PROFILE = settings.get_profile(f"ropebridge-{os.environ.get('ROPEBRIDGE_PROFILE', 'default')}")
 SUBJECTS = pytest.mark.parametrize("subject", [Reference, Bridge], ids=["reference", "bridge"])

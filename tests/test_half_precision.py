@@ -14,6 +14,8 @@ from ropebridge import attach
 from ropebridge_conformance.recipes import INSTALLED, RECIPE, build_model, extra_of, inputs_of
 from ropebridge_conformance.zoo import randomise
 
+pytestmark = pytest.mark.slow
+
 NOISE = 1.25
 """How far the ratio of two medians of rounding errors may be from 1, over some ninety positions.
 Over all families it is 0.97 (docs/BENCHMARKS.md)."""

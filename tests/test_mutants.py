@@ -13,6 +13,8 @@ from ropebridge_conformance.verdicts import BAD
 from ropebridge_conformance.zoo import COVER
 from ropebridge_spec import CLAUSE, CLAUSES, HOOK
 
+pytestmark = pytest.mark.slow
+
 DTYPES = ("float32", "bfloat16")
 ELSEWHERE = {
     "norm_in_float32": "float64",

@@ -8,6 +8,8 @@ import pytest
 
 from ropebridge_conformance.verdicts import read_line
 
+pytestmark = pytest.mark.slow
+
 ONE_LAYER = ("--family", "llama", "--dtype", "float32", "--device", "cpu")
 PLUGIN = ("-m", "pytest", "-q", "-p", "ropebridge_conformance", "-p", "no:cacheprovider")
 SUITE = (*PLUGIN, "--pyargs", "ropebridge_conformance")
@@ -41,14 +43,12 @@ def run(tmp_path):
     return call
 
 
-@pytest.mark.slow
 def test_the_suite_passes_for_the_bridge_from_any_directory(run):
     done = run(*SUITE_ON_ONE_LAYER, BRIDGE)
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout
 
 
-@pytest.mark.slow
 def test_the_suite_fails_for_a_broken_subject_and_names_the_clause(run, tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN, encoding="utf-8")
     done = run(*SUITE_ON_ONE_LAYER, "--ropebridge-subject=broken:Factory", "-k", ROT_Q)
@@ -57,7 +57,6 @@ def test_the_suite_fails_for_a_broken_subject_and_names_the_clause(run, tmp_path
     assert "1 failed" in done.stdout
 
 
-@pytest.mark.slow
 def test_the_suite_writes_its_verdicts(run, tmp_path):
     narrow = ("-k", "axes", "--ropebridge-results=out/verdicts.jsonl")
     done = run(*SUITE_ON_ONE_LAYER, BRIDGE, *narrow)
@@ -67,7 +66,6 @@ def test_the_suite_writes_its_verdicts(run, tmp_path):
     assert {json.loads(line)["outcome"] for line in lines} == {"pass"}
 
 
-@pytest.mark.slow
 def test_an_id_chooses_its_question_whoever_it_is_put_to(run):
     """`-k` with an id: of two subjects, the name of which follows in the test's own id."""
     done = run(*SUITE_ON_ONE_LAYER, BRIDGE, REFERENCE, "--collect-only", "-k", ROT_Q)
@@ -85,7 +83,6 @@ def pytest_addoption(parser):
 """
 
 
-@pytest.mark.slow
 def test_the_plugin_leaves_other_tests_and_other_options_alone(run, tmp_path):
     """A laboratory's own options have the names that they had; its tests run where they stood."""
     (tmp_path / "conftest.py").write_text(OTHERS, encoding="utf-8")
@@ -115,7 +112,6 @@ def test_the_plugin_leaves_other_tests_and_other_options_alone(run, tmp_path):
     ],
     ids=["subject", "family", "known_failures"],
 )
-@pytest.mark.slow
 def test_a_bad_call_of_the_suite_is_told_before_anything_runs(run, word, message):
     done = run(*SUITE, word)
     assert done.returncode == 4

@@ -1,5 +1,7 @@
 """What a stage is made of is found by watching what its oracle reads."""
 
+import copy
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from ropebridge_conformance.oracle import expect, unchanged
 from ropebridge_conformance.reads import ReadValues, remembered
 from ropebridge_conformance.scenarios import SCENARIO
 from ropebridge_conformance.subjects.reference import Factory
+from ropebridge_conformance.weights import WeightsOnce
 from ropebridge_conformance.zoo import specimen
 
 
@@ -98,3 +101,19 @@ def test_no_stage_is_unchanged_after_another_past():
     assert unchanged("hook_z", last, last)
     assert not unchanged("hook_z", other, last)
     assert not unchanged("hook_z", last.but(past=None), last)
+
+
+def test_weights_are_read_again_where_a_tensor_was_written_to_or_is_another():
+    layer = specimen("llama", torch.float32, "cpu")
+    module = copy.deepcopy(layer.module)
+    once = WeightsOnce(module, layer.variant)
+    first = once.read()
+    assert once.read() is first
+    with torch.no_grad():
+        module.q_proj.weight.mul_(2)
+    assert torch.equal(once.read().W_Q, first.W_Q)
+    assert once.read() is not first
+    module.q_proj.weight = torch.nn.Parameter(torch.ones_like(module.q_proj.weight), False)
+    assert bool((once.read().W_Q == 1).all())
+    module.q_proj.weight.requires_grad_(True)
+    assert once.read() is not once.read(), "what gradients flow through is read for each call"

@@ -27,6 +27,8 @@ from ropebridge_conformance.real.recording import record_model
 from ropebridge_conformance.real.report import share, stage_table
 from ropebridge_conformance.verdicts import Outcome, Verdict
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def gemma3(build):

@@ -18,6 +18,8 @@ from ropebridge_spec import UnsupportedAttention, describe
 from ropebridge_spec.recognise import known_as
 from ropebridge_spec.rows import FAMILIES
 
+pytestmark = pytest.mark.slow
+
 
 class Kept(modeling_llama.LlamaAttention):
     """Its own name, and nothing else."""

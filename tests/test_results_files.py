@@ -121,6 +121,7 @@ def test_a_file_that_was_cut_short_is_refused(write):
         combined([write("a", verdicts("a"), expected=7)])
 
 
+@pytest.mark.slow
 def test_shards_of_a_real_run_make_up_the_run(ropebridge, tmp_path):
     """From the command, start to end: two shards and their combination have what the whole run
     has."""

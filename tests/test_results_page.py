@@ -23,6 +23,8 @@ from ropebridge_conformance.results import header, write_results
 from ropebridge_conformance.verdicts import Outcome, Verdict, read_line
 from ropebridge_spec import CLAUSE, HOOKS
 
+pytestmark = pytest.mark.slow
+
 BROKEN = (
     "from ropebridge_conformance.mutants import MUTANT\n\n\ndef Factory():\n    return"
     " MUTANT['sin_sign'].subject()\n"

@@ -20,7 +20,7 @@ from ropebridge_conformance.verdicts import Outcome
 from ropebridge_conformance.worker import Loaded, Refused, Task
 
 # they wait for limits to pass, and for processes that import torch
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 
 SUBJECTS = '''
 import ctypes, os, sys, time
@@ -100,7 +100,6 @@ def put_all(folder, monkeypatch):
         ("Raise", "raised RuntimeError: midway"),
     ],
 )
-@pytest.mark.slow
 def test_one_verdict_says_so_and_the_rest_goes_on(put_all, factory, words):
     before, odd, after = put_all(f"odd_subjects:{factory}")
     assert (before.outcome, after.outcome) == (Outcome.PASS, Outcome.PASS)
@@ -113,7 +112,6 @@ def test_one_verdict_says_so_and_the_rest_goes_on(put_all, factory, words):
     )
 
 
-@pytest.mark.slow
 def test_a_subject_that_never_answers_is_not_asked_for_ever(put_all):
     made = put_all("odd_subjects:AlwaysHang", timeout=3.0, hooks=())
     assert [v.outcome for v in made] == [Outcome.FAIL] * PATIENCE + [Outcome.NOT_EXERCISED] * (
@@ -126,7 +124,6 @@ def test_a_subject_that_never_answers_is_not_asked_for_ever(put_all):
     )
 
 
-@pytest.mark.slow
 def test_a_foretold_hang_is_known(folder, monkeypatch):
     from ropebridge_conformance.known_failures import KnownFailure
 
@@ -150,7 +147,6 @@ def test_a_foretold_hang_is_known(folder, monkeypatch):
     assert (made.outcome, made.reason) == (Outcome.KNOWN_FAILURE, "it hangs there")
 
 
-@pytest.mark.slow
 def test_an_import_that_never_ends_is_a_subject_that_cannot_be_loaded(folder, monkeypatch):
     monkeypatch.chdir(folder)
     with Pool(1, 5.0) as pool:
@@ -164,7 +160,6 @@ def test_an_import_that_never_ends_is_a_subject_that_cannot_be_loaded(folder, mo
         )
 
 
-@pytest.mark.slow
 def test_processes_that_are_not_needed_any_more_are_gone(folder, monkeypatch):
     monkeypatch.chdir(folder)
     with Pool(2, 20.0) as pool:
@@ -321,7 +316,6 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.slow
 def test_check_goes_on_after_what_cannot_be_loaded_and_what_hangs(ropebridge, folder, monkeypatch):
     monkeypatch.chdir(folder)
     done = ropebridge(
@@ -352,7 +346,6 @@ def test_check_goes_on_after_what_cannot_be_loaded_and_what_hangs(ropebridge, fo
     assert counts["hang_in_c", "pass"] == counts["raise_midway", "pass"] == len(rest) / 2 - 1 > 5
 
 
-@pytest.mark.slow
 def test_check_leaves_a_verdict_even_if_no_subject_can_be_loaded(ropebridge, folder, monkeypatch):
     monkeypatch.chdir(folder)
     done = ropebridge("check", "nowhere:Factory", *NARROW, "--results", "none.jsonl")
@@ -360,7 +353,6 @@ def test_check_leaves_a_verdict_even_if_no_subject_can_be_loaded(ropebridge, fol
     assert [v.get("outcome") for v in lines_of(folder / "none.jsonl")] == [None, "fail"]
 
 
-@pytest.mark.slow
 def test_what_was_judged_is_on_disk_while_the_run_goes_on(folder):
     """A run that is killed outright while a question hangs has left every verdict before it."""
     path = folder / "killed.jsonl"
@@ -404,7 +396,6 @@ def test_a_bad_call_of_check_is_refused(ropebridge, words, message):
     assert message in done.stderr
 
 
-@pytest.mark.slow
 def test_the_plugin_survives_a_hang_in_c(run):
     done = run(
         *("-m", "pytest", "-q", "-p", "ropebridge_conformance", "-p", "no:cacheprovider"),

@@ -5,6 +5,8 @@ import torch
 
 from ropebridge import VerificationError, attach
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_layer_that_gives_exactly_0_is_proved(build):
     """Difference and bound are then both 0."""

@@ -15,6 +15,8 @@ import ropebridge
 from ropebridge import UntestedTransformers, attach, versions
 from ropebridge_conformance.recipes import build_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -64,7 +64,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         "no_mask", "no mask is handed down: causality and window are the layer's own", mask="none"
     ),
-    Scenario("decode", "ten positions, then three one by one, from a cache", steps=3),
+    Scenario("decode", "eleven positions, then two one by one, from a cache", steps=2),
     Scenario(
         "split",
         "query, key and value inputs split by head, results by head",

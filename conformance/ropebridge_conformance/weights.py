@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from operator import attrgetter
+from operator import is_ as is_same
 from typing import Any
 
 import torch
@@ -59,6 +60,29 @@ def read_weights(module: nn.Module, variant: Variant, dtype: torch.dtype | None 
         **norms,
         **gate,
     )
+
+
+class WeightsOnce:
+    """Read the weights of a module, and again only where one of its tensors is another, or was
+    written to."""
+
+    def __init__(self, module: nn.Module, variant: Variant) -> None:
+        self.module, self.variant = module, variant
+        self._read: Weights | None = None
+        self._tensors: list[Tensor] = []
+        self._versions: list[int] = []
+
+    def read(self) -> Weights:
+        """Return the weights as they are now, head by head, in the module's dtype."""
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        if any(tensor.requires_grad or tensor.is_inference() for tensor in tensors):
+            return read_weights(self.module, self.variant)
+        versions = [tensor._version for tensor in tensors]
+        same = len(tensors) == len(self._tensors) and all(map(is_same, tensors, self._tensors))
+        if self._read is None or not same or versions != self._versions:
+            self._read = read_weights(self.module, self.variant)
+            self._tensors, self._versions = tensors, versions
+        return self._read
 
 
 class Cast:

@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from ropebridge_conformance.real import checkpoint
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "examples" / "gemma_induction.py"
 

@@ -11,6 +11,8 @@ from ropebridge.methods import MethodError, induction_scores, repeated_tokens, r
 from ropebridge.methods.induction import describe_induction, find_induction
 from ropebridge.methods.tiny import VOCABULARY, train_on_repeats
 
+pytestmark = pytest.mark.slow
+
 PERIOD = 6
 
 

@@ -13,6 +13,8 @@ from ropebridge import attach
 from ropebridge.plots import PlotError
 from ropebridge.plots.page import quantise
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bridged(build):

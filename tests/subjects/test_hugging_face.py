@@ -17,6 +17,8 @@ from ropebridge_conformance.verdicts import BAD, Outcome
 from ropebridge_conformance.zoo import specimen
 from ropebridge_spec import UnsupportedAttention
 
+pytestmark = pytest.mark.slow
+
 KNOWN = read_known_failures(
     Path(ropebridge_conformance.subjects.__file__).with_name("hugging_face.toml")
 )

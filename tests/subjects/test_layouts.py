@@ -20,6 +20,8 @@ from ropebridge_conformance.verdicts import BAD, Outcome
 from ropebridge_reference import STAGES
 from ropebridge_spec import describe
 
+pytestmark = pytest.mark.slow
+
 LOWEST = torch.finfo(torch.float32).min
 
 

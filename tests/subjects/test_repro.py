@@ -11,6 +11,8 @@ import pytest
 from ropebridge_conformance import subjects
 from ropebridge_conformance.known_failures import read_known_failures
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "docs/subjects/repro").glob("*.py"))
 KNOWN = {

@@ -184,7 +184,7 @@ CHECKS = (
         clause("TYPE-2"),
         a_layer_runs_on_meta,
         ("prefill", "no_mask", "attn_in"),
-        dtypes=("float32", "bfloat16"),
+        dtypes=("float32",),
         where=unselected,
     ),
 )

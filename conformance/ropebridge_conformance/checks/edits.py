@@ -299,6 +299,7 @@ CHECKS = (
         a_zeroed_head_is_zero_for_the_rest_of_the_layer,
         ("prefill", *OPTED),
         has_heads,
+        dtypes=("float32", "bfloat16"),
     ),
     Check(
         "an_edit_at_one_position_is_what_the_rest_of_the_layer_sees",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn.functional import dropout
 from ropebridge_conformance.scenarios import CallInputs, cache_layer, tables_for, tables_of
 from ropebridge_conformance.selection import call_selector, picked
 from ropebridge_conformance.visibility import bias_of
-from ropebridge_conformance.weights import read_weights
+from ropebridge_conformance.weights import WeightsOnce
 from ropebridge_reference import STAGES, Output, Past, Stages, Weights, attention_layer
 from ropebridge_reference.attention import Select
 from ropebridge_spec import (
@@ -128,6 +129,10 @@ class ReferenceLayer:
     opted_in: tuple[OptIn, ...]
     factory: Factory
 
+    @cached_property
+    def _weights(self) -> WeightsOnce:
+        return WeightsOnce(self.module, self.variant)
+
     def run(
         self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()
     ) -> tuple[Tensor, Tensor | None]:
@@ -189,7 +194,7 @@ class ReferenceLayer:
             x,
             positions.tables(self.variant),
             bias,
-            self.factory.weights(read_weights(self.module, self.variant), self.variant),
+            self.factory.weights(self._weights.read(), self.variant),
             self.variant,
             positions=positions.positions(self.variant),
             past=past,
