@@ -235,7 +235,7 @@ def mutant(name):
     return next(m for m in MUTANTS if m.name == name).subject()
 
 
-def test_a_foretold_failure_is_known(known):
+def test_a_listed_failure_is_known(known):
     verdict = ask(mutant("other_pairs"), known(FORETOLD))
     assert (verdict.outcome, verdict.reason) == (
         Outcome.KNOWN_FAILURE,
@@ -243,7 +243,7 @@ def test_a_foretold_failure_is_known(known):
     )
 
 
-def test_a_foretold_failure_that_passes_fails(known):
+def test_a_listed_failure_that_passes_fails(known):
     verdict = ask(Factory(), known(FORETOLD))
     assert verdict.outcome == Outcome.FAIL
     assert (
@@ -252,7 +252,7 @@ def test_a_foretold_failure_that_passes_fails(known):
     )
 
 
-def test_what_was_not_foretold_still_fails(known):
+def test_what_was_not_listed_still_fails(known):
     assert ask(mutant("other_pairs"), known(FORETOLD), case="mistral").outcome == Outcome.FAIL
 
 

@@ -75,7 +75,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def put_all(folder, monkeypatch):
-    """Put one check about one layer to a subject, in another process; a verdict a question."""
+    """Put one check about one layer to a subject, in another process; one verdict per question."""
     monkeypatch.chdir(folder)
 
     def put(path, timeout=10.0, hooks=("hook_rot_q", "hook_z", "hook_out")):
@@ -124,7 +124,7 @@ def test_a_subject_that_never_answers_is_not_asked_for_ever(put_all):
     )
 
 
-def test_a_foretold_hang_is_known(folder, monkeypatch):
+def test_a_listed_hang_is_known(folder, monkeypatch):
     from ropebridge_conformance.known_failures import KnownFailure
 
     monkeypatch.chdir(folder)

@@ -84,8 +84,8 @@ def declared_gap(unsupported: Mapping[str, str], question: Question) -> str:
 def expected_to_fail(
     finding: Finding, question: Question, known: Sequence[KnownFailure]
 ) -> Finding:
-    """Return a failure that was foretold is known, until the foretelling expires; where it is
-    strict, one that did not come is a failure."""
+    """Return a listed failure as KNOWN_FAILURE, until its entry expires; a listed failure that
+    passes as FAIL, where the entry is strict (as pytest's xfail_strict)."""
     entry = covering(known, question)
     if entry is None or finding.outcome not in (Outcome.FAIL, Outcome.PASS):
         return finding

@@ -14,8 +14,8 @@ UNSAYABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit(provenance: Mapping[str, object], verdicts: Iterable[Verdict]) -> str:
-    """Return the document: a suite a subject, a case a verdict. Outcomes are not merged: the type
-    of a failure and the message of a skip name them."""
+    """Return the document: one suite per subject, one case per verdict. Outcomes are not merged:
+    the type of a failure and the message of a skip name them."""
     root = Element("testsuites", name="ropebridge")
     by_subject: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:

@@ -26,7 +26,7 @@ class KnownFailuresError(Exception):
 
 @dataclass(frozen=True)
 class KnownFailure:
-    """One foretold failure. Clause and reason are required; a field of which nothing is said covers
+    """One listed failure. Clause and reason are required; a field of which nothing is said covers
     everything.
 
     In the file, a table of the array `failure`; what says which questions are covered may be one
@@ -47,8 +47,8 @@ class KnownFailure:
     link: where it is followed up.
     expiry: the last day on which the failure is excused; after it a failure is a failure again.
         None never ends.
-    strict: whether a foretold failure that does not come is a failure of the foretelling. Where an
-        entry covers more questions than fail, it cannot be.
+    strict: a listed failure that passes is a FAIL. An entry that covers more questions than fail
+        cannot be strict.
     """
 
     clause: tuple[str, ...]
@@ -65,7 +65,7 @@ class KnownFailure:
     dtype: tuple[str, ...] = ()
 
     def covers(self, question: Question) -> bool:
-        """Return whether a question is one of those foretold to fail."""
+        """Return whether a question is one of those listed to fail."""
         return all(
             not getattr(self, name) or getattr(question, name) in getattr(self, name)
             for name in MATCHED

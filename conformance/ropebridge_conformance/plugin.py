@@ -1,4 +1,5 @@
-"""Pytest plugin: `-p ropebridge_conformance`. One test a question, with ids that read as sentences.
+"""Pytest plugin: `-p ropebridge_conformance`. One test per question, with ids that read as
+sentences.
 
 The reference and everything that needs it are imported inside the hooks: jaxtyping's
 `--jaxtyping-packages` checks only what is imported after it (a test says so).

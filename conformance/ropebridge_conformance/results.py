@@ -1,4 +1,4 @@
-"""Results files: a provenance header, then one JSON line a verdict. Every table is made from
+"""Results files: a provenance header, then one JSON line per verdict. Every table is made from
 them."""
 
 from __future__ import annotations

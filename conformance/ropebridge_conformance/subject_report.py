@@ -82,7 +82,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @dataclass(frozen=True)
 class Cause:
-    """Hold what entries of one link foretold, and the failures they cover."""
+    """Hold what entries of one link list, and the failures they cover."""
 
     entries: tuple[KnownFailure, ...]
     verdicts: tuple[Verdict, ...]
@@ -231,7 +231,7 @@ def page_of(
 
     A subject may say in `packages` whose versions belong to a result.
 
-    Raises ValueError where a failure is not foretold: nobody has looked into it, and it is not to
+    Raises ValueError where a failure is not listed: nobody has looked into it, and it is not to
     be published as if somebody had.
     """
     found, unexplained = causes(verdicts, known)

@@ -1,4 +1,4 @@
-"""Contract as tests, one function a check: see the check of the same name for what it does.
+"""Contract as tests, one function per check: see the check of the same name for what it does.
 
 pytest -p ropebridge_conformance --pyargs ropebridge_conformance \\
     --ropebridge-subject package.module:Factory

@@ -77,7 +77,7 @@ def try_mutant(mutant: Mutant, dtype: str, device: str = "cpu") -> Trial:
 
 
 def by_case(mutant: Mutant, dtype: str, device: str) -> Iterator[list[Question]]:
-    """Yield the arms' questions on every layer that can show the fault, a layer at a time,
+    """Yield the arms' questions on every layer that can show the fault, one layer at a time,
     scenarios that can show it only."""
     for case in COVER:
         asked = [

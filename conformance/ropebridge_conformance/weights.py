@@ -298,7 +298,8 @@ def read_key_bias(module: Any, variant: Variant) -> Named:
 
 
 def read_affine(module: Any, norm: Norm) -> Affine:
-    """Return weight and bias of a norm; a row a head, where each head has a module of its own."""
+    """Return weight and bias of a norm; one row per head, where each head has a module of its
+    own."""
     if norm.module_per_head:
         parts = list(module.norms)
         return Affine(

@@ -47,7 +47,7 @@ CLAUSES: tuple[Clause, ...] = (
     Clause(
         "LAT-1",
         "In multi-head latent attention hook_q_latent and hook_kv_latent hold what the"
-        " up-projections are given: hook_in projected down, normed, and scaled where the family"
+        " up-projections are given: hook_in projected down, normalised, and scaled where the family"
         " scales; hook_q_latent, where the family brings that up too, the latent as it was before"
         " beside it. Every head shares them, so inputs are not split.",
         "c_Q = s_Q norm(x W_DQ + b_DQ), or [that, x W_DQ + b_DQ],  c_KV = s_KV norm(x W_DKV +"
@@ -59,8 +59,8 @@ CLAUSES: tuple[Clause, ...] = (
         "hook_q, hook_k and hook_v hold the projections, before any norm, of hook_in or of its"
         " latents; the key and the value times the family's multipliers. With latents a head's key"
         " is its part that comes up from the latent, followed by the rotary part that all heads"
-        " share, normed where the family norms it. Where the model hands down what is added to the"
-        " value, hook_v holds the sum; where a layer has adapters beside its projections, each"
+        " share, normalised where the family norms it. Where the model hands down what is added to"
+        " the value, hook_v holds the sum; where a layer has adapters beside its projections, each"
         " holds the sum of both.",
         "q = x W_Q + b_Q,  k = m_K (x W_K + b_K),  v = m_V (x W_V + b_V);  with latents q = c_Q"
         " W_Q, k = [c_KV W_K, norm(x W_KR + b_KR)], v = c_KV W_V",
@@ -91,7 +91,7 @@ CLAUSES: tuple[Clause, ...] = (
     Clause(
         "NORM-3",
         "In a family that norms query and key after their rotation, the norm's hooks fire after"
-        " hook_rot_q and hook_rot_k, and the normed key is what is cached.",
+        " hook_rot_q and hook_rot_k, and the normalised key is what is cached.",
     ),
     Clause(
         "POS-1",
@@ -167,12 +167,12 @@ CLAUSES: tuple[Clause, ...] = (
     Clause(
         "GATE-2",
         "hook_q_gate has axes batch pos head d_head_v; so has hook_gate, or batch pos head where"
-        " the family has one gate a head.",
+        " the family has one gate per head.",
     ),
     Clause(
         "MIX-1",
-        "hook_z holds what the output projection is given: each head's mix of values, normed and"
-        " then gated where the family does so.",
+        "hook_z holds what the output projection is given: each head's mix of values, normalised"
+        " and then gated where the family does so.",
         "z = g norm(p v)",
     ),
     Clause(
@@ -187,8 +187,8 @@ CLAUSES: tuple[Clause, ...] = (
         "In differential attention heads h and h + heads / 2 are a pair, and mix the same values:"
         " those of kv heads j and j + kv_heads / 2 side by side, j being the kv head of h."
         " hook_pattern holds the patterns of all heads; hook_z holds of each pair the difference,"
-        " normed, with axes batch pos pair d_pair, d_pair being twice d_head_v, and hook_result has"
-        " axes batch pos pair d_model.",
+        " normalised, with axes batch pos pair d_pair, d_pair being twice d_head_v, and hook_result"
+        " has axes batch pos pair d_model.",
         "z = (1 - init) norm(p_h [v_j, v_j'] - lambda p_h' [v_j, v_j']),  lambda = exp(q1 . k1) -"
         " exp(q2 . k2) + init",
     ),

@@ -292,7 +292,7 @@ HOOKS: tuple[HookSpec, ...] = (
         "always",
         "MIX-1",
         "MIX-2",
-        "pattern . v, normed and gated where the family does so",
+        "pattern . v, normalised and gated where the family does so",
     ),
     HookSpec(
         "hook_result",
@@ -369,7 +369,7 @@ def attention_inputs(variant: Variant) -> tuple[str, str, str]:
 
 def resolve(hook: HookSpec, variant: Variant) -> HookSpec:
     """Return the hook point with the axes this variant gives it: a flat norm shows (head d_head) as
-    one axis, a gate a head has no d_head_v."""
+    one axis, a gate per head has no d_head_v."""
     if variant.source is not None and on_keys(hook, variant):
         return resolve(
             replace(hook, axes=hook.axes.replace("pos", "kv_pos")), replace(variant, source=None)

@@ -259,8 +259,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         }
 
     def _spread(self, weight: Tensor) -> Tensor:
-        """Return a weight a kv head as one a query head under `attn_in`; a weight a query head as
-        it is."""
+        """Return a (kv_head, ...) weight repeated to (head, ...) where `attn_in` is on; a (head,
+        ...) weight as it is."""
         spread = self.effective.kv_heads // self.variant.kv_heads
         return (
             weight
@@ -347,8 +347,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         return by_formula(flat, rows[0], rows[1], norm)
 
     def _norm_heads(self, role: str, heads: Tensor, norm: Norm) -> Tensor:
-        """Return each head normed by itself; a key norm with a weight a head has one for each kv
-        head, however many query heads read it."""
+        """Return each head normalised by itself; a key norm with one weight per head has one for
+        each kv head, however many query heads read it."""
         module = self.submodule(f"{role}_norm")
         if role == "q" or norm.module_per_head:
             return normalise(heads, module, norm)

@@ -1,4 +1,4 @@
-"""Cache as a long table, a row a number: for pandas or polars, whichever is installed."""
+"""Cache as a long table, one row per number: for pandas or polars, whichever is installed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def to_frame(
     library: Library | None = None,
     most_rows: int = MOST_ROWS,
 ) -> Any:
-    """Return a cache as a table with a row a number.
+    """Return a cache as a table with one row per number.
 
     Columns: `layer` (the number in the hook's full name), `hook` (its short name), a column for
     each axis that any of the hooks has, under the contract's names and in its order (`batch`,

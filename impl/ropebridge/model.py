@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -163,23 +164,29 @@ def hook_names(layers: Sequence[tuple[str, int]]) -> list[str]:
     names = [f"blocks.{number}.attn" for _, number in layers]
     if len(set(names)) == len(names):
         return names
-    stacks = [tuple(path.split(".")[: last_number(path)]) for path, _ in layers]
-    telling = [
-        at
-        for at in range(max(map(len, stacks)))
-        if len({stack[at : at + 1] for stack in stacks}) > 1
-    ]
-    apart = [
-        ".".join([*(stack[at] for at in telling if at < len(stack)), name])
-        for stack, name in zip(stacks, names, strict=True)
-    ]
-    twice = sorted({name for name in apart if apart.count(name) > 1})
+    prefixes = distinguishing_prefixes([path for path, _ in layers])
+    full = [".".join([*prefix, name]) for prefix, name in zip(prefixes, names, strict=True)]
+    twice = sorted({name for name in full if full.count(name) > 1})
     if twice:
         raise AttachError(
             f"several attention layers share the names {twice}; attach to each part of the model"
-            " apart: attach(model.model)"
+            " by itself: attach(model.model)"
         )
-    return apart
+    return full
+
+
+def distinguishing_prefixes(paths: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return for each path the words before its layer number that are not the same in all paths.
+
+    `model.encoder.layers.0.attn` and `model.decoder.layers.0.attn` give ("encoder",) and
+    ("decoder",).
+    """
+    stacks = [path.split(".")[: last_number(path)] for path in paths]
+    differ = [len(set(words)) > 1 for words in zip_longest(*stacks)]
+    return [
+        tuple(word for word, different in zip(stack, differ, strict=False) if different)
+        for stack in stacks
+    ]
 
 
 def last_number(path: str) -> int:

@@ -23,8 +23,8 @@ def normalise(x: Tensor, module: Any, norm: Norm) -> Tensor:
 
 
 def affine(module: Any, norm: Norm) -> tuple[Tensor | None, Tensor | None]:
-    """Return weight and bias, None where there is none; a row a head, where each head has a module
-    of its own."""
+    """Return weight and bias, None where there is none; one row per head, where each head has a
+    module of its own."""
     if norm.module_per_head:
         parts = list(module.norms)
         return torch.stack([part.weight for part in parts]), (

@@ -74,7 +74,7 @@ def refuse_meta(bridge: PositionEmbeddingsAttentionBridge) -> None:
 
 
 def kind_of(bridge: PositionEmbeddingsAttentionBridge) -> tuple[object, ...]:
-    """Return what tells a layer from one whose proof would do for it.
+    """Return the key under which layers share one verification: class, variant, plain attributes.
 
     The module's own plain attributes are part of it: a switch that the variant does not know may be
     the very fault.

@@ -1,5 +1,5 @@
-"""Executable spec: rotary attention as named-axis einsums, one short function a clause. Written to
-be read.
+"""Executable spec: rotary attention as named-axis einsums, one short function per clause. Written
+to be read.
 
 Start with `attention.py`: its text is the order of the hooks.
 """

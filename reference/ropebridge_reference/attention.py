@@ -381,11 +381,11 @@ def normed(
     (CLIP-1); the value as it is."""
     assert variant.norm is not None
     bound = None if variant.norm.after_rotation else variant.clip
-    for place, (role, affine) in enumerate(
-        (("q", weights.q_norm), ("k", weights.k_norm))[: len(made)]
-    ):
-        normal = stages.clip(stages.normalise(made[place], affine, variant.norm), bound)
-        made[place] = at(f"hook_{role}_normed", normal).view_as(made[place])
+    q = stages.clip(stages.normalise(made[0], weights.q_norm, variant.norm), bound)
+    made[0] = at("hook_q_normed", q).view_as(made[0])
+    if len(made) > 1:  # a layer that is handed keys and values makes a query alone (KV-1)
+        k = stages.clip(stages.normalise(made[1], weights.k_norm, variant.norm), bound)
+        made[1] = at("hook_k_normed", k).view_as(made[1])
     return made
 
 

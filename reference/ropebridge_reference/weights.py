@@ -13,8 +13,8 @@ from torch import Tensor
 class Affine:
     """Hold what a norm multiplies by and adds; None where it does not.
 
-    One row of the normed width, a row a head, or one row of (head width) where all heads are normed
-    flat.
+    One row of the normed width, one row per head, or one row of (head width) where all heads are
+    normed flat.
     """
 
     weight: Float[Tensor, "..."] | None = None

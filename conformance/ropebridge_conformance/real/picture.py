@@ -12,7 +12,8 @@ INCHES, DPI = 6.2, 150
 
 
 def draw(chosen: Sequence[Chosen], tokens: Sequence[str], path: Path, title: str) -> None:
-    """Write a PNG with one panel a head: a row a query, a column a key, the darker the more weight.
+    """Write a PNG with one panel per head: one row per query, one column per key, the darker the
+    more weight.
 
     Args:
         tokens: what stands at the positions.

@@ -93,13 +93,13 @@ def heads_of(
     bridged: BridgedModel, layers: Iterable[int] | None, heads: Sequence[tuple[int, int]] | None
 ) -> list[tuple[int, int]]:
     """Return every head (layer, head) that is cut, once."""
-    whole = (
-        ()
-        if layers is None and heads is not None
-        else range(len(bridged.layers))
-        if layers is None
-        else layers
-    )
+    whole: Iterable[int]
+    if layers is not None:
+        whole = list(layers)
+    elif heads is not None:
+        whole = []
+    else:
+        whole = range(len(bridged.layers))
     refuse_unknown_heads(bridged, [(layer, 0) for layer in whole])
     return sorted(
         {

@@ -1,4 +1,4 @@
-"""Patterns that are to be seen, a panel a head, and what to write at their rows and columns."""
+"""Patterns that are to be seen, one panel per head, and what to write at their rows and columns."""
 
 from __future__ import annotations
 
