@@ -22,7 +22,7 @@ from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.checks import CHECKS
 from ropebridge_conformance.judge import judge
 from ropebridge_conformance.recipes import build_model, inputs_of
-from ropebridge_conformance.scenarios import SCENARIO, calls
+from ropebridge_conformance.scenarios import SCENARIO_BY_ID, calls
 from ropebridge_conformance.subjects.reference import Factory as Reference
 from ropebridge_conformance.verdicts import Outcome
 from ropebridge_conformance.witness import accepted
@@ -79,7 +79,7 @@ def test_an_argument_that_is_called_safe_to_ignore_changes_nothing_in_hugging_fa
 ) -> None:
     """To the bit, where the class takes it: named, or among its keyword arguments."""
     layer = specimen(case, torch.float32, "cpu")
-    kind, (call,) = type(layer.module), calls(SCENARIO["prefill"], layer, None)
+    kind, (call,) = type(layer.module), calls(SCENARIO_BY_ID["prefill"], layer, None)
     given = accepted(layer.module, call.inputs)
     ignored = {
         name for name, argument in arguments_of(layer.variant).items() if argument.use == "ignored"
@@ -493,7 +493,7 @@ def test_a_cache_that_changes_the_arguments_of_the_call_is_refused() -> None:
 @cover
 def test_the_judge_calls_a_layer_by_the_names_of_its_own_signature(case: str) -> None:
     layer = specimen(case, torch.float32, "cpu")
-    for call in calls(SCENARIO["prefill"], layer, None):
+    for call in calls(SCENARIO_BY_ID["prefill"], layer, None):
         names = own_names(type(layer.module), layer.variant)
         assert {
             role: names[role] in call.inputs for role in names if names[role] and role in call.given

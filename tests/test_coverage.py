@@ -11,7 +11,7 @@ from ropebridge_conformance import cli, coverage
 from ropebridge_conformance.ids import DTYPES
 from ropebridge_conformance.installed import Found, classes_of, installed_classes
 from ropebridge_conformance.verdicts import Outcome, Verdict
-from ropebridge_conformance.zoo import CASE
+from ropebridge_conformance.zoo import CASE_BY_ID
 from ropebridge_spec import FAMILIES
 
 pytestmark = pytest.mark.slow
@@ -77,7 +77,7 @@ def test_every_served_class_was_judged_in_every_dtype_and_passed():
 
 LLAMA = Found("LlamaAttention", "models/llama/modeling_llama.py", "", "source")
 MISTRAL = Found("MistralAttention", "models/mistral/modeling_mistral.py", "", "source")
-LAYERS = {"LlamaAttention": [CASE["llama"]], "MistralAttention": [CASE["mistral"]]}
+LAYERS = {"LlamaAttention": [CASE_BY_ID["llama"]], "MistralAttention": [CASE_BY_ID["mistral"]]}
 
 
 @pytest.fixture
@@ -110,8 +110,11 @@ def test_what_did_not_change_is_not_out_of_date(known):
         (
             lambda patch: patch.setattr(
                 coverage,
-                "RECIPE",
-                {**coverage.RECIPE, "mistral": replace(coverage.RECIPE["mistral"], layers=(0, 1))},
+                "RECIPE_BY_NAME",
+                {
+                    **coverage.RECIPE_BY_NAME,
+                    "mistral": replace(coverage.RECIPE_BY_NAME["mistral"], layers=(0, 1)),
+                },
             ),
             "its recipe changed",
         ),

@@ -55,9 +55,9 @@ def test_the_readme_shows_the_error_that_is_raised():
     import torch
 
     from ropebridge import ContractError, HookPoint
-    from ropebridge_spec import HOOK
+    from ropebridge_spec import HOOK_BY_NAME
 
-    point = HookPoint(HOOK["hook_rot_q"], "blocks.0.attn.hook_rot_q")
+    point = HookPoint(HOOK_BY_NAME["hook_rot_q"], "blocks.0.attn.hook_rot_q")
     point.add_hook(lambda tensor, hook: tensor.transpose(1, 2))
     with pytest.raises(ContractError) as raised:
         point(torch.zeros(2, 5, 8, 64))

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from ropebridge_conformance.explanation import explanation
-from ropebridge_spec import CLAUSE, CLAUSES, HOOK, HOOKS, RESERVED, UnknownHook
+from ropebridge_spec import CLAUSE_BY_ID, CLAUSES, HOOK_BY_NAME, HOOKS, RESERVED, UnknownHook
 from ropebridge_spec.document import EXISTS
 
 
@@ -36,8 +36,8 @@ def test_a_hook_point_is_explained_whole(hook):
         assert part in text
     for id in (hook.value_clause, hook.axes_clause):
         assert f"clause {id}" in text
-        assert CLAUSE[id].text in text
-        assert all(part in text for part in CLAUSE[id].formula.split(";  "))
+        assert CLAUSE_BY_ID[id].text in text
+        assert all(part in text for part in CLAUSE_BY_ID[id].formula.split(";  "))
 
 
 @pytest.mark.parametrize("clause", CLAUSES, ids=lambda clause: clause.id)
@@ -80,7 +80,7 @@ def test_an_unknown_name_is_refused_with_near_ones(name, near):
     first, second, third, _ = str(raised.value).splitlines()
     assert first == f"there is no hook point {name!r}"
     assert near in second
-    assert third == f"  hook points: {', '.join(HOOK)}"
+    assert third == f"  hook points: {', '.join(HOOK_BY_NAME)}"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,13 @@ from packaging.version import Version
 from torch import Tensor
 
 from ropebridge import attach
-from ropebridge_conformance.recipes import INSTALLED, RECIPE, build_model, extra_of, inputs_of
+from ropebridge_conformance.recipes import (
+    INSTALLED,
+    RECIPE_BY_NAME,
+    build_model,
+    extra_of,
+    inputs_of,
+)
 from ropebridge_conformance.zoo import randomise
 
 pytestmark = pytest.mark.slow
@@ -109,7 +115,7 @@ def test_a_static_cache_gives_the_same_tokens(implementation: str) -> None:
 
 
 @pytest.mark.skipif(
-    "qwen3_5" not in RECIPE or not RECIPE["qwen3_5"].installed,
+    "qwen3_5" not in RECIPE_BY_NAME or not RECIPE_BY_NAME["qwen3_5"].installed,
     reason="this transformers has no Qwen 3.5",
 )
 def test_a_model_whose_config_leaves_out_its_rotary_sections_is_attached_to() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, find, given, settings
 
 from ropebridge.subject import Factory as Bridge
-from ropebridge_conformance.mutants import MUTANT
+from ropebridge_conformance.mutants import MUTANT_BY_NAME
 from ropebridge_conformance.strategies import (
     CORPUS,
     MINIMAL,
@@ -56,7 +56,7 @@ def test_a_failure_shrinks_to_a_small_layer():
         settings=settings(deadline=None, derandomize=True, database=None),
     )
     assert smallest == replace(MINIMAL, heads=2)
-    mutant, drawn = MUTANT["mixed_heads_rolled"], replace(CORPUS[0], variant=smallest)
+    mutant, drawn = MUTANT_BY_NAME["mixed_heads_rolled"], replace(CORPUS[0], variant=smallest)
     assert first_fault(
         Reference(stages=mutant.stages, families={"ToyAttention": smallest}), drawn
     ).startswith("hook_z is off by")

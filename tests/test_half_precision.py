@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from ropebridge import attach
-from ropebridge_conformance.recipes import INSTALLED, RECIPE, build_model, extra_of, inputs_of
+from ropebridge_conformance.recipes import (
+    INSTALLED,
+    RECIPE_BY_NAME,
+    build_model,
+    extra_of,
+    inputs_of,
+)
 from ropebridge_conformance.zoo import randomise
 
 pytestmark = pytest.mark.slow
@@ -74,5 +80,5 @@ def test_half_precision_is_as_near_the_truth_as_the_model_alone(
         unwatched, watched = final(model(**given)), final(bridged.run_with_cache(**given)[0])
     for got in (unwatched, watched):
         assert error(got, truth) <= NOISE * error(alone, truth), (
-            f"{RECIPE[name].model_class} in {dtype}"
+            f"{RECIPE_BY_NAME[name].model_class} in {dtype}"
         )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ropebridge_conformance.bench import Bench, SubjectError, load_subject
-from ropebridge_conformance.checks import CHECK, CHECKS
+from ropebridge_conformance.checks import CHECK_BY_NAME, CHECKS
 from ropebridge_conformance.compare import compare
 from ropebridge_conformance.ids import read_id
 from ropebridge_conformance.judge import judge, plan
@@ -18,7 +18,7 @@ from ropebridge_conformance.mutants import MUTANTS, foils
 from ropebridge_conformance.oracle import Expectation
 from ropebridge_conformance.questions import Question, axes_clause, value_clause
 from ropebridge_conformance.results import ResultsError, read_results, write_results
-from ropebridge_conformance.scenarios import SCENARIO, base_inputs
+from ropebridge_conformance.scenarios import SCENARIO_BY_ID, base_inputs
 from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.verdicts import Outcome, Verdict, read_line
 from ropebridge_conformance.zoo import CASES, specimen
@@ -48,7 +48,7 @@ class NothingRotates:
     """Stands in for a rotary module whose angles are all 0."""
 
     def __init__(self, monkeypatch):
-        frozen = dict(base_inputs(SCENARIO["prefill"], judged(), None, 0))
+        frozen = dict(base_inputs(SCENARIO_BY_ID["prefill"], judged(), None, 0))
         cos, sin = frozen["position_embeddings"]
         frozen["position_embeddings"] = (torch.ones_like(cos), torch.zeros_like(sin))
         monkeypatch.setattr("ropebridge_conformance.scenarios.base_inputs", lambda *_: frozen)
@@ -79,11 +79,11 @@ def test_the_zoo_can_show_every_fault_that_its_features_allow(case):
     hook_rot_q computes nothing."""
     layer = specimen(case.id, torch.float32, "cpu")
     for hook in ("hook_q", "hook_attn_scores", "hook_pattern", "hook_z", "hook_out"):
-        assert foils(hook, layer, SCENARIO["prefill"])
-    assert bool(foils("hook_rot_q", layer, SCENARIO["prefill"])) == (
+        assert foils(hook, layer, SCENARIO_BY_ID["prefill"])
+    assert bool(foils("hook_rot_q", layer, SCENARIO_BY_ID["prefill"])) == (
         layer.variant.rotary is not None
     )
-    assert bool(foils("hook_q_normed", layer, SCENARIO["prefill"])) == (
+    assert bool(foils("hook_q_normed", layer, SCENARIO_BY_ID["prefill"])) == (
         layer.variant.norm is not None
     )
 
@@ -342,4 +342,4 @@ def test_every_check_begins_with_its_clause_and_has_a_test_of_its_name():
         by_hook = f"Hold the hook point to its {kinds.get(check.clause)} clause"
         first = re.split("[ :,;]", said)[0]
         assert first in check.clauses or said.startswith(by_hook), check.name
-    assert len(CHECK) == len(CHECKS)
+    assert len(CHECK_BY_NAME) == len(CHECKS)

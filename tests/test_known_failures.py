@@ -12,7 +12,7 @@ from ropebridge_conformance.known_failures import (
     covering,
     read_known_failures,
 )
-from ropebridge_conformance.mutants import MUTANT
+from ropebridge_conformance.mutants import MUTANT_BY_NAME
 from ropebridge_conformance.questions import Question
 from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.verdicts import Outcome
@@ -44,7 +44,7 @@ def verdict_on(subject, known):
 
 
 def wrong():
-    return MUTANT["other_pairs"].subject()
+    return MUTANT_BY_NAME["other_pairs"].subject()
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.checks import CHECKS
 from ropebridge_conformance.judge import judge
 from ropebridge_conformance.kills import count, equivalent_table, kill_table
-from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT, MUTANTS
+from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT_BY_NAME, MUTANTS
 from ropebridge_conformance.trial import Trial, correct_runs, survives, try_mutant
 from ropebridge_conformance.verdicts import BAD
 from ropebridge_conformance.zoo import COVER
-from ropebridge_spec import CLAUSE, CLAUSES, HOOK
+from ropebridge_spec import CLAUSE_BY_ID, CLAUSES, HOOK_BY_NAME
 
 pytestmark = pytest.mark.slow
 
@@ -65,11 +65,11 @@ def test_a_change_that_is_no_fault_is_not_killed(equivalent, dtype):
 
 def test_there_are_as_many_mutants_as_are_promised():
     assert len(MUTANTS) >= 120
-    assert len(MUTANT) == len(MUTANTS), "names are distinct"
-    assert not set(MUTANT) & {equivalent.mutant.name for equivalent in EQUIVALENTS}
+    assert len(MUTANT_BY_NAME) == len(MUTANTS), "names are distinct"
+    assert not set(MUTANT_BY_NAME) & {equivalent.mutant.name for equivalent in EQUIVALENTS}
 
 
-@pytest.mark.parametrize("hook", HOOK)
+@pytest.mark.parametrize("hook", HOOK_BY_NAME)
 def test_there_is_a_mutant_for_every_hook_point_but_copies(hook):
     """hook_v_input is made as hook_k_input is, hook_q_gate as hook_gate."""
     stages = {stage for mutant in MUTANTS for stage in (mutant.stage, *mutant.also)}
@@ -105,7 +105,7 @@ def killed_by_its_clause(mutant):
 
 
 def test_only_clauses_of_the_constructor_are_left_out():
-    assert set(CONSTRUCTOR) <= set(CLAUSE)
+    assert set(CONSTRUCTOR) <= set(CLAUSE_BY_ID)
     assert all(clause.startswith("CFG-") for clause in CONSTRUCTOR)
 
 
@@ -117,7 +117,7 @@ def test_a_correct_run_is_never_called_wrong(dtype):
 
 
 def test_a_correct_run_that_is_not_is_noticed(monkeypatch):
-    wrong = MUTANT["scale_twice"].subject()
+    wrong = MUTANT_BY_NAME["scale_twice"].subject()
     monkeypatch.setattr("ropebridge_conformance.trial.Factory", lambda: wrong)
     assert next(correct_runs("float32")) == "hook_attn_scores"
 

@@ -8,7 +8,7 @@ import torch
 from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.oracle import expect, unchanged
 from ropebridge_conformance.reads import ReadValues, remembered
-from ropebridge_conformance.scenarios import SCENARIO
+from ropebridge_conformance.scenarios import SCENARIO_BY_ID
 from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.weights import WeightsOnce
 from ropebridge_conformance.zoo import specimen
@@ -57,7 +57,7 @@ def test_a_default_that_is_asked_for_counts_as_read_where_it_is_there(layer):
 @pytest.fixture(scope="module")
 def context():
     bench, layer = Bench(Factory()), specimen("gemma3_local", torch.float32, "cpu")
-    (found,) = bench.contexts(layer, SCENARIO["prefill"])
+    (found,) = bench.contexts(layer, SCENARIO_BY_ID["prefill"])
     return found
 
 
@@ -96,7 +96,7 @@ def test_a_stage_is_unchanged_if_it_and_what_it_is_made_of_are(context, edited, 
 
 def test_no_stage_is_unchanged_after_another_past():
     bench, layer = Bench(Factory()), specimen("gemma3_local", torch.float32, "cpu")
-    last = bench.contexts(layer, SCENARIO["decode"])[-1]
+    last = bench.contexts(layer, SCENARIO_BY_ID["decode"])[-1]
     other = last.but(past=type(last.past)(last.past.key + 1, last.past.value))
     assert unchanged("hook_z", last, last)
     assert not unchanged("hook_z", other, last)

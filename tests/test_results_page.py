@@ -15,19 +15,19 @@ from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.compare import compare
 from ropebridge_conformance.heat import COLUMNS, ROWS, heat_map
 from ropebridge_conformance.judge import judge, plan
-from ropebridge_conformance.mutants import MUTANT
+from ropebridge_conformance.mutants import MUTANT_BY_NAME
 from ropebridge_conformance.oracle import Expectation
 from ropebridge_conformance.page import digest, write_page
 from ropebridge_conformance.page.gathering import KEPT, PER_CELL
 from ropebridge_conformance.results import header, write_results
 from ropebridge_conformance.verdicts import Outcome, Verdict, read_line
-from ropebridge_spec import CLAUSE, HOOKS
+from ropebridge_spec import CLAUSE_BY_ID, HOOKS
 
 pytestmark = pytest.mark.slow
 
 BROKEN = (
-    "from ropebridge_conformance.mutants import MUTANT\n\n\ndef Factory():\n    return"
-    " MUTANT['sin_sign'].subject()\n"
+    "from ropebridge_conformance.mutants import MUTANT_BY_NAME\n\n\ndef Factory():\n    return"
+    " MUTANT_BY_NAME['sin_sign'].subject()\n"
 )
 EVIL = [
     "</script><script>document.title='taken'</script>",
@@ -87,7 +87,7 @@ def broken():
         if q.check == "a_stage_gives_the_value_of_its_clause"
     ]
     return [
-        judge(Bench(MUTANT["sin_sign"].subject()), q)
+        judge(Bench(MUTANT_BY_NAME["sin_sign"].subject()), q)
         for q in asked
         if q.hook in ("hook_q", "hook_rot_q", "hook_attn_scores", "hook_out")
     ]
@@ -136,8 +136,8 @@ def test_a_failures_page_says_clause_stage_element_and_where(page, broken):
     assert page.evaluate("document.activeElement.tagName") == "H2"
     for words in (
         "ROT-1",
-        CLAUSE["ROT-1"].text,
-        CLAUSE["ROT-1"].formula,
+        CLAUSE_BY_ID["ROT-1"].text,
+        CLAUSE_BY_ID["ROT-1"].formula,
         "hook_rot_q is off by",
         f"[{', '.join(map(str, worst.worst))}]",
         f"{worst.bound:.4g}",
@@ -175,7 +175,7 @@ def test_what_is_shown_for_reproduction_reproduces(open_page, tmp_path):
         if (q.check, q.hook, q.scenario)
         == ("a_stage_gives_the_value_of_its_clause", "hook_rot_q", "prefill")
     )
-    failure = judge(Bench(MUTANT["sin_sign"].subject()), asked)
+    failure = judge(Bench(MUTANT_BY_NAME["sin_sign"].subject()), asked)
     lines = [
         header(["broken:Factory"], ["cpu"], {"names": {"broken:Factory": failure.subject}}),
         failure.line(),

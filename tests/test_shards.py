@@ -9,13 +9,13 @@ import pytest
 
 from ropebridge_conformance.planning import Selection, part_of, plan_hash, units_of
 from ropebridge_conformance.plugin import DEFAULT_SUBJECTS
-from ropebridge_conformance.profiles import PROFILE, PROFILES
+from ropebridge_conformance.profiles import PROFILE_BY_NAME, PROFILES
 from ropebridge_conformance.shards import Shard, ShardError, read_shard
 
 
 @pytest.fixture(scope="module")
 def units():
-    return units_of(DEFAULT_SUBJECTS, Selection(devices=("cpu",)), PROFILE["default"])
+    return units_of(DEFAULT_SUBJECTS, Selection(devices=("cpu",)), PROFILE_BY_NAME["default"])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
@@ -74,7 +74,7 @@ def test_plans_that_ask_the_same_have_one_hash_and_others_have_not(units):
     assert plan_hash(mixed) == plan_hash(units)
     assert plan_hash(units[1:]) != plan_hash(units)
     narrowed = units_of(
-        DEFAULT_SUBJECTS, Selection(devices=("cpu",), hooks=("hook_z",)), PROFILE["default"]
+        DEFAULT_SUBJECTS, Selection(devices=("cpu",), hooks=("hook_z",)), PROFILE_BY_NAME["default"]
     )
     assert plan_hash(narrowed) != plan_hash(units)
 
@@ -124,11 +124,13 @@ def test_profiles_grow():
     assert [profile.examples for profile in PROFILES] == sorted(
         profile.examples for profile in PROFILES
     )
-    assert PROFILE["soak"].families == ("all",)
+    assert PROFILE_BY_NAME["soak"].families == ("all",)
 
 
 def test_what_is_given_goes_before_the_profile():
-    (unit,) = units_of(["s"], Selection(("qwen3",), ("float16",), ("cpu",)), PROFILE["smoke"])
+    (unit,) = units_of(
+        ["s"], Selection(("qwen3",), ("float16",), ("cpu",)), PROFILE_BY_NAME["smoke"]
+    )
     assert (unit.case, unit.dtype) == ("qwen3", "float16")
 
 

@@ -13,12 +13,19 @@ import torch
 
 from ropebridge_conformance.checks import CHECKS
 from ropebridge_conformance.judge import plan
-from ropebridge_conformance.zoo import CASE, CORE, COVER, attention_layer, specimen, tiny_model
+from ropebridge_conformance.zoo import (
+    CASE_BY_ID,
+    CORE,
+    COVER,
+    attention_layer,
+    specimen,
+    tiny_model,
+)
 from ropebridge_spec import (
-    CLAUSE,
+    CLAUSE_BY_ID,
     CLAUSES,
     FAMILIES,
-    HOOK,
+    HOOK_BY_NAME,
     HOOKS,
     OPT_INS,
     RESERVED,
@@ -64,19 +71,19 @@ def names(variant, *opted_in):
 
 
 def test_clause_ids_are_distinct():
-    assert len(CLAUSE) == len(CLAUSES)
+    assert len(CLAUSE_BY_ID) == len(CLAUSES)
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
 def test_a_hook_point_cites_clauses_that_exist_and_name_its_axes(hook):
-    assert hook.value_clause in CLAUSE
+    assert hook.value_clause in CLAUSE_BY_ID
     assert hook.value_clause.split("-")[0] == hook.axes_clause.split("-")[0]
     sizes = axis_sizes(PLAIN, batch=2, pos=5, key=7)
     assert all(part in sizes for part in re.findall(r"\w+", hook.axes))
 
 
 def test_reserved_names_are_no_hook_points():
-    assert not set(RESERVED) & set(HOOK)
+    assert not set(RESERVED) & set(HOOK_BY_NAME)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +215,7 @@ def test_a_softcap_that_is_set_but_not_passed_on_is_not_described():
 
 
 def test_a_feature_its_family_does_not_know_is_refused():
-    module = attention_layer(tiny_model(CASE["llama"]), 0)
+    module = attention_layer(tiny_model(CASE_BY_ID["llama"]), 0)
     module.q_norm = torch.nn.Identity()
     with pytest.raises(
         UnsupportedAttention, match="LlamaAttention has 'q_norm', which its family does not have"
@@ -217,7 +224,7 @@ def test_a_feature_its_family_does_not_know_is_refused():
 
 
 def test_a_module_that_is_not_causal_is_described_so():
-    module = attention_layer(tiny_model(CASE["llama"]), 0)
+    module = attention_layer(tiny_model(CASE_BY_ID["llama"]), 0)
     module.is_causal = False
     assert describe(module).causal is False
 

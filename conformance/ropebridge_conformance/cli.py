@@ -40,12 +40,12 @@ from ropebridge_conformance.ids import DTYPES, IdError, read_id
 from ropebridge_conformance.judge import single_threaded
 from ropebridge_conformance.kills import equivalent_table, kill_table
 from ropebridge_conformance.known_failures import KnownFailuresError, read_known_failures
-from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT
+from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT_BY_NAME
 from ropebridge_conformance.names import UnknownFamily, refuse_unknown_families
 from ropebridge_conformance.planning import PlanError, Selection
 from ropebridge_conformance.plugin import DEFAULT_SUBJECTS
 from ropebridge_conformance.pool import Pool
-from ropebridge_conformance.profiles import PROFILE, ProfileName
+from ropebridge_conformance.profiles import PROFILE_BY_NAME, ProfileName
 from ropebridge_conformance.recipes import RECIPES
 from ropebridge_conformance.results import ResultsError, read_results
 from ropebridge_conformance.running import Begun, Run, begin, carried_out
@@ -157,7 +157,9 @@ def check(
     call is."""
     if installed:
         raise typer.Exit(list_changes())
-    chosen = replace(PROFILE[profile], repeated=thorough or PROFILE[profile].repeated)
+    chosen = replace(
+        PROFILE_BY_NAME[profile], repeated=thorough or PROFILE_BY_NAME[profile].repeated
+    )
     with refusing(IdError, PlanError, ShardError, UnknownFamily, KnownFailuresError):
         narrowed = Selection(
             families=tuple(family or ()),
@@ -308,7 +310,7 @@ def judge_for_coverage(names: Sequence[str], jobs: int) -> Path | None:
         console.print("nothing is out of date")
         return None
     results = Path("results/coverage.jsonl")
-    run = Run(DEFAULT_SUBJECTS, Selection(cases), PROFILE["default"], None, (), jobs, 120.0)
+    run = Run(DEFAULT_SUBJECTS, Selection(cases), PROFILE_BY_NAME["default"], None, (), jobs, 120.0)
     if judge_all(run, results):
         raise typer.Exit(1)
     return results
@@ -334,7 +336,7 @@ def mutants(dtype: Dtypes = None, jobs: Jobs = CORES) -> None:
     pass."""
     chosen = dtype or list(DTYPES)
     with bar() as progress, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        pending = [pool.submit(one_trial, mutant, d) for mutant in MUTANT for d in chosen]
+        pending = [pool.submit(one_trial, mutant, d) for mutant in MUTANT_BY_NAME for d in chosen]
         alarms = [
             pool.submit(count, d) for d in chosen for count in (count_false_alarms, count_outside)
         ]
@@ -350,7 +352,8 @@ def mutants(dtype: Dtypes = None, jobs: Jobs = CORES) -> None:
     for table in (mutant_table(trials), equivalent_table(), kill_table(trials)):
         console.print(table)
     console.print(
-        f"{len(MUTANT)} mutants: {killed} of {len(shown)} trials killed, {named} at the right stage"
+        f"{len(MUTANT_BY_NAME)} mutants: {killed} of {len(shown)} trials killed, {named} at the"
+        " right stage"
     )
     console.print(
         f"control: {false} false alarms in {verdicts[0]} verdicts, and in {runs[0]} correct runs on"
@@ -368,7 +371,7 @@ def advance(progress: Progress, task: TaskID, value: T) -> T:
 def one_trial(name: str, dtype: str) -> Trial:
     """Return a mutant in one dtype, by name: functions do not travel between processes."""
     single_threaded()
-    return try_mutant(MUTANT[name], dtype)
+    return try_mutant(MUTANT_BY_NAME[name], dtype)
 
 
 def count_false_alarms(dtype: str) -> tuple[int, int]:

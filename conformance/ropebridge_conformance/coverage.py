@@ -16,9 +16,9 @@ import torch
 import transformers
 
 from ropebridge_conformance.installed import Found, installed_classes
-from ropebridge_conformance.recipes import RECIPE, SIZES
+from ropebridge_conformance.recipes import RECIPE_BY_NAME, SIZES
 from ropebridge_conformance.verdicts import Verdict
-from ropebridge_conformance.zoo import CASE, CASES, Case, earlier_of_the_same, specimen
+from ropebridge_conformance.zoo import CASE_BY_ID, CASES, Case, earlier_of_the_same, specimen
 from ropebridge_spec import FAMILIES, Family, spec_hash
 from ropebridge_spec.document import differences, markdown_table
 
@@ -78,7 +78,7 @@ def cases_by_class() -> Mapping[str, tuple[Case, ...]]:
 def grounds_of(found: Found, cases: Sequence[Case]) -> dict[str, str]:
     """Return what the verdicts of a class depend on, each as a hash: its row of the table of
     families, its recipes, its source, and the contract."""
-    recipes = [(case, RECIPE[case.family]) for case in cases]
+    recipes = [(case, RECIPE_BY_NAME[case.family]) for case in cases]
     return {
         "row": hash_of(FAMILIES.get(found.name)),
         "recipe": hash_of((SIZES, recipes)),
@@ -238,7 +238,7 @@ def classes_alike(judged: Sequence[str]) -> dict[str, list[str]]:
     """Return class -> the other classes whose layers were judged in place of its own."""
     class_of = {case.id: name for name, cases in cases_by_class().items() for case in cases}
     found: dict[str, list[str]] = defaultdict(list)
-    for case, earlier in earlier_of_the_same([CASE[id] for id in judged]).items():
+    for case, earlier in earlier_of_the_same([CASE_BY_ID[id] for id in judged]).items():
         own, other = class_of[case], class_of[earlier]
         if own != other and other not in found[own]:
             found[own].append(other)

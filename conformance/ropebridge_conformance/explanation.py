@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ropebridge_spec import (
-    CLAUSE,
+    CLAUSE_BY_ID,
     CLAUSES,
-    HOOK,
+    HOOK_BY_NAME,
     RESERVED,
     SPEC_VERSION,
     Clause,
@@ -37,10 +37,10 @@ def explanation(name: str) -> RenderableType:
     """
     full = FULL.fullmatch(name)
     short = full["short"] if full else name
-    if short in HOOK:
-        return of_hook(HOOK[short])
-    if name in CLAUSE:
-        return of_clause(CLAUSE[name])
+    if short in HOOK_BY_NAME:
+        return of_hook(HOOK_BY_NAME[short])
+    if name in CLAUSE_BY_ID:
+        return of_clause(CLAUSE_BY_ID[name])
     if short in RESERVED:
         return Text(
             f"{short} is reserved in ropebridge spec {SPEC_VERSION}, and no layer has it yet:"
@@ -51,12 +51,12 @@ def explanation(name: str) -> RenderableType:
 
 def refusal(name: str, short: str) -> str:
     """Return what was given, what is nearest to it, and what there is."""
-    known = (*HOOK, *RESERVED, *CLAUSE)
+    known = (*HOOK_BY_NAME, *RESERVED, *CLAUSE_BY_ID)
     near = get_close_matches(short.rsplit(".", 1)[-1], known, n=3, cutoff=0.4)
     return (
         f"there is no hook point {name!r}\n  nearest: {', '.join(near) or 'none'}\n  hook points:"
-        f" {', '.join(HOOK)}\n  a full name is blocks.{{layer}}.attn.{{hook point}}; the id of a"
-        " clause (ROT-1) is explained too"
+        f" {', '.join(HOOK_BY_NAME)}\n  a full name is blocks.{{layer}}.attn.{{hook point}}; the id"
+        " of a clause (ROT-1) is explained too"
     )
 
 
@@ -72,7 +72,7 @@ def of_hook(hook: HookSpec) -> RenderableType:
     ):
         grid.add_row(label, Text(value))
     for id in (hook.value_clause, hook.axes_clause):
-        grid.add_row(f"clause {id}", Group(*sentences(CLAUSE[id])))
+        grid.add_row(f"clause {id}", Group(*sentences(CLAUSE_BY_ID[id])))
     others = [
         clause.id
         for clause in naming(hook)
@@ -88,7 +88,9 @@ def of_clause(clause: Clause) -> RenderableType:
     grid = two_columns()
     grid.add_row("says", Group(*sentences(clause)))
     about = [
-        hook.name for hook in HOOK.values() if clause.id in (hook.value_clause, hook.axes_clause)
+        hook.name
+        for hook in HOOK_BY_NAME.values()
+        if clause.id in (hook.value_clause, hook.axes_clause)
     ]
     if about:
         grid.add_row("hook points", Text(", ".join(about)))

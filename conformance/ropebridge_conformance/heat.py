@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
-from ropebridge_spec import HOOK, axis_names
+from ropebridge_spec import HOOK_BY_NAME, axis_names
 
 ROWS, COLUMNS = 16, 24
 """At most so many cells; each shows the worst of what it covers."""
@@ -38,7 +38,7 @@ def heat_map(ratios: Tensor, hook: str | None) -> HeatMap | None:
     scalar."""
     if ratios.ndim < 2 or ratios.numel() == 0:
         return None
-    names = axis_names(HOOK[hook].axes) if hook is not None and hook in HOOK else ()
+    names = axis_names(HOOK_BY_NAME[hook].axes) if hook is not None and hook in HOOK_BY_NAME else ()
     flat, axes = flattened(
         ratios,
         (

@@ -10,7 +10,7 @@ import torch
 
 from ropebridge_conformance.answers import NotShown
 from ropebridge_conformance.bench import Bench
-from ropebridge_conformance.checks import CHECK, CHECKS
+from ropebridge_conformance.checks import CHECK_BY_NAME, CHECKS
 from ropebridge_conformance.heat import heat_map
 from ropebridge_conformance.ids import DTYPES
 from ropebridge_conformance.known_failures import KnownFailure, covering
@@ -47,7 +47,7 @@ def judge(bench: Bench, question: Question, known: Sequence[KnownFailure] = ()) 
             bench.subject.name, question, Finding(Outcome.NOT_EXERCISED, "mps has no float64")
         )
     try:
-        finding = CHECK[question.check].ask(bench, question)
+        finding = CHECK_BY_NAME[question.check].ask(bench, question)
     except NotShown as error:
         finding = not_shown(bench.subject.unsupported, error)
     except (Exception, SystemExit) as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ropebridge_conformance.questions import Question
-from ropebridge_spec import CLAUSE
+from ropebridge_spec import CLAUSE_BY_ID
 
 Kind = Literal["bug", "not-yet", "never"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -136,7 +136,10 @@ def names_of(field: str, value: Any, where: str) -> tuple[str, ...]:
 def complaints(entry: Mapping[str, Any]) -> dict[str, str]:
     """Return field -> what is required of it, for fields that are not so."""
     right: dict[str, tuple[bool, str]] = {
-        "clause": (set(entry["clause"]) <= set(CLAUSE), "SPEC.md lists the clauses there are"),
+        "clause": (
+            set(entry["clause"]) <= set(CLAUSE_BY_ID),
+            "SPEC.md lists the clauses there are",
+        ),
         "reason": (
             isinstance(entry["reason"], str) and bool(entry["reason"]),
             "it must be a sentence",

@@ -33,7 +33,7 @@ from ropebridge_reference import (
 )
 from ropebridge_reference.attention import a_key_for_every_head
 from ropebridge_reference.attention import joined as joined_states
-from ropebridge_spec import HOOK, OptIn, Role, Variant, attention_inputs, bounds
+from ropebridge_spec import HOOK_BY_NAME, OptIn, Role, Variant, attention_inputs, bounds
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Context:
         """Return the bound that a hook point's value is clipped to: query and key after a norm that
         comes before rotation (CLIP-1)."""
         early = self.variant.norm is not None and not self.variant.norm.after_rotation
-        spec = HOOK[hook]
+        spec = HOOK_BY_NAME[hook]
         last = "norm" if early and spec.role in ("q", "k") else "project"
         return self.variant.clip if spec.stage == last else None
 
@@ -150,7 +150,7 @@ class Context:
 
 def role_of(hook: str) -> Role:
     """Return whether a hook point holds something of query, key or value."""
-    role = HOOK[hook].role
+    role = HOOK_BY_NAME[hook].role
     assert role is not None, f"{hook} is of none of the three"
     return role
 

@@ -12,16 +12,16 @@ from hashlib import sha256
 import transformers
 
 from ropebridge_conformance.bench import available_devices
-from ropebridge_conformance.checks import CHECK
+from ropebridge_conformance.checks import CHECK_BY_NAME
 from ropebridge_conformance.ids import DTYPES, Id
 from ropebridge_conformance.judge import plan
 from ropebridge_conformance.names import refuse_unknown_families
-from ropebridge_conformance.profiles import PROFILE, Profile
+from ropebridge_conformance.profiles import PROFILE_BY_NAME, Profile
 from ropebridge_conformance.questions import About, Question
-from ropebridge_conformance.scenarios import SCENARIO
+from ropebridge_conformance.scenarios import SCENARIO_BY_ID
 from ropebridge_conformance.shards import Shard
 from ropebridge_conformance.zoo import chosen_cases, earlier_of_the_same
-from ropebridge_spec import HOOK, spec_hash
+from ropebridge_spec import HOOK_BY_NAME, spec_hash
 
 
 class PlanError(Exception):
@@ -84,7 +84,7 @@ class Unit:
 
 
 def units_of(
-    subjects: Sequence[str], selection: Selection, profile: Profile = PROFILE["default"]
+    subjects: Sequence[str], selection: Selection, profile: Profile = PROFILE_BY_NAME["default"]
 ) -> list[Unit]:
     """Return every unit of a run, subject by subject, device by device, layer by layer, dtype by
     dtype.
@@ -96,9 +96,9 @@ def units_of(
     ids = selection.only
     refuse_unknown_families(selection.families or [one.case for one in ids])
     refuse_unknown("dtype", selection.dtypes, DTYPES)
-    refuse_unknown("check", selection.checks, CHECK)
-    refuse_unknown("hook point", selection.hooks, HOOK)
-    refuse_unknown("scenario", selection.scenarios, SCENARIO)
+    refuse_unknown("check", selection.checks, CHECK_BY_NAME)
+    refuse_unknown("hook point", selection.hooks, HOOK_BY_NAME)
+    refuse_unknown("scenario", selection.scenarios, SCENARIO_BY_ID)
     cases = chosen_cases(selection.families or [one.case for one in ids] or profile.families)
     again = {} if profile.repeated else earlier_of_the_same(cases)
     about: dict[str, tuple[About, ...]] = {

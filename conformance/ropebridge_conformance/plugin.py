@@ -100,9 +100,9 @@ def subjects_of(config: pytest.Config) -> tuple[str, ...]:
 def pytest_configure(config: pytest.Config) -> None:
     """Let hypothesis draw as many examples as the profile says, where one is given."""
     if option(config, "profile"):
-        from ropebridge_conformance.profiles import PROFILE, use_hypothesis_profile
+        from ropebridge_conformance.profiles import PROFILE_BY_NAME, use_hypothesis_profile
 
-        use_hypothesis_profile(PROFILE[option(config, "profile")])
+        use_hypothesis_profile(PROFILE_BY_NAME[option(config, "profile")])
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -157,9 +157,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def narrowed(config: pytest.Config) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Return the families, dtypes and devices to ask about."""
     from ropebridge_conformance.bench import available_devices
-    from ropebridge_conformance.profiles import PROFILE
+    from ropebridge_conformance.profiles import PROFILE_BY_NAME
 
-    profile = PROFILE[option(config, "profile") or "default"]
+    profile = PROFILE_BY_NAME[option(config, "profile") or "default"]
     families, dtypes, devices = (
         tuple(option(config, name) or ()) for name in ("family", "dtype", "device")
     )

@@ -41,7 +41,7 @@ PROFILES: tuple[Profile, ...] = (
     Profile("default", tuple(case.id for case in CORE), DTYPES, repeated=False, examples=120),
     Profile("soak", ("all",), DTYPES, repeated=True, examples=2000),
 )
-PROFILE: Mapping[ProfileName, Profile] = {profile.name: profile for profile in PROFILES}
+PROFILE_BY_NAME: Mapping[ProfileName, Profile] = {profile.name: profile for profile in PROFILES}
 
 
 def use_hypothesis_profile(profile: Profile) -> None:

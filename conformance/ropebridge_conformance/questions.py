@@ -11,9 +11,9 @@ import torch
 from ropebridge_conformance.bench import Bench, hooks_of
 from ropebridge_conformance.compare import Difference
 from ropebridge_conformance.ids import DTYPES, Id
-from ropebridge_conformance.scenarios import SCENARIO, Scenario, possible
+from ropebridge_conformance.scenarios import SCENARIO_BY_ID, Scenario, possible
 from ropebridge_conformance.verdicts import Outcome
-from ropebridge_conformance.zoo import CASE, Specimen, specimen
+from ropebridge_conformance.zoo import CASE_BY_ID, Specimen, specimen
 from ropebridge_spec import HOOKS, HookSpec, Variant
 
 
@@ -37,7 +37,7 @@ class Question:
     @property
     def family(self) -> str:
         """Return the name of the layer's family."""
-        return CASE[self.case].family
+        return CASE_BY_ID[self.case].family
 
     @property
     def specimen(self) -> Specimen:
@@ -47,7 +47,7 @@ class Question:
     @property
     def situation(self) -> Scenario:
         """Return how the layer is called."""
-        return SCENARIO[self.scenario]
+        return SCENARIO_BY_ID[self.scenario]
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,13 @@ class Check:
             return
         shape = specimen(case, torch.float32, "cpu")
         for scenario in (
-            name for name in self.scenarios if self.where(SCENARIO[name], shape.variant)
+            name for name in self.scenarios if self.where(SCENARIO_BY_ID[name], shape.variant)
         ):
             points: list[HookSpec | None] = [None]
             if self.hooks is not None:
-                points = [hook for hook in hooks_of(shape, SCENARIO[scenario]) if self.hooks(hook)]
+                points = [
+                    hook for hook in hooks_of(shape, SCENARIO_BY_ID[scenario]) if self.hooks(hook)
+                ]
             for point in points:
                 yield Question(
                     self.name,

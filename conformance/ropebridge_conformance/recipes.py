@@ -1689,12 +1689,12 @@ RECIPES: tuple[Recipe, ...] = (
     ),
 )
 INSTALLED = tuple(recipe for recipe in RECIPES if recipe.installed)
-RECIPE: Mapping[str, Recipe] = {recipe.name: recipe for recipe in RECIPES}
+RECIPE_BY_NAME: Mapping[str, Recipe] = {recipe.name: recipe for recipe in RECIPES}
 
 
 def build_config(name: str, **changes: Any) -> Any:
     """Return the tiny config of a family; `changes` replace what its recipe sets."""
-    recipe = RECIPE[name]
+    recipe = RECIPE_BY_NAME[name]
     config_class = recipe.load("configuration", recipe.config_class)
     aliases = getattr(config_class, "attribute_map", {})
     known = (
@@ -1713,7 +1713,7 @@ def build_config(name: str, **changes: Any) -> Any:
 def build_model(name: str, attn: str = "eager", **changes: Any) -> Any:
     """Return a family's tiny model as transformers initialises it, in float32 on the cpu and in
     eval mode, attending by `attn`."""
-    recipe, config = RECIPE[name], build_config(name, **changes)
+    recipe, config = RECIPE_BY_NAME[name], build_config(name, **changes)
     config._experts_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -1727,7 +1727,7 @@ def inputs_of(name: str, config: Any, batch: int = 2, pos: int = 12) -> dict[str
     """Return what one forward of a family's tiny model is given, position by position; longer than
     the window, no special token."""
     draw = torch.Generator().manual_seed(1)
-    recipe = RECIPE[name]
+    recipe = RECIPE_BY_NAME[name]
     if recipe.inputs == "embeds":
         return {"inputs_embeds": torch.randn(batch, pos, config.hidden_size, generator=draw)}
     if recipe.inputs == "draft":
@@ -1774,16 +1774,19 @@ def extra_of(name: str) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(2)
     ids = {
         key: torch.randint(3, 20, shape, generator=draw)
-        for key, shape in RECIPE[name].extra.items()
+        for key, shape in RECIPE_BY_NAME[name].extra.items()
         if key.endswith("_ids")
     }
     masks = {
         key: torch.ones(shape, dtype=torch.long)
-        for key, shape in RECIPE[name].extra.items()
+        for key, shape in RECIPE_BY_NAME[name].extra.items()
         if key.endswith("_attention_mask")
     }
     return (
-        {key: torch.randn(shape, generator=draw) for key, shape in RECIPE[name].extra.items()}
+        {
+            key: torch.randn(shape, generator=draw)
+            for key, shape in RECIPE_BY_NAME[name].extra.items()
+        }
         | ids
         | masks
     )

@@ -97,7 +97,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         pos=2048,
     ),
 )
-SCENARIO: Mapping[str, Scenario] = {scenario.id: scenario for scenario in SCENARIOS}
+SCENARIO_BY_ID: Mapping[str, Scenario] = {scenario.id: scenario for scenario in SCENARIOS}
 CORE_CALLS = ("prefill", "left_padding", "no_mask", "decode")
 OPTED = ("split", "attn_in", "result")
 

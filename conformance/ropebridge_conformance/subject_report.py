@@ -28,7 +28,7 @@ from ropebridge_conformance.known_failures import KnownFailure, covering, read_k
 from ropebridge_conformance.questions import Question
 from ropebridge_conformance.results import read_results
 from ropebridge_conformance.verdicts import BAD, Outcome, Verdict
-from ropebridge_spec import CLAUSE
+from ropebridge_spec import CLAUSE_BY_ID
 from ropebridge_spec.document import markdown_table
 
 PACKAGES = ("ropebridge", "torch", "transformers")
@@ -119,7 +119,7 @@ def clause_table(verdicts: Sequence[Verdict]) -> str:
     cells: dict[tuple[str, str], Counter[Outcome]] = defaultdict(Counter)
     for v in verdicts:
         cells[v.clause, v.dtype][v.outcome] += 1
-    asked = [id for id in CLAUSE if any(cells[id, dtype] for dtype in dtypes)]
+    asked = [id for id in CLAUSE_BY_ID if any(cells[id, dtype] for dtype in dtypes)]
     return markdown_table(
         ["clause", *dtypes], [[id, *(cell(cells[id, dtype]) for dtype in dtypes)] for id in asked]
     )
@@ -159,7 +159,7 @@ def worst_table(verdicts: Sequence[Verdict]) -> str:
     by_clause: dict[str, list[Verdict]] = defaultdict(list)
     for v in verdicts:
         by_clause[v.clause].append(v)
-    rows = [row_of(id, by_clause[id]) for id in CLAUSE if id in by_clause]
+    rows = [row_of(id, by_clause[id]) for id in CLAUSE_BY_ID if id in by_clause]
     return markdown_table(["clause", "verdicts", "worst", "error", "bound", "at"], rows)
 
 

@@ -10,14 +10,14 @@ from itertools import product
 import torch
 
 from ropebridge_conformance.bench import Bench, watched
-from ropebridge_conformance.checks import CHECK
+from ropebridge_conformance.checks import CHECK_BY_NAME
 from ropebridge_conformance.compare import compare
 from ropebridge_conformance.judge import judge, plan
-from ropebridge_conformance.mutants import ARMS, MUTANT, Equivalent, Mutant
+from ropebridge_conformance.mutants import ARMS, MUTANT_BY_NAME, Equivalent, Mutant
 from ropebridge_conformance.oracle import context_of, expect
 from ropebridge_conformance.questions import Question
 from ropebridge_conformance.scenarios import CORE_CALLS as CORE_SCENARIOS
-from ropebridge_conformance.scenarios import SCENARIO, Scenario, calls, possible
+from ropebridge_conformance.scenarios import SCENARIO_BY_ID, Scenario, calls, possible
 from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.traces import record
 from ropebridge_conformance.verdicts import BAD, Verdict
@@ -45,7 +45,7 @@ class Trial:
     @property
     def mutant(self) -> Mutant:
         """Return the mutant of this name."""
-        return MUTANT[self.name]
+        return MUTANT_BY_NAME[self.name]
 
     @property
     def killed(self) -> bool:
@@ -83,7 +83,7 @@ def by_case(mutant: Mutant, dtype: str, device: str) -> Iterator[list[Question]]
         asked = [
             q
             for arm in mutant.arms
-            for q in CHECK[arm].questions(case.id, dtype, device)
+            for q in CHECK_BY_NAME[arm].questions(case.id, dtype, device)
             if mutant.applies(q.specimen, q.situation)
         ]
         if asked:
@@ -102,7 +102,7 @@ def correct_runs(dtype: str, device: str = "cpu") -> Iterator[str | None]:
     """Yield runs of the unmutated reference on inputs of many seeds, each judged at every hook: the
     first stage outside its bound, which there must not be."""
     for case, id, seed in product(CORE_CASES, CORE_SCENARIOS, SEEDS):
-        layer, scenario = specimen(case.id, getattr(torch, dtype), device), SCENARIO[id]
+        layer, scenario = specimen(case.id, getattr(torch, dtype), device), SCENARIO_BY_ID[id]
         if possible(scenario, layer.variant):
             yield first_outside(layer, scenario, seed)
 

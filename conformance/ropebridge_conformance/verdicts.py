@@ -86,13 +86,11 @@ class Verdict:
         """Return the verdict as one JSON line; infinities and NaN, which JSON has not, as text."""
         fields = {
             key: str(value) if value in (float("inf"), float("-inf")) or value != value else value
-            for key, value in asdict(self).items()
-        }
-        fields = {
-            key: value
-            for key, value in fields.items()
+            for key, value in vars(self).items()
             if value is not None or key not in ("worst", "heat")
         }
+        if self.heat is not None:
+            fields["heat"] = asdict(self.heat)
         return json.dumps(fields)
 
 

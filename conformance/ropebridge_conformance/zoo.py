@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropebridge_conformance.recipes import INSTALLED, RECIPE, build_model
+from ropebridge_conformance.recipes import INSTALLED, RECIPE_BY_NAME, build_model
 from ropebridge_conformance.selection import pin
 from ropebridge_spec import FAMILIES, Variant, describe, own_names
 from ropebridge_spec.paths import holds
@@ -55,7 +55,7 @@ BEYOND_CORE = tuple(
 """Every kind of layer of every other family that the installed transformers has."""
 
 CASES: tuple[Case, ...] = CORE + BEYOND_CORE
-CASE: Mapping[str, Case] = {case.id: case for case in CASES}
+CASE_BY_ID: Mapping[str, Case] = {case.id: case for case in CASES}
 
 FEATURED = (
     *(
@@ -110,7 +110,7 @@ FEATURED = (
     ),
     *("gemma3n_2", "gemma4_1", "dots3_note_0", "hrm_text_0", "glm_moe_dsa_1"),
 )
-COVER: tuple[Case, ...] = (*CORE, *(CASE[name] for name in FEATURED if name in CASE))
+COVER: tuple[Case, ...] = (*CORE, *(CASE_BY_ID[name] for name in FEATURED if name in CASE_BY_ID))
 """A layer for every feature of the contract, where the installed transformers has one."""
 
 
@@ -159,9 +159,9 @@ def specimen(case_id: str, dtype: torch.dtype, device: str) -> Specimen:
 
     Only the attention module is cast: transformers keeps rotary frequencies in float32.
     """
-    case = CASE[case_id]
+    case = CASE_BY_ID[case_id]
     model = tiny_model(case)
-    part = model.get_submodule(RECIPE[case.family].part)
+    part = model.get_submodule(RECIPE_BY_NAME[case.family].part)
     module = attention_layer(part, case.layer).to(device=device, dtype=dtype).eval()
     variant = describe(module)
     pin(module, variant.selector)

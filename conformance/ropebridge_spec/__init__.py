@@ -19,7 +19,7 @@ from ropebridge_spec.arguments import (
     refuse_unknown_parameters,
     takes_keywords,
 )
-from ropebridge_spec.clauses import CLAUSE, CLAUSES, Clause
+from ropebridge_spec.clauses import CLAUSE_BY_ID, CLAUSES, Clause
 from ropebridge_spec.description import describe, layer_type, position_axes, shared_key
 from ropebridge_spec.document import SPEC_VERSION, spec_hash
 from ropebridge_spec.errors import (
@@ -46,7 +46,7 @@ from ropebridge_spec.family import (
     TemperatureKind,
 )
 from ropebridge_spec.hooks import (
-    HOOK,
+    HOOK_BY_NAME,
     HOOKS,
     RESERVED,
     HookSpec,
@@ -79,11 +79,11 @@ from ropebridge_spec.variant import (
 
 __all__ = [
     "ARGUMENTS",
-    "CLAUSE",
     "CLAUSES",
+    "CLAUSE_BY_ID",
     "FAMILIES",
-    "HOOK",
     "HOOKS",
+    "HOOK_BY_NAME",
     "LEFT_ALONE",
     "OPT_INS",
     "RESERVED",

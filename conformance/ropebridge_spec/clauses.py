@@ -381,4 +381,4 @@ CLAUSES: tuple[Clause, ...] = (
     ),
 )
 
-CLAUSE: Mapping[str, Clause] = {clause.id: clause for clause in CLAUSES}
+CLAUSE_BY_ID: Mapping[str, Clause] = {clause.id: clause for clause in CLAUSES}

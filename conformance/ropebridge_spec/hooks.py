@@ -314,7 +314,7 @@ HOOKS: tuple[HookSpec, ...] = (
     ),
 )
 
-HOOK: Mapping[str, HookSpec] = {hook.name: hook for hook in HOOKS}
+HOOK_BY_NAME: Mapping[str, HookSpec] = {hook.name: hook for hook in HOOKS}
 
 RESERVED: Mapping[str, str] = {
     "hook_compressed_kv": (

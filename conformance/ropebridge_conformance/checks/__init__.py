@@ -41,4 +41,4 @@ TOPICS = (
     isolation,
 )
 CHECKS: tuple[Check, ...] = tuple(check for topic in TOPICS for check in topic.CHECKS)
-CHECK: Mapping[str, Check] = {check.name: check for check in CHECKS}
+CHECK_BY_NAME: Mapping[str, Check] = {check.name: check for check in CHECKS}

@@ -23,7 +23,7 @@ from ropebridge_conformance.questions import (
 )
 from ropebridge_conformance.scenarios import OPTED, CallInputs, calls
 from ropebridge_conformance.traces import Trace, record
-from ropebridge_spec import HOOK, HookSpec, axis_names
+from ropebridge_spec import HOOK_BY_NAME, HookSpec, axis_names
 from ropebridge_spec.hooks import resolve
 
 EDITED_CALLS = ("prefill", "decode", *OPTED)
@@ -80,7 +80,7 @@ def an_edit_in_place_is_what_the_rest_of_the_layer_sees(bench: Bench, q: Questio
 def a_zeroed_head_is_zero_for_the_rest_of_the_layer(bench: Bench, q: Question) -> Finding:
     """EDIT-2 on a part: one head set to zero, the others as they were."""
     assert q.hook is not None
-    axis, length = head_axis(resolve(HOOK[q.hook], q.specimen.variant), q)
+    axis, length = head_axis(resolve(HOOK_BY_NAME[q.hook], q.specimen.variant), q)
     return judge_edit(bench, q, zero_one_head(axis, length), "all")
 
 
@@ -89,7 +89,7 @@ def an_edit_at_one_position_is_what_the_rest_of_the_layer_sees(
 ) -> Finding:
     """EDIT-2 on a part: one position edited, the others as they were."""
     assert q.hook is not None
-    names = axis_names(resolve(HOOK[q.hook], q.specimen.variant).axes)
+    names = axis_names(resolve(HOOK_BY_NAME[q.hook], q.specimen.variant).axes)
     return judge_edit(
         bench,
         q,

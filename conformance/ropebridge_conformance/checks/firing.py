@@ -19,7 +19,7 @@ from ropebridge_conformance.questions import (
 from ropebridge_conformance.scenarios import CORE_CALLS, OPTED, Scenario, calls
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.zoo import Specimen
-from ropebridge_spec import HOOK, Variant, axis_sizes, shape_of, ungrouped
+from ropebridge_spec import HOOK_BY_NAME, Variant, axis_sizes, shape_of, ungrouped
 from ropebridge_spec.hooks import resolve
 
 
@@ -104,7 +104,7 @@ def complaint_about(trace: Trace, name: str, variant: Variant) -> str:
         table_batch=tables[0].shape[0] if tables else 1,
         source=trace.call.source_length(variant),
     )
-    spec = resolve(HOOK[name], variant)
+    spec = resolve(HOOK_BY_NAME[name], variant)
     like = tables[0] if tables and name in ("hook_cos", "hook_sin") else given["hidden_states"]
     for what, got, wanted in (
         ("shape", tuple(value.shape), shape_of(spec, sizes)),

@@ -16,7 +16,7 @@ from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.compare import compare
 from ropebridge_conformance.oracle import Expectation, context_of, expect
 from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed
-from ropebridge_conformance.scenarios import SCENARIO, Scenario, calls, possible
+from ropebridge_conformance.scenarios import SCENARIO_BY_ID, Scenario, calls, possible
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_spec import FAMILIES, Family, Variant, attention_inputs, describe
@@ -184,7 +184,9 @@ def drops_patterns(scenario: Scenario, variant: Variant) -> bool:
         or variant.shared_kv_argument
         or variant.key_bias
     )
-    return possible(scenario, variant) and plain and variant.d_head_v >= SCENARIO["prefill"].pos
+    return (
+        possible(scenario, variant) and plain and variant.d_head_v >= SCENARIO_BY_ID["prefill"].pos
+    )
 
 
 def drops_outputs(scenario: Scenario, variant: Variant) -> bool:

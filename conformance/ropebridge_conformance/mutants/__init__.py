@@ -30,7 +30,7 @@ from ropebridge_conformance.scenarios import Scenario
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_reference import STAGES
 
-__all__ = ["ARMS", "EQUIVALENTS", "MUTANT", "MUTANTS", "Equivalent", "Mutant", "foils"]
+__all__ = ["ARMS", "EQUIVALENTS", "MUTANTS", "MUTANT_BY_NAME", "Equivalent", "Mutant", "foils"]
 
 TOPICS = (
     projection,
@@ -48,7 +48,7 @@ TOPICS = (
     layers,
 )
 MUTANTS: tuple[Mutant, ...] = tuple(mutant for topic in TOPICS for mutant in topic.MUTANTS)
-MUTANT: Mapping[str, Mutant] = {mutant.name: mutant for mutant in MUTANTS}
+MUTANT_BY_NAME: Mapping[str, Mutant] = {mutant.name: mutant for mutant in MUTANTS}
 
 
 def foils(hook: str, specimen: Specimen, scenario: Scenario) -> list[Mutant]:

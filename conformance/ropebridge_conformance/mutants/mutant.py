@@ -22,7 +22,7 @@ from ropebridge_conformance.subjects.reference import (
 )
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_reference import STAGES, Stages, Weights
-from ropebridge_spec import HOOK, HookFunction, Variant, by_role
+from ropebridge_spec import HOOK_BY_NAME, HookFunction, Variant, by_role
 
 ARMS = (
     "hooks_fire_once_in_contract_order",
@@ -76,7 +76,7 @@ class Mutant:
     @property
     def breaks(self) -> str:
         """Return the clause that it breaks."""
-        return self.clause or HOOK[self.stage].value_clause
+        return self.clause or HOOK_BY_NAME[self.stage].value_clause
 
     def hooks(self, specimen: Specimen, scenario: Scenario) -> tuple[str, ...]:
         """Return the hook points whose own value is wrong, and can be seen to be."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from ropebridge_conformance.verdicts import Outcome, Verdict
-from ropebridge_spec import CLAUSE, HOOKS
+from ropebridge_spec import CLAUSE_BY_ID, HOOKS
 
 KEPT = 4000
 """Verdicts whose details the page holds; the counts are of all."""
@@ -57,7 +57,7 @@ class Digest:
         """Return all of it, as what the page's script reads."""
         names = provenance.get("names")
         details = self.details
-        clauses = sorted({verdict.clause for verdict in details} & set(CLAUSE))
+        clauses = sorted({verdict.clause for verdict in details} & set(CLAUSE_BY_ID))
         return {
             "provenance": {key: str(value) for key, value in provenance.items() if key != "names"},
             "paths": (
@@ -77,7 +77,7 @@ class Digest:
             "outcomes": [str(outcome) for outcome in Outcome],
             "counts": [[*cell, count] for cell, count in self.counts.items()],
             "details": [detail(verdict) for verdict in details],
-            "clauses": {id: [CLAUSE[id].text, CLAUSE[id].formula] for id in clauses},
+            "clauses": {id: [CLAUSE_BY_ID[id].text, CLAUSE_BY_ID[id].formula] for id in clauses},
         }
 
     def _seen(self, place: int) -> list[str]:

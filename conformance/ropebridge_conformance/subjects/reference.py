@@ -21,7 +21,7 @@ from ropebridge_reference import STAGES, Output, Past, Stages, Weights, attentio
 from ropebridge_reference.attention import Select
 from ropebridge_spec import (
     FAMILIES,
-    HOOK,
+    HOOK_BY_NAME,
     ContractError,
     Family,
     HookFunction,
@@ -74,7 +74,7 @@ def accepted(name: str, replacement: Any, shown: Tensor) -> Tensor:
     if replacement is None:
         return shown
     for kind, clause in (
-        ("shape", HOOK[name].axes_clause),
+        ("shape", HOOK_BY_NAME[name].axes_clause),
         ("dtype", "EDIT-3"),
         ("device", "EDIT-3"),
     ):
