@@ -11,6 +11,7 @@ from ropebridge_spec import SPEC_VERSION, spec_hash
 from ropebridge_spec.document import spec_document, with_hook_table
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
 
 
 def test_spec_md_is_what_the_contract_says():
@@ -66,7 +67,7 @@ def test_the_readme_shows_the_error_that_is_raised():
 
 @pytest.mark.parametrize(
     "document",
-    sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")),
+    DOCUMENTS,
     ids=lambda path: path.name,
 )
 def test_links_to_files_lead_somewhere(document):
@@ -78,3 +79,24 @@ def test_the_changelog_speaks_of_this_version_of_the_contract():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"spec {SPEC_VERSION}" in text
     assert spec_hash() in text
+
+
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_make_target_that_is_named_exists(document):
+    text = document.read_text(encoding="utf-8")
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.M)) <= TARGETS
+
+
+def test_hooks_of_git_run_what_lint_runs():
+    """ruff and its format before a commit, mypy before a push, each as it lies in .venv."""
+    yaml = pytest.importorskip("yaml")
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    assert [(hook["entry"].split()[0], hook.get("stages")) for hook in hooks] == [
+        (".venv/bin/ruff", None),
+        (".venv/bin/ruff", None),
+        (".venv/bin/mypy", ["pre-push"]),
+    ]

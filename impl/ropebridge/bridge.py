@@ -151,8 +151,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
     # ---- project ----
 
     def _joined(self, x: Tensor, source: Tensor | None) -> Tensor:
-        """Return what key and value are projected from: hook_in, and the states of another sequence
-        through hook_kv_in (KV-2)."""
+        """Return (batch, kv_pos, d_model): what key and value are projected from: hook_in, and the
+        states of another sequence through hook_kv_in (KV-2)."""
         if self.variant.source is None or source is None:
             return x
         states = self.hook("hook_kv_in")(source, shared=True)
@@ -186,8 +186,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         return heads
 
     def _heads(self, x: Tensor, x_kv: Tensor, call: Call) -> dict[str, Tensor]:
-        """Return query, key and value head by head, through the wrapped module's own projections,
-        and adapters beside them."""
+        """Return role -> (batch, pos, heads, width): query, key and value, through the wrapped
+        module's own projections, and adapters beside them."""
         roles = [role for role in ("qkv", "q", "k", "v") if role in self._roles]
         rows = {role: self.submodule(role)(x_kv if role in "kv" else x) for role in roles}
         beside: Any = self.variant.projections.beside
@@ -226,15 +226,16 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         return {**query, "k": torch.cat([k, shared], dim=-1), "v": v, "q_latent": c_q}
 
     def _latent(self, name: str, down: Tensor, scale: float, *, beside: bool) -> Tensor:
-        """Return a latent, normed and scaled, and where it is asked for as it was beside that,
-        through its hook."""
+        """Return (batch, pos, rank): a latent, normalised and scaled, through its hook; followed,
+        where that is asked for, by the latent as it was before."""
         role = f"{name.removeprefix('hook_')}_norm"
         normed = normalise(down, self.submodule(role), self.variant.norm_in(role))
         scaled = normed if scale == 1 else normed * scale
         return self.hook(name)(torch.cat([scaled, down], dim=-1) if beside else scaled, shared=True)
 
     def _spread_heads(self, heads: Tensor) -> Tensor:
-        """Return key or value heads; one for each query head under `attn_in` (SPLIT-3)."""
+        """Return (batch, pos, heads, width): key or value heads; under `attn_in` one for each query
+        head (SPLIT-3)."""
         return (
             heads
             if self.effective.kv_heads == self.variant.kv_heads
@@ -242,8 +243,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         )
 
     def _moved_by_hooks(self, x: Tensor, heads: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the projections whose inputs hooks moved; only what an edit moved goes through the
-        weights again."""
+        """Return role -> (batch, pos, heads, width): the projections whose inputs hooks moved; only
+        what an edit moved goes through the weights again."""
         moved: dict[str, Tensor] = {}
         if "attn_in" in self.opted_in and self.hook("hook_attn_in").watched:
             moved = dict.fromkeys("qkv", self._moved("hook_attn_in", x, self.variant.heads))
@@ -269,13 +270,14 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         )
 
     def _moved(self, name: str, x: Tensor, heads: int) -> Tensor:
-        """Return how far the hooks moved each head's copy of x: exactly 0 where they only looked
-        (LOOK-1)."""
+        """Return (batch, pos, heads, d_model): how far the hooks moved each head's copy of x,
+        exactly 0 where they only looked (LOOK-1)."""
         copies = x.unsqueeze(2).expand(-1, -1, heads, -1)
         return self.hook(name)(copies, shared=True) - copies
 
     def _added(self, v: Tensor, call: Call) -> Tensor:
-        """Return the value, and what the model hands down to be added to it (PROJ-1)."""
+        """Return (batch, pos, kv_head, d_head_v): the value, and what the model hands down to be
+        added to it (PROJ-1)."""
         return (
             v
             if call.added_value is None
@@ -283,7 +285,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         )
 
     def _clip(self, x: Tensor, here: bool) -> Tensor:
-        """Return x within the family's bound, where this is the place for it (CLIP-1)."""
+        """Return x, of any shape, within the family's bound, where this is the place for it
+        (CLIP-1)."""
         return (
             x
             if self.variant.clip is None or not here
@@ -315,7 +318,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         ), tables
 
     def _normalise(self, heads: dict[str, Tensor], norm: Norm) -> dict[str, Tensor]:
-        """Return hook_q_normed, hook_k_normed (NORM-1, CLIP-1), in the family's axes."""
+        """Return role -> (batch, pos, heads, d_head): hook_q_normed and hook_k_normed (NORM-1,
+        CLIP-1), shown in the family's axes."""
         for role in (role for role in "qk" if role in heads):
             normed = (
                 self._norm_flat(role, heads[role], norm)
@@ -329,7 +333,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         return heads
 
     def _norm_flat(self, role: str, heads: Tensor, norm: Norm) -> Tensor:
-        """Return all heads of a position normed as one axis."""
+        """Return (batch, pos, heads * d_head): all heads of a position normalised as one axis."""
         module, flat = self.submodule(f"{role}_norm"), heads.flatten(-2)
         spread = 1 if role == "q" else self.effective.kv_heads // self.variant.kv_heads
         if spread == 1 or (norm.weight == "none" and not norm.bias):
@@ -374,7 +378,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         }
 
     def _scale_by_temperature(self, q: Tensor, call: Call) -> Tensor:
-        """Return the query times the family's temperature at its position (SCORE-4)."""
+        """Return (batch, pos, head, d_head): the query times the family's temperature at its
+        position (SCORE-4)."""
         temperature = self.variant.temperature
         if temperature is None:
             return q
@@ -413,7 +418,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         positions: Tensor,
         seen: Visibility,
     ) -> Tensor:
-        """Return what the layer's own selector picks, or an earlier layer's did (SEL-1)."""
+        """Return what the layer's own selector picks, or an earlier layer's did (SEL-1), in the
+        shape that `Selector.picks` says."""
         selector, latent = self.variant.selector, self.variant.latent
         assert selector is not None
         if selector.picks_argument is not None:
@@ -473,8 +479,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
     def _watched(
         self, q: Tensor, k: Tensor, v: Tensor, seen: Visibility, dropout: float
     ) -> tuple[Tensor, Tensor]:
-        """Return z and the pattern, with scores and pattern made whole, once, and shown (SCORE-1,
-        PAT-1)."""
+        """Return z (batch, head, query, d_head_v) and the pattern (batch, head, query, key), with
+        scores and pattern made whole, once, and shown (SCORE-1, PAT-1)."""
         rows, keys = slice(0, seen.query), slice(0, seen.key)
         scores = self.hook("hook_attn_scores")(
             kernels.score(q, k, seen.block(rows, keys), self.effective)
@@ -504,7 +510,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
     # ---- gate and output ----
 
     def _gate(self, x: Tensor, rows: Tensor | None) -> Tensor | None:
-        """Return hook_q_gate, hook_gate (GATE-1); None where the family has no gate."""
+        """Return hook_gate (batch, pos, head, d_head_v or 1), after hook_q_gate (GATE-1); None
+        where the family has no gate."""
         gate = self.variant.gate
         if gate is None:
             return None
@@ -524,8 +531,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         )
 
     def _finish(self, z: Tensor, v: Tensor | None, gate: Tensor | None) -> Tensor:
-        """Return hook_z (MIX-1, MIX-3, DIFF-1): what was mixed, subtracted, normed and gated where
-        the family does so."""
+        """Return hook_z (batch, pos, head, d_head_v) (MIX-1, MIX-3, DIFF-1): what was mixed,
+        subtracted, normalised and gated where the family does so."""
         norm, kind, alpha = self.variant.z_norm, self.variant.differential, self.variant.exclusive
         z = z if kind is None else subtract(z, self.wrapped, kind)
         z = z if alpha is None or v is None else exclude(z, v, self.wrapped, alpha)
@@ -538,15 +545,16 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         return self.hook("hook_z")(z, shared=torch.is_grad_enabled())
 
     def _output(self, z: Tensor) -> Tensor:
-        """Return hook_result where opted in to (RES-1), hook_out (OUT-1)."""
+        """Return hook_out (batch, pos, d_model) (OUT-1), after hook_result where that is opted in
+        to (RES-1)."""
         out: Tensor = self.submodule("o")(z.flatten(-2)) if "o" in self._roles else z.flatten(-2)
         if "attn_result" in self.opted_in and self.hook("hook_result").watched:
             out = (out + self._moved_results(z)).to(out.dtype)
         return self.hook("hook_out")(out, shared=True)
 
     def _moved_results(self, z: Tensor) -> Tensor:
-        """Return how far the hooks moved the sum of results: exactly 0 where they only looked
-        (LOOK-1)."""
+        """Return (batch, pos, d_model): how far the hooks moved the sum of results, exactly 0 where
+        they only looked (LOOK-1)."""
         results = along(z, self.W_O)
         moved: Tensor = (
             self.hook("hook_result")(results, shared=True).to(

@@ -235,8 +235,8 @@ def offsets(cache: Any, layer: int, pos: int, mask: Any) -> dict[str, int]:
 def source_of(
     by_role: Mapping[str, Any], source: Source | None, cache: Any, layer: int
 ) -> Tensor | None:
-    """Return the states of another sequence; None where keys of it were made before, and lie in the
-    cache (KV-2)."""
+    """Return (batch, source, d_model): the states of another sequence; None where keys of it were
+    made before, and lie in the cache (KV-2)."""
     if source is None or (
         source.place == "after" and cache is not None and cache.is_updated.get(layer)
     ):

@@ -131,7 +131,8 @@ def other_sequence(
 
 
 def with_source(variant: Variant, ids: Tensor) -> Tensor:
-    """Return position ids after those of another sequence that is rotated too."""
+    """Return (1, source + pos): position ids after those of another sequence that is rotated
+    too."""
     if variant.source is None or variant.source.place == "after":
         return ids
     return torch.cat(

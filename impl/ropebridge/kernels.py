@@ -28,7 +28,8 @@ def row_blocks(query: int) -> list[slice]:
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, variant: Variant) -> Tensor:
-    """Return z by scaled_dot_product_attention, which makes no scores and no pattern.
+    """Return z (batch, head, query, d_head_v) by scaled_dot_product_attention, which makes no
+    scores and no pattern.
 
     One call where its own causal flag, or a boolean mask already in memory, says what is visible;
     otherwise a call for each block of rows, with a mask of that block alone and only the keys that
@@ -58,14 +59,15 @@ def sdpa(
     mask: Tensor | None = None,
     causal: bool = False,
 ) -> Tensor:
-    """Return torch's fused kernel with this layer's scale and grouped heads."""
+    """Return (batch, head, query, d_head_v) of torch's fused kernel, with this layer's scale and
+    grouped heads."""
     return F.scaled_dot_product_attention(
         q, k, v, mask, is_causal=causal, scale=variant.scale, enable_gqa=variant.group > 1
     )
 
 
 def by_rows(block: Callable[[slice], Tensor], query: int) -> Tensor:
-    """Return z of every block of rows, joined."""
+    """Return z (batch, head, query, d_head_v): that of every block of rows, joined."""
     blocks = [block(rows) for rows in row_blocks(query)]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
 
@@ -79,8 +81,8 @@ def explicit(
     sinks: Tensor | None,
     dropout: float,
 ) -> Tensor:
-    """Return z by explicit scores and pattern, a block of rows at a time: for what the fused kernel
-    cannot do."""
+    """Return z (batch, head, query, d_head_v) by explicit scores and pattern, one block of rows at
+    a time: for what the fused kernel cannot do."""
 
     work = (
         torch.promote_types(q.dtype, torch.float32)
@@ -101,8 +103,8 @@ def explicit(
 
 
 def score(q: Tensor, k: Tensor, mask: Tensor | None, variant: Variant) -> Tensor:
-    """Return scaled, softcapped, masked scores. The scale goes into the query first, or float16
-    would overflow."""
+    """Return (batch, head, query, key): scaled, softcapped, masked scores. The scale goes into the
+    query first, or float16 would overflow."""
     scores = grouped_product(q * variant.scale, k.transpose(2, 3))
     dtype = scores.dtype
     if variant.softcap is not None:
@@ -116,8 +118,8 @@ def score(q: Tensor, k: Tensor, mask: Tensor | None, variant: Variant) -> Tensor
 
 
 def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Return softmax over keys in at least float32, 0 in a row that sees none; a sink joins as a
-    column and is dropped again."""
+    """Return (batch, head, query, key): softmax over keys in at least float32, 0 in a row that sees
+    none; a sink joins as a column and is dropped again."""
     work = torch.promote_types(scores.dtype, torch.float32)
     if sinks is None:
         # torch._safe_softmax would break a compiled graph
@@ -128,8 +130,8 @@ def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def drop(pattern: Tensor, dropout: float) -> Tensor:
-    """Return dropout of a whole pattern, drawn block by block: the numbers do not depend on who
-    watches (DROP-1)."""
+    """Return (batch, head, query, key): a whole pattern after dropout, drawn block by block: the
+    numbers do not depend on who watches (DROP-1)."""
     if not dropout:
         return pattern
     return torch.cat(
@@ -138,7 +140,7 @@ def drop(pattern: Tensor, dropout: float) -> Tensor:
 
 
 def mix(pattern: Tensor, v: Tensor) -> Tensor:
-    """Return z = pattern v."""
+    """Return z = pattern v, (batch, head, query, d_head_v)."""
     return grouped_product(pattern, v)
 
 

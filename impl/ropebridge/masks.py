@@ -64,7 +64,8 @@ class Visibility:
 
     @property
     def whole(self) -> Tensor | None:
-        """Return the mask, where it already lies in memory as a fused kernel takes it."""
+        """Return the mask (batch or 1, head or 1, query, key), where it already lies in memory as a
+        fused kernel takes it; else None."""
         return (
             self.mask
             if isinstance(self.mask, Tensor)
@@ -95,8 +96,8 @@ class Visibility:
         return first, stop
 
     def block(self, rows: slice, keys: slice) -> Tensor | None:
-        """Return what is added to the scores of some rows and keys: booleans, or a bias with -inf;
-        None where all of them see all."""
+        """Return what is added to the scores of some rows and keys, (batch or 1, head or 1, rows,
+        keys): booleans, or a bias with -inf; None where all of them see all."""
         visible = self._visible(rows, keys)
         return (
             visible if self.key_bias is None else with_key_bias(visible, self.key_bias, self.keep)
@@ -142,8 +143,9 @@ class Visibility:
 
 
 def with_key_bias(visible: Tensor | None, key_bias: Tensor, keep: int | None) -> Tensor:
-    """Return keys biased, -inf where they may not be seen, nor belong to so many of the largest
-    bias of those that may (SCORE-5)."""
+    """Return the bias of keys (batch, head, query or 1, key), and what the mask adds to it; -inf
+    where they may not be seen, nor belong to so many of the largest bias of those that may
+    (SCORE-5)."""
     own = key_bias
     if visible is not None:
         own = key_bias.masked_fill(
@@ -157,15 +159,16 @@ def with_key_bias(visible: Tensor | None, key_bias: Tensor, keep: int | None) ->
 
 
 def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Return what two boolean masks both allow."""
+    """Return what two boolean masks both allow, in their common shape; None where neither is
+    there."""
     if one is None or other is None:
         return other if one is None else one
     return one & other
 
 
 def forbid_lowest(bias: Tensor) -> Tensor:
-    """Return -inf for every entry at most half the lowest number of the bias's own dtype (MASK-5),
-    in at least float32."""
+    """Return a bias of the same shape, in at least float32, with -inf for every entry at most half
+    the lowest number of its own dtype (MASK-5)."""
     lowest = torch.finfo(bias.dtype).min / 2
     return bias.to(torch.promote_types(bias.dtype, torch.float32)).masked_fill(
         bias <= lowest, -torch.inf
@@ -232,7 +235,8 @@ def block_of(mask: BlockMask, rows: slice, keys: slice) -> Tensor:
 
 
 def read_whole(mask: Tensor) -> Tensor:
-    """Return a four-axis mask: booleans or floating-point biases."""
+    """Return a four-axis mask (batch or 1, head or 1, query or 1, key): booleans or floating-point
+    biases."""
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise MaskError(
             f"attention_mask has four axes and dtype {mask.dtype}; clause MASK-1 requires"
@@ -242,8 +246,8 @@ def read_whole(mask: Tensor) -> Tensor:
 
 
 def read_padding(mask: Tensor) -> Tensor:
-    """Return a two-axis mask as booleans; numbers other than 0 and 1 would be ambiguous and are
-    refused."""
+    """Return a two-axis mask (batch, key) as booleans; numbers other than 0 and 1 would be
+    ambiguous and are refused."""
     if mask.dtype == torch.bool:
         return mask
     if (

@@ -28,7 +28,7 @@ def subtract(z: Tensor, module: nn.Module, kind: Differential) -> Tensor:
 
 
 def strengths(module: nn.Module, kind: Differential) -> tuple[Tensor, Tensor]:
-    """Return exp(q1 . k1) and exp(q2 . k2), in at least float32."""
+    """Return exp(q1 . k1) and exp(q2 . k2), two numbers in at least float32."""
     q1, k1, q2, k2 = (getattr(module, name) for name in (kind.q1, kind.k1, kind.q2, kind.k2))
     wide = torch.promote_types(q1.dtype, torch.float32)
     return (q1 * k1).sum(dtype=wide).exp(), (q2 * k2).sum(dtype=wide).exp()

@@ -23,8 +23,8 @@ def normalise(x: Tensor, module: Any, norm: Norm) -> Tensor:
 
 
 def affine(module: Any, norm: Norm) -> tuple[Tensor | None, Tensor | None]:
-    """Return weight and bias, None where there is none; one row per head, where each head has a
-    module of its own."""
+    """Return weight and bias of a norm, (width,), or (head, width) where each head has a module of
+    its own; None where there is none."""
     if norm.module_per_head:
         parts = list(module.norms)
         return torch.stack([part.weight for part in parts]), (
@@ -44,7 +44,8 @@ def head_by_head(x: Tensor, module: Any) -> Tensor:
 
 
 def by_formula(x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm) -> Tensor:
-    """Return the formula of clause NORM-1, in at least float32; the result has x's dtype."""
+    """Return the formula of clause NORM-1, in at least float32; the result has the shape and the
+    dtype of x."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     wide = wide - wide.mean(-1, keepdim=True) if norm.kind == "layer" else wide
     unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)

@@ -101,7 +101,8 @@ class PositionEmbeddingHooksMixin:
         return self.hook("hook_cos")(cos, shared=True), self.hook("hook_sin")(sin, shared=True)
 
     def _of_this_call(self, table: Tensor, hidden_states: Tensor) -> Tensor:
-        """Return the table of this call's positions, where the layer is handed that of all keys."""
+        """Return (batch or 1, pos, rotary_dim): the table of this call's positions, where the layer
+        is handed that of all keys."""
         return (
             table[..., -hidden_states.shape[1] :, :]
             if self.variant.calling.tables_of == "keys"
@@ -145,7 +146,8 @@ class PositionEmbeddingHooksMixin:
         )
 
     def _batched(self, table: Tensor, hidden_states: Tensor) -> Tensor:
-        """Return a table with its batch axis, of the shape clause POS-2 requires."""
+        """Return (batch or 1, pos, rotary_dim): a table with its batch axis, of the shape clause
+        POS-2 requires."""
         table = table[None] if table.ndim == 2 else table
         batch, pos, _ = hidden_states.shape
         pos = (

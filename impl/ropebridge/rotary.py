@@ -29,7 +29,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
 
 
 def parts(x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-    """Return the dimensions that pass through, and those that rotate."""
+    """Return (..., d_head - width) and (..., width): the dimensions that pass through, and those
+    that rotate."""
     passing = x.shape[-1] - rotary.width
     if rotary.end == "trailing":
         return x[..., :passing], x[..., passing:]
@@ -37,7 +38,7 @@ def parts(x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
 
 
 def quarter_turn(x: Tensor, rotary: Rotary) -> Tensor:
-    """Return each pair (a, b) turned by 90 degrees: (-b, a); backward (b, -a)."""
+    """Return (..., width): each pair (a, b) turned by 90 degrees: (-b, a); backward (b, -a)."""
     a, b = x.chunk(2, dim=-1) if rotary.pairing == "half" else (x[..., 0::2], x[..., 1::2])
     turned = (-b, a) if rotary.direction == "forward" else (b, -a)
     return (
@@ -48,8 +49,8 @@ def quarter_turn(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 def lay(table: Tensor, rotary: Rotary) -> Tensor:
-    """Return a table with one entry a rotated dimension, in the order in which the pairing reads
-    them."""
+    """Return (batch or 1, pos, width): a table with one entry for each rotated dimension, in the
+    order in which the pairing reads them."""
     if rotary.table in ("half", "complex"):
         return (
             torch.cat([table, table], dim=-1)
@@ -64,8 +65,8 @@ def lay(table: Tensor, rotary: Rotary) -> Tensor:
 
 
 def fitting(tables: tuple[Tensor, Tensor], pos: int) -> tuple[Tensor, Tensor]:
-    """Return the last rows of (cos, sin), for so many positions; where there are fewer, rows that
-    turn nothing after them (KV-2)."""
+    """Return cos and sin (batch or 1, pos, rotary_dim): their last rows, for so many positions;
+    where there are fewer, rows that turn nothing after them (KV-2)."""
     cos, sin = tables
     if cos.shape[1] == pos:
         return tables

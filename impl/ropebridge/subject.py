@@ -57,7 +57,8 @@ class BridgedLayer:
 
 
 def whole_pattern(returned: Mapping[str, Any]) -> Tensor | None:
-    """Return the pattern over all keys, of a layer that gives it back whole or in parts."""
+    """Return (batch, head, query, key): the pattern over all keys, of a layer that gives it back
+    whole or in parts; None where nobody asked."""
     if "pattern" in returned:
         return returned["pattern"]  # type: ignore[no-any-return]
     own, source = returned["pattern_own"], returned["pattern_source"]

@@ -195,12 +195,13 @@ def compare_keys(
 
 
 def row_sum(pattern: Tensor) -> Tensor:
-    """Return what the keys of a row have in all."""
+    """Return (batch, head, query, 1): what the keys of a row have in all."""
     return pattern.sum(-1, keepdim=True)
 
 
 def whole(pattern: Tensor) -> Tensor:
-    """Return a pattern with the share of the sink given back to the keys."""
+    """Return (batch, head, query, key): a pattern with the share of the sink given back to the
+    keys."""
     return pattern / row_sum(pattern)
 
 
@@ -257,8 +258,8 @@ def record(
 def float32_bounds(
     twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return how far pattern and output may be off where scores, softmax and values round to
-    float32."""
+    """Return how far pattern (batch, head, query, key) and output (batch, pos, d_model) may be off
+    where scores, softmax and values round to float32."""
     variant, dtype = twin.variant, "float32"
     q = by_head(kept, attention_inputs(variant)[0]).transpose(1, 2)
     k, v = kept["keys"], kept["values"]
@@ -293,7 +294,8 @@ def outward(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor]) ->
 
 
 def by_head(kept: dict[str, Tensor], name: str) -> Tensor:
-    """Return what a hook point held, head by head: a flat norm shows all heads as one axis."""
+    """Return (batch, pos, heads, width): what a hook point held; a flat norm shows all heads as one
+    axis."""
     return kept[name].reshape(
         kept["hook_v" if "_v" in name else "hook_rot_q" if "_q" in name else "hook_rot_k"].shape
     )
@@ -314,7 +316,8 @@ def hottest(variant: Variant) -> float:
 def finished(
     twin: PositionEmbeddingsAttentionBridge, z: Tensor, error: Tensor, kept: dict[str, Tensor]
 ) -> Tensor:
-    """Return the error of z after its norm, which divides by its size, and after the gate."""
+    """Return (batch, pos, head, d_head_v): the error of z after its norm, which divides by its
+    size, and after the gate."""
     norm, gate, kind = twin.variant.z_norm, kept.get("hook_gate"), twin.variant.differential
     if kind is not None:
         z, (first, second) = subtract(z, twin.wrapped, kind), error.chunk(2, dim=2)

@@ -197,7 +197,8 @@ def attention_layer(
 def put_out(
     z: Tensor, weights: Weights, opted_in: Collection[OptIn], at: At, stages: Stages
 ) -> Tensor:
-    """Return the output (OUT-1), from results head by head where those are opted in to (RES-1)."""
+    """Return the output (batch, pos, d_model) (OUT-1), from results head by head where those are
+    opted in to (RES-1)."""
     if "attn_result" in opted_in:
         return at(
             "hook_out",
@@ -225,8 +226,9 @@ def biased(
 
 
 def mixed(p: Tensor, v: Tensor, weights: Weights, variant: Variant, stages: Stages) -> Tensor:
-    """Return each head's mix of values (MIX-1), less its own value's part (MIX-3), in differential
-    attention of each pair of heads the difference (DIFF-1)."""
+    """Return z (batch, pos, head, d_head_v): each head's mix of values (MIX-1), less its own
+    value's part (MIX-3), in differential attention of each pair of heads the difference
+    (DIFF-1)."""
     if variant.exclusive is not None:
         return stages.exclude(stages.mix(p, v), v[:, -p.shape[2] :], weights.alpha)
     if variant.differential is None:
@@ -377,8 +379,8 @@ def risen(
 def normed(
     made: list[Tensor], weights: Weights, variant: Variant, at: At, stages: Stages
 ) -> list[Tensor]:
-    """Return query and key after the family's norm (NORM-1), clipped where the family clips
-    (CLIP-1); the value as it is."""
+    """Return query and key (batch, pos, heads, d_head) after the family's norm (NORM-1), clipped
+    where the family clips (CLIP-1); the value as it is."""
     assert variant.norm is not None
     bound = None if variant.norm.after_rotation else variant.clip
     q = stages.clip(stages.normalise(made[0], weights.q_norm, variant.norm), bound)
@@ -405,8 +407,8 @@ def rotated(
     at: At,
     stages: Stages,
 ) -> list[Tensor]:
-    """Return query and key rotated (ROT-1), and normed where that comes after (NORM-3); the value
-    as it is."""
+    """Return query and key (batch, pos, heads, d_head) rotated (ROT-1), and normalised where that
+    comes after (NORM-3); the value as it is."""
     if variant.rotary is not None and tables is not None:
         of_query, of_key = (
             stages.turns(*pair, variant.rotary) for pair in tables_apart(tables, made)
@@ -440,8 +442,9 @@ def tables_apart(tables: Tables, made: list[Tensor]) -> tuple[QueryTables, KeyTa
 
 
 def gates(x: Tensor, weights: Weights, variant: Variant, at: At, stages: Stages) -> Tensor | None:
-    """Return the gate (GATE-1) of hook_in, whatever inputs are split, or of the query's latent;
-    None where the family has none."""
+    """Return the gate (batch, pos, head, d_head_v), or (batch, pos, head) where there is one per
+    head (GATE-1), of hook_in, whatever inputs are split, or of the query's latent; None where the
+    family has none."""
     if variant.gate is None:
         return None
     every_head = repeat(x, "batch pos d_model -> batch pos head d_model", head=variant.heads)
@@ -458,8 +461,8 @@ def given(value: T | None, what: str, clause: str) -> T:
 
 
 def a_key_for_every_head(weights: Weights, variant: Variant) -> tuple[Weights, Variant]:
-    """Bound the error of clause SPLIT-3: the weights of a kv head, once for each query head that
-    shares it; kv_head is then head."""
+    """Return the weights with those of a kv head once for each query head that shares it (SPLIT-3),
+    and the variant, in which kv_head is then head."""
 
     def spread(w: Tensor) -> Tensor:
         return repeat(w, "kv_head ... -> (kv_head group) ...", group=variant.group)

@@ -38,10 +38,10 @@ def factor(weight: Float[Tensor, "..."], norm: Norm) -> Float[Tensor, "..."]:
 
 
 def centred(x: Tensor, norm: Norm) -> Tensor:
-    """Return x, less its mean in a layer norm."""
+    """Return x (..., width), less its mean in a layer norm."""
     return x - x.mean(-1, keepdim=True) if norm.kind == "layer" else x
 
 
 def inverse_size(x: Tensor, norm: Norm) -> Tensor:
-    """Return 1 / sqrt(mean square + eps), or 1 / sqrt(variance + eps) in a layer norm."""
+    """Return (..., 1): 1 / sqrt(mean square + eps), or 1 / sqrt(variance + eps) in a layer norm."""
     return torch.rsqrt(centred(x, norm).square().mean(-1, keepdim=True) + norm.eps)

@@ -70,8 +70,8 @@ def keep_in_graph(ours: dict[str, Tensor]) -> Any:
 
 
 def gradients_at(value: Tensor, ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the gradient of the metric at each tensor; 0 where the metric does not depend on
-    it."""
+    """Return name -> gradient of the metric at each tensor, of its shape; 0 where the metric does
+    not depend on it."""
     if not value.requires_grad:
         raise MethodError(
             "no gradient flows from the metric to the logits; a metric for attribution must be"
@@ -84,6 +84,6 @@ def gradients_at(value: Tensor, ours: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def summed(effect: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Return the sum over every axis but these."""
+    """Return the sum over every axis but these, which keep their order."""
     rest = [axis for axis in range(effect.ndim) if axis not in axes]
     return effect.sum(rest)

@@ -79,7 +79,7 @@ def anatomy(module: Any, x: Tensor) -> tuple[Tensor, bool, Tensor]:
 
 
 def direction(x: Tensor, weight: Tensor, centred: bool) -> Tensor:
-    """Return the norm but for scale and bias, float64."""
+    """Return the norm of x but for scale and bias, float64, of the shape of x."""
     wide = x.double()
     return weight * (wide - wide.mean(-1, keepdim=True) if centred else wide)
 

@@ -46,7 +46,7 @@ def encode(panels: Sequence[Panel]) -> str:
 
 
 def quantise(pattern: Tensor) -> Tensor:
-    """Return uint8: 255 times the square root of the weight, rounded.
+    """Return 255 times the square root of each weight, rounded, as uint8 of the same shape.
 
     The root keeps small weights apart, which in a long row is what most of them are: 0.0001 is 3,
     and not 0. What is read back is off by at most 0.004, at weights near 1, and by 0.00001 at most
