@@ -184,7 +184,7 @@ def check(
 
 
 def judge_all(run: Run, results: Path) -> int:
-    """Return carry a run out, and print what came of it: 0 if all is well, 1 if any verdict is bad,
+    """Carry a run out, and print what came of it: 0 if all is well, 1 if any verdict is bad,
     2 if no subject could be loaded."""
     with Pool(run.jobs, run.timeout) as pool:
         with refusing(PlanError, ShardError, UnknownFamily):

@@ -28,8 +28,8 @@ Header = Mapping[str, object]
 
 
 class CombineError(Exception):
-    """Results that do not belong together, or of which some are missing; the message says which and
-    what to do."""
+    """Report results that do not belong together, or of which some are missing; the message says
+    which and what to do."""
 
 
 @dataclass(frozen=True)

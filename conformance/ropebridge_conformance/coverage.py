@@ -60,7 +60,7 @@ class Change:
 
 
 class CoverageError(Exception):
-    """Results that cannot be put into the baseline; the message says why, and what to do."""
+    """Report results that cannot be put into the baseline; the message says why, and what to do."""
 
 
 # ---- what the verdicts of a class depend on ----

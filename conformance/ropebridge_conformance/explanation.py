@@ -98,7 +98,7 @@ def of_clause(clause: Clause) -> RenderableType:
 
 
 def two_columns() -> Table:
-    """Return Labels, and what they label."""
+    """Return labels, and what they label."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column(overflow="fold")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 
 class RopebridgeError(Exception):
-    """Base of every error ropebridge raises on purpose."""
+    """Report any error that ropebridge raises on purpose."""
 
 
 class ContractError(RopebridgeError, ValueError):

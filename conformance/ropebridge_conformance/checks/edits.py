@@ -30,8 +30,8 @@ EDITED_CALLS = ("prefill", "decode", *OPTED)
 
 
 def nudged(value: Tensor) -> Tensor:
-    """Return an edit that no later stage can absorb: affine, another number for every element. -inf
-    stays."""
+    """Return a value edited so that no later stage can absorb it: affine, another number for every
+    element. -inf stays."""
     generator = torch.Generator().manual_seed(1)
     noise = torch.rand(value.shape, generator=generator).to(value.device, value.dtype)
     return value * 1.25 + 0.5 * noise
@@ -169,8 +169,8 @@ def judge_edit(
 
 
 def first_moved(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding | None:
-    """Return a stage before the edit that is not bit-identical in the first call; later calls read
-    an edited cache."""
+    """Return the finding on a stage before the edit that is not bit-identical in the first call;
+    later calls read an edited cache."""
     for name in clean[0].fired[
         : clean[0].fired.index(q.hook) if q.hook in clean[0].fired else None
     ]:
@@ -180,8 +180,8 @@ def first_moved(q: Question, clean: list[Trace], edited: list[Trace]) -> Finding
 
 
 def lost(q: Question, edited: list[Trace], shown: list[Tensor]) -> Finding | None:
-    """Return an edit that the next hook at the same point, or the caller at hook_out, does not
-    see."""
+    """Return the finding that an edit is lost, which the next hook at the same point, or the caller
+    at hook_out, does not see."""
     assert q.hook is not None
     if len(shown) != len(edited):
         return failed(f"{q.hook} fired {len(shown)} times in {len(edited)} calls", divergent=q.hook)
@@ -268,12 +268,12 @@ def without_effect(
 
 
 def has_heads(hook: HookSpec) -> bool:
-    """Hook points with an axis of heads."""
+    """Accept hook points with an axis of heads."""
     return "head" in hook.axes
 
 
 def unfused(hook: HookSpec) -> bool:
-    """Hook points that exist where scores and pattern are not made."""
+    """Accept hook points that exist where scores and pattern are not made."""
     return hook.name not in ("hook_attn_scores", "hook_pattern")
 
 

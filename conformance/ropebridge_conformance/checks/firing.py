@@ -30,7 +30,7 @@ def hooks_fire_once_in_contract_order(bench: Bench, q: Question) -> Finding:
 
 
 def judge_order(traces: Sequence[Trace], specimen: Specimen, scenario: Scenario) -> Finding:
-    """Return the order in which hook points fired in recorded calls."""
+    """Judge the order in which hook points fired in recorded calls."""
     wanted = [hook.name for hook in hooks_of(specimen, scenario)]
     for trace in traces:
         if trace.fired != wanted:
@@ -82,7 +82,7 @@ def a_hook_has_the_axes_of_the_contract(bench: Bench, q: Question) -> Finding:
 
 
 def judge_axes(hook: str, traces: Sequence[Trace], variant: Variant) -> Finding:
-    """Return the shape, dtype and device of a hook point in recorded calls."""
+    """Judge the shape, dtype and device of a hook point in recorded calls."""
     complaints = (complaint_about(trace, hook, variant) for trace in traces)
     complaint = next((complaint for complaint in complaints if complaint), "")
     return failed(complaint, divergent=hook) if complaint else passed()

@@ -110,7 +110,7 @@ def backwards(
 
 
 def judge_gradients(made: Backward, q: Question, besides: str | None = None) -> Finding:
-    """Return every hook's gradient, from the output backwards; `besides` is where it was
+    """Judge every hook's gradient, from the output backwards; `besides` is where it was
     replaced."""
     for name in reversed(made.trace.fired):
         gradient = made.gradients[name]
@@ -146,7 +146,7 @@ def on_the_way(hook: HookSpec) -> bool:
 
 
 def no_table(hook: HookSpec) -> bool:
-    """Hook points through which the gradient of the input flows."""
+    """Accept hook points through which the gradient of the input flows."""
     return hook.name not in TABLES
 
 

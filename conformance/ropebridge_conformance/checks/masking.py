@@ -173,7 +173,7 @@ def without_a_mask_the_layers_own_reach_holds(bench: Bench, q: Question) -> Find
 
 
 def judge_visibility(bench: Bench, q: Question) -> Finding:
-    """Return scores and pattern by their own clauses, and z over the stages that a kernel may
+    """Judge scores and pattern by their own clauses, and z over the stages that a kernel may
     fuse."""
     traces, contexts = (
         bench.traces(q.specimen, q.situation, "all"),

@@ -161,12 +161,12 @@ def rotation_is_exact_at_far_positions(bench: Bench, q: Question) -> Finding:
 
 
 def computed(hook: HookSpec) -> bool:
-    """Hook points whose value is worked out, and not only handed on."""
+    """Accept hook points whose value is worked out, and not only handed on."""
     return hook.name not in COPIED
 
 
 def by_position(hook: HookSpec) -> bool:
-    """Hook points that tables reach first."""
+    """Accept hook points that tables reach first."""
     return hook.stage in ("position", "rotate")
 
 

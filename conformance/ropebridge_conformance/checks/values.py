@@ -45,7 +45,7 @@ def judge_stage(
     specimen: Specimen,
     scenario: Scenario,
 ) -> Finding:
-    """Return a stage of recorded calls against the oracle, after showing that the input can tell it
+    """Judge a stage of recorded calls against the oracle, after showing that the input can tell it
     from every foil."""
     if any(hook not in trace.values for trace in traces):
         return failed(f"{hook} did not fire, so it has no value", divergent=hook)
@@ -116,7 +116,7 @@ def the_unwatched_stages_give_the_same_z(bench: Bench, q: Question) -> Finding:
 
 
 def judge_unwatched(bench: Bench, q: Question) -> Finding:
-    """Return z end to end over score, softmax and mix, with every hook watched but theirs."""
+    """Judge z end to end over score, softmax and mix, with every hook watched but theirs."""
     traces = bench.traces(q.specimen, q.situation, "fused")
     if any("hook_z" not in trace.values for trace in traces):
         return failed("hook_z did not fire", divergent="hook_z")

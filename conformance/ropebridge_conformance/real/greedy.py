@@ -24,7 +24,7 @@ def continuation(model: Any, ids: Tensor, tokens: int) -> list[int]:
 
 
 def judge_tokens(ours: list[int], theirs: list[int]) -> Finding:
-    """Return whether two continuations are the same; if not, where they part."""
+    """Judge whether two continuations are the same; if not, where they part."""
     if ours == theirs:
         return passed()
     place = next(

@@ -63,7 +63,7 @@ def turned_rows(logits: Tensor, exact: Tensor, margin: float) -> int:
 
 
 def judge_logits(ours: Distance, theirs: list[Distance]) -> Finding:
-    """Return whether logits are as near the float64 ones as Hugging Face's own implementations are
+    """Judge whether logits are as near the float64 ones as Hugging Face's own implementations are
     (PAR-2's ratios)."""
     rms, worst = ours.rms / max(d.rms for d in theirs), ours.worst / max(d.worst for d in theirs)
     if rms <= RMS_RATIO and worst <= MAX_RATIO and not ours.turned:
@@ -76,7 +76,7 @@ def judge_logits(ours: Distance, theirs: list[Distance]) -> Finding:
 
 
 def judge_restored(now: Tensor, before: Tensor) -> Finding:
-    """Return whether a model gives the very bits it gave before hooks were put into it and taken
+    """Judge whether a model gives the very bits it gave before hooks were put into it and taken
     away."""
     return (
         passed()

@@ -90,7 +90,7 @@ class Run:
 
 
 def judge_model(run: Run, ids: Tensor) -> dict[str, Distance]:
-    """Return logits without hooks, with hooks that nobody watches, and with all of them watched
+    """Judge logits without hooks, with hooks that nobody watches, and with all of them watched
     (PAR-1, LOOK-1)."""
     exact = exact_logits(run.model, ids)
     alone = {way: hugging_face_logits(run.model, ids, way) for way in WAYS}
@@ -137,7 +137,7 @@ def judge_layers(run: Run, ids: Tensor, progress: Callable[[str], None]) -> None
 
 
 def judge_generation(run: Run, ids: Tensor) -> list[int]:
-    """Return greedy tokens with and without hooks, on either side of the window; those of the short
+    """Judge greedy tokens with and without hooks, on either side of the window; those of the short
     prompt are given back."""
     prompts = {"short": ids[:, :24], "longer_than_the_window": ids}
     theirs = {name: continuation(run.model, prompt, NEW_TOKENS) for name, prompt in prompts.items()}
