@@ -514,7 +514,7 @@ def test_the_suite_fails_on_a_subject_that_ignores_the_cache() -> None:
     )
     verdicts = [judge(bench, question) for question in steps.questions("llama", "float32", "cpu")]
     assert [verdict.outcome for verdict in verdicts] == [Outcome.FAIL]
-    assert verdicts[0].reason == "the cache holds 0 positions of this layer after 10"
+    assert verdicts[0].reason == "the cache holds 0 positions of this layer after 11"
 
 
 class ForgetfulLayer:
