@@ -24,7 +24,7 @@ run: .venv/installed ## judge reference and bridge on the zoo of tiny random lay
 	$(BIN)/ropebridge check --jobs $(JOBS) --results $(RESULTS) $(addprefix --family ,$(FAMILIES))
 	$(if $(filter all,$(FAMILIES)),$(BIN)/pytest -q -n $(JOBS) tests/test_generation.py)
 
-quick: .venv/installed ## the fast tests, and the core zoo in float32: under 45 seconds on two cores
+quick: .venv/installed ## the fast tests, and the core zoo in float32, in about a minute on two cores
 	$(BIN)/pytest -q -n $(JOBS) -m 'not slow'
 	$(BIN)/ropebridge check --dtype float32 --jobs $(JOBS) --results results/quick.jsonl
 
