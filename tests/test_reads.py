@@ -1,17 +1,22 @@
 """What a stage is made of is found by watching what its oracle reads."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ropebridge_conformance.bench import Bench
+from ropebridge_conformance.checks import CHECK_BY_NAME
+from ropebridge_conformance.judge import judge
 from ropebridge_conformance.oracle import expect, unchanged
 from ropebridge_conformance.reads import ReadValues, remembered
 from ropebridge_conformance.scenarios import SCENARIO_BY_ID
 from ropebridge_conformance.subjects.reference import Factory
+from ropebridge_conformance.verdicts import Outcome
 from ropebridge_conformance.weights import WeightsOnce
 from ropebridge_conformance.zoo import specimen
+from ropebridge_reference import STAGES
 
 
 class Layer:
@@ -117,3 +122,37 @@ def test_weights_are_read_again_where_a_tensor_was_written_to_or_is_another():
     assert bool((once.read().W_Q == 1).all())
     module.q_proj.weight.requires_grad_(True)
     assert once.read() is not once.read(), "what gradients flow through is read for each call"
+
+
+class WrongWhereNobodyWatches(Factory):
+    """The reference, which rotates wrongly wherever nobody watches the scores."""
+
+    def layer(self, module, *, rotary, opted_in=()):
+        stages = replace(STAGES, rotate=lambda x, *rest: STAGES.rotate(x, *rest) * 1.01)
+        right, wrong = (
+            factory.layer(module, rotary=rotary, opted_in=opted_in)
+            for factory in (Factory(), Factory(stages=stages))
+        )
+
+        class Layer:
+            def run(self, inputs, hooks=()):
+                layer = right if "hook_attn_scores" in dict(hooks) else wrong
+                return layer.run(inputs, hooks)
+
+        return Layer()
+
+
+def test_what_an_edit_leaves_alone_is_judged_all_the_same():
+    """An edit of the value moves no rotated key: that this is wrong fails the question, as it did
+    when every stage was worked out anew."""
+    (question,) = (
+        q
+        for q in CHECK_BY_NAME["a_replacement_reaches_the_stages_nobody_watches"].questions(
+            "llama", "float32", "cpu"
+        )
+        if (q.hook, q.scenario) == ("hook_v", "prefill")
+    )
+    for subject, outcome in ((Factory(), Outcome.PASS), (WrongWhereNobodyWatches(), Outcome.FAIL)):
+        assert judge(Bench(subject), question).outcome == outcome
+    verdict = judge(Bench(WrongWhereNobodyWatches()), question)
+    assert verdict.divergent in ("hook_rot_q", "hook_rot_k")

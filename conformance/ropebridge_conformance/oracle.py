@@ -63,12 +63,13 @@ class Context:
     expected: dict[str, Expectation] = field(default_factory=dict, compare=False)
     reads: dict[str, set[str]] = field(default_factory=dict, compare=False)
     memory: dict[str, Any] = field(default_factory=dict, compare=False)
+    right: dict[str, bool] = field(default_factory=dict, compare=False)
 
     def but(self, **changes: Any) -> Context:
         """Return a context with other fields, of which nothing has been worked out yet."""
         if "values" in changes:
             changes["values"] = ReadValues(changes["values"])
-        return replace(self, **changes, expected={}, reads={}, memory={})
+        return replace(self, **changes, expected={}, reads={}, memory={}, right={})
 
     @remembered
     def query(self) -> Tensor:
