@@ -6,7 +6,7 @@ FAMILIES ?=
 RESULTS ?= results/run.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help quick run test format lint hooks wheel legs leg-oldest leg-newest real spec mutants coverage subjects bench clean
+.PHONY: help quick quick-tests quick-zoo run test format lint hooks wheel legs leg-oldest leg-newest real spec mutants coverage subjects bench clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -24,9 +24,16 @@ run: .venv/installed ## judge reference and bridge on the zoo of tiny random lay
 	$(BIN)/ropebridge check --jobs $(JOBS) --results $(RESULTS) $(addprefix --family ,$(FAMILIES))
 	$(if $(filter all,$(FAMILIES)),$(BIN)/pytest -q -n $(JOBS) tests/test_generation.py)
 
-quick: .venv/installed ## the fast tests, and the core zoo in float32, in about a minute on two cores
-	$(BIN)/pytest -q -n $(JOBS) -m 'not slow'
-	$(BIN)/ropebridge check --dtype float32 --jobs $(JOBS) --results results/quick.jsonl
+quick: .venv/installed ## the fast tests, and the core zoo in float32, side by side
+	@$(MAKE) --no-print-directory --jobs=2 quick-tests quick-zoo
+
+quick-tests: .venv/installed
+	@mkdir -p results
+	@$(BIN)/pytest -q -m 'not slow' > results/quick.txt 2>&1 || { cat results/quick.txt; exit 1; }
+	@tail -n 1 results/quick.txt
+
+quick-zoo: .venv/installed
+	@$(BIN)/ropebridge check --dtype float32 --jobs $(JOBS) --results results/quick.jsonl
 
 test: .venv/installed ## the test suite
 	$(BIN)/pytest -n $(JOBS)

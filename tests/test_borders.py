@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -52,9 +53,15 @@ SOURCES = [
 ]
 
 
+@cache
+def nodes_of(path):
+    """Every node of a file's syntax tree."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def imported(path):
     """The top-level packages a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -92,6 +99,7 @@ def test_the_plugin_leaves_the_reference_for_jaxtyping_to_find_first():
     assert done.stdout.strip() == "False", done.stderr
 
 
+@pytest.mark.slow
 def test_the_bridge_does_not_bring_the_judge_along():
     done = run_python(
         "import sys, ropebridge; print(sorted({'ropebridge_conformance', 'ropebridge_reference',"
@@ -147,8 +155,7 @@ def lines_of_body(function):
 )
 def test_functions_can_be_read_at_a_glance(path):
     """The body of none, its docstring aside, is longer than 55 lines of at most 100 columns."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in nodes_of(path) if isinstance(node, ast.FunctionDef)]
     assert [f.name for f in functions if lines_of_body(f) > 55] == []
 
 
@@ -162,10 +169,9 @@ ON_HOOKS = [
 @pytest.mark.parametrize("path", ON_HOOKS, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_what_is_built_on_hooks_is_built_on_public_names(path):
     """Methods, plots and tables are examples too: they do nothing that a reader could not do."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     private = [
         node.attr
-        for node in ast.walk(tree)
+        for node in nodes_of(path)
         if isinstance(node, ast.Attribute)
         and node.attr.startswith("_")
         and not node.attr.endswith("__")
@@ -173,7 +179,7 @@ def test_what_is_built_on_hooks_is_built_on_public_names(path):
     ]
     ours = {
         node.module
-        for node in ast.walk(tree)
+        for node in nodes_of(path)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ropebridge.")
     }
     assert not private
@@ -188,7 +194,7 @@ def test_docstrings_say_what_is_done_in_a_few_words_at_least(package, path):
     nothing to a stranger."""
     nodes = [
         node
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes_of(path)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
     ]
     said = [text.split() for node in nodes if (text := ast.get_docstring(node)) is not None]

@@ -73,6 +73,7 @@ def test_an_edit_that_no_later_stage_could_notice_is_vacuous(monkeypatch):
     assert verdict.reason == "the stages after hook_rot_q would have passed without the edit too"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_the_zoo_can_show_every_fault_that_its_features_allow(case):
     """Each stage that computes has a foil in every family; where a layer does not rotate,

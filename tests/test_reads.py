@@ -1,21 +1,29 @@
 """What a stage is made of is found by watching what its oracle reads."""
 
 import copy
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 
 import pytest
 import torch
 
-from ropebridge_conformance.bench import Bench
+from ropebridge_conformance.bench import Bench, watched
 from ropebridge_conformance.checks import CHECK_BY_NAME
 from ropebridge_conformance.judge import judge
-from ropebridge_conformance.oracle import expect, unchanged
+from ropebridge_conformance.oracle import (
+    Context,
+    contexts_after,
+    contexts_of,
+    expect,
+    unchanged,
+)
 from ropebridge_conformance.reads import ReadValues, remembered
-from ropebridge_conformance.scenarios import SCENARIO_BY_ID
+from ropebridge_conformance.scenarios import SCENARIO_BY_ID, calls, possible
 from ropebridge_conformance.subjects.reference import Factory
+from ropebridge_conformance.traces import record
 from ropebridge_conformance.verdicts import Outcome
 from ropebridge_conformance.weights import WeightsOnce
-from ropebridge_conformance.zoo import specimen
+from ropebridge_conformance.zoo import COVER, specimen
 from ropebridge_reference import STAGES
 
 
@@ -122,6 +130,59 @@ def test_weights_are_read_again_where_a_tensor_was_written_to_or_is_another():
     assert bool((once.read().W_Q == 1).all())
     module.q_proj.weight.requires_grad_(True)
     assert once.read() is not once.read(), "what gradients flow through is read for each call"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", COVER, ids=lambda case: case.id)
+def test_a_context_after_an_edit_is_that_of_the_edited_run(case):
+    """In every kind of layer: what is taken over from the run without the edit is what would have
+    been read again."""
+    own = specimen(case.id, torch.float32, "cpu")
+    decode, prefill = SCENARIO_BY_ID["decode"], SCENARIO_BY_ID["prefill"]
+    scenario = decode if possible(decode, own.variant) else prefill
+    bench = Bench(Factory())
+    layer, watch = bench.layer(own, scenario.opted_in), watched(own, scenario, "all")
+    edit = "hook_v" if "hook_v" in watch else "hook_q"
+    edited = record(layer, calls(scenario, own, layer), watch, {edit: lambda value: value * 1.5})
+    pairs = zip(
+        contexts_after(edited, bench.contexts(own, scenario)),
+        contexts_of(edited, own, scenario),
+        strict=True,
+    )
+    for after, read_again in pairs:
+        for field in fields(Context):
+            if field.name not in ("expected", "reads", "memory", "right"):
+                one, other = (parts(getattr(c, field.name)) for c in (after, read_again))
+                assert len(one) == len(other)
+                assert all(map(same, one, other)), field.name
+
+
+def parts(value):
+    """The tensors and numbers that a value is made of, whatever holds them."""
+    value = vars(value) if is_dataclass(value) else value
+    value = list(value.values()) if isinstance(value, Mapping) else value
+    if isinstance(value, list | tuple):
+        return [part for inner in value for part in parts(inner)]
+    return [value]
+
+
+def same(one, other):
+    """Whether two values are alike, tensors to the bit."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return one == other
+
+
+def test_derivatives_of_other_values_are_worked_out_anew():
+    bench, own = Bench(Factory()), specimen("gemma3_local", torch.float32, "cpu")
+    scenario = SCENARIO_BY_ID["prefill"]
+    clean = bench.backward(own, scenario, "all").trace
+    values = {**clean.values, "hook_v": clean.values["hook_v"] + 1}
+    kept = bench.derivatives(own, scenario, "all", clean)
+    again = bench.derivatives(own, scenario, "all", replace(clean, values=dict(clean.values)))
+    other = bench.derivatives(own, scenario, "all", replace(clean, values=values))
+    assert again is kept
+    assert torch.equal(other.leaves["hook_v"], values["hook_v"].double())
 
 
 class WrongWhereNobodyWatches(Factory):

@@ -11,6 +11,13 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from ropebridge_conformance.gradients import (
+    Backward,
+    Derivatives,
+    Replace,
+    derivatives_of,
+    run_backwards,
+)
 from ropebridge_conformance.oracle import Context, contexts_of
 from ropebridge_conformance.scenarios import Scenario, calls
 from ropebridge_conformance.traces import Trace, record
@@ -92,6 +99,8 @@ class Bench:
         self.layer = lru_cache(maxsize=16)(self._layer)
         self.traces = lru_cache(maxsize=24)(self._traces)
         self.contexts = lru_cache(maxsize=24)(self._contexts)
+        self.backward = lru_cache(maxsize=4)(self.run_backwards)
+        self._derivatives = lru_cache(maxsize=4)(self._clean_derivatives)
         self._found: OrderedDict[tuple[str, ...], tuple[list[Trace], Any]] = OrderedDict()
 
     def _layer(self, specimen: Specimen, opted_in: Sequence[OptIn]) -> Any:
@@ -108,6 +117,34 @@ class Bench:
     ) -> list[Context]:
         """Return what the oracle recomputes the stages of those calls from."""
         return contexts_of(self.traces(specimen, scenario, watch), specimen, scenario)
+
+    def run_backwards(
+        self,
+        specimen: Specimen,
+        scenario: Scenario,
+        watch: Watch,
+        backward: Sequence[str] = (),
+        edits: Mapping[str, Replace] | None = None,
+    ) -> Backward:
+        """Return the scenario's first call and its backward pass; `backward` names the hook points
+        with a backward hook, and `edits` what some of those replace the gradient by."""
+        layer = self.layer(specimen, scenario.opted_in)
+        call = calls(scenario, specimen, layer)[0]
+        return run_backwards(layer, call, watched(specimen, scenario, watch), backward, edits)
+
+    def derivatives(
+        self, specimen: Specimen, scenario: Scenario, watch: Watch, trace: Trace
+    ) -> Derivatives:
+        """Return what the stages of a recorded call are differentiated by; worked out once for
+        calls that went the same to the bit, as they do where backward hooks alone differ."""
+        if same_bits([self.backward(specimen, scenario, watch).trace], [trace]):
+            return self._derivatives(specimen, scenario, watch)
+        return derivatives_of(trace, specimen, scenario)
+
+    def _clean_derivatives(
+        self, specimen: Specimen, scenario: Scenario, watch: Watch
+    ) -> Derivatives:
+        return derivatives_of(self.backward(specimen, scenario, watch).trace, specimen, scenario)
 
     def once_for_the_same(self, traces: list[Trace], question: Any, find: Callable[[], T]) -> T:
         """Return what `find` makes of recorded calls; not asked again for calls that went the same

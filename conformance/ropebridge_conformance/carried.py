@@ -4,6 +4,7 @@ much."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,15 +29,23 @@ from ropebridge_spec import Differential, Gate, Norm, Rotary, Variant, bounds
 
 @dataclass(frozen=True)
 class WithError:
-    """Hold an exact value, and how far a computation in some dtype may be from it."""
+    """Hold an exact value, and how far a computation in some dtype may be from it.
+
+    is_exact: whether the error is 0 everywhere.
+    """
 
     value: Tensor
     error: Tensor
+    is_exact: bool = False
+
+    def error_through(self, stage: Callable[[Tensor], Tensor]) -> Tensor | float:
+        """Return what a stage, linear in this and made of absolute values, makes of the error."""
+        return 0.0 if self.is_exact else stage(self.error)
 
 
 def exact(value: Tensor) -> WithError:
     """Return a value that nothing is lost of."""
-    return WithError(value, torch.zeros_like(value))
+    return WithError(value, torch.zeros_like(value), is_exact=True)
 
 
 def heads_of(x: Tensor, heads: int) -> WithError:
@@ -46,7 +55,8 @@ def heads_of(x: Tensor, heads: int) -> WithError:
 
 def projected(x: WithError, W: Tensor, b: Tensor | None, dtype: str) -> WithError:
     """Carry value and error through PROJ-1: (batch pos head n) by (head n m)."""
-    value, carried = project_heads(x.value, W, b), project_heads(x.error, W.abs(), None)
+    value = project_heads(x.value, W, b)
+    carried = x.error_through(lambda error: project_heads(error, W.abs(), None))
     magnitude = project_heads(x.value.abs() + x.error, W.abs(), None if b is None else b.abs())
     product = 0 if b is None else project_heads(x.value, W, None).abs() + carried
     return WithError(
@@ -120,14 +130,12 @@ def scaled(x: WithError, factor: float, dtype: str) -> WithError:
 
 def rotated(x: WithError, turn: Tensor, rotary: Rotary, dtype: str) -> WithError:
     """Carry value and error through ROT-1: the stage on the value, and its bound."""
-    value, magnitude = (
-        rotate(x.value, turn, rotary),
-        rotate(x.value.abs() + x.error, turn.abs(), rotary),
-    )
+    value, steps = rotate(x.value, turn, rotary), turn.abs()
+    magnitude = rotate(x.value.abs() + x.error, steps, rotary)
+    carried = x.error_through(lambda error: rotate(error, steps, rotary))
     return WithError(
         value,
-        rotate(x.error, turn.abs(), rotary)
-        + bounds.rotate(value, magnitude, precision=rotary.precision, dtype=dtype),
+        carried + bounds.rotate(value, magnitude, precision=rotary.precision, dtype=dtype),
     )
 
 
@@ -189,13 +197,14 @@ def opened(logits: WithError, kind: Gate, dtype: str) -> WithError:
     return gate if kind.per == "channel" else WithError(gate.value[..., 0], gate.error[..., 0])
 
 
-def mixed(p: Tensor, p_error: Tensor, v: WithError, dtype: str) -> WithError:
-    """Return the mix of values by a pattern that is itself off."""
-    value, magnitude = mix_values(p, v.value), mix_values(p + p_error, v.value.abs() + v.error)
-    carried = mix_values(p_error, v.value.abs() + v.error) + mix_values(p, v.error)
-    return WithError(
-        value, carried + bounds.linear(value, magnitude, terms=p.shape[-1], dtype=dtype)
-    )
+def mixed(p: WithError, v: WithError, dtype: str) -> WithError:
+    """Return the mix of values by a pattern; either may itself be off."""
+    value, largest = mix_values(p.value, v.value), v.value.abs() + v.error
+    magnitude = mix_values(p.value + p.error, largest)
+    of_pattern = p.error_through(lambda error: mix_values(error, largest))
+    of_values = v.error_through(lambda error: mix_values(p.value, error))
+    bound = bounds.linear(value, magnitude, terms=p.value.shape[-1], dtype=dtype)
+    return WithError(value, of_pattern + of_values + bound)
 
 
 def key_biased(v: WithError, weights: Weights, variant: Variant, dtype: str) -> WithError:

@@ -8,11 +8,17 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 NEEDS = ("typer", "rich", "jinja2", "pytest")
+JUDGING = ("check", "coverage")
+"""Commands that start processes."""
 
 
 def main() -> None:
     """Run the command line, or say what is missing."""
     refuse_missing("conformance", NEEDS)
+    if set(JUDGING) & set(sys.argv[1:2]):
+        from ropebridge_conformance.processes import prepare
+
+        prepare()
     from ropebridge_conformance.cli import app
 
     app()

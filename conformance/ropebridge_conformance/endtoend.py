@@ -93,24 +93,21 @@ def end_to_end(
         )
     )
     own = None if variant.key_bias is None else key_biased(v, weights, variant, dtype)
-    p, p_error = attended(
-        tempered(q, positions, variant, dtype), k, bias, own, weights, variant, dtype
-    )
+    p = attended(tempered(q, positions, variant, dtype), k, bias, own, weights, variant, dtype)
     g = gate(c_q if variant.gate_rises else heads_of(x, variant.heads), weights, variant, dtype)
-    z = differ(p, p_error, v, weights, variant, dtype)
+    z = differ(p, v, weights, variant, dtype)
     z = z if weights.alpha is None else excluded(z, v, weights.alpha, dtype)
     z = finished(z, g, weights.z_norm, variant.z_norm, dtype)
     z = scaled(z, variant.z_multiplier, dtype)
-    return EndToEnd(Expectation(p, p_error), put_out(z, weights, variant, dtype))
+    return EndToEnd(Expectation(p.value, p.error), put_out(z, weights, variant, dtype))
 
 
-def differ(
-    p: Tensor, p_error: Tensor, v: WithError, weights: Weights, variant: Variant, dtype: str
-) -> WithError:
-    """Carry value and error through MIX-1: ; of pairs of heads the difference (DIFF-1)."""
+def differ(p: WithError, v: WithError, weights: Weights, variant: Variant, dtype: str) -> WithError:
+    """Carry value and error through MIX-1; where heads come in pairs, through their difference too
+    (DIFF-1)."""
     if variant.differential is None or weights.lambdas is None:
-        return mixed(p, p_error, v, dtype)
-    both = mixed(p, p_error, WithError(side_by_side(v.value), side_by_side(v.error)), dtype)
+        return mixed(p, v, dtype)
+    both = mixed(p, WithError(side_by_side(v.value), side_by_side(v.error)), dtype)
     return subtracted(both, weights.lambdas, variant.differential, dtype)
 
 
@@ -222,7 +219,7 @@ def attended(
     weights: Weights,
     variant: Variant,
     dtype: str,
-) -> tuple[Tensor, Tensor]:
+) -> WithError:
     """Carry value and error through SCORE-1 and PAT-1: the score error runs through softmax,
     relative e^(2 delta) - 1.
 
@@ -248,7 +245,7 @@ def attended(
     p = make_pattern(s, weights.sinks)
     below = (s.amax(-1, keepdim=True) - s).nan_to_num(nan=0.0, posinf=0.0)
     rounding = 2 * bounds.UNIT[dtype] * below * p
-    return (
+    return WithError(
         p,
         p * (2 * delta).expm1()
         + bounds.softmax(p, below, keys=s.shape[-1] + 1, dtype=dtype)

@@ -145,31 +145,75 @@ def served(variant: Variant) -> bool:
     )
 
 
-def expected_gradients(
-    made: Backward, specimen: Specimen, scenario: Scenario
-) -> dict[str, Expectation]:
-    """Return what the gradient at every watched hook but the last must be, and how far off it may
-    be."""
-    leaves = {name: value.double().requires_grad_() for name, value in made.trace.values.items()}
-    context = context_of(replace(made.trace, values=Values(leaves)), specimen, scenario)
+@dataclass(frozen=True, eq=False)
+class Derivatives:
+    """Hold the stages of one recorded call, ready to be differentiated by what each one reads.
+
+    Built once, it serves every backward pass over the same values.
+
+    leaves: each recorded value, by hook point, in float64. context: the stages of the leaves.
+    plain: the same stages, without derivatives. absolute: the stages of absolute values.
+    fused: whether nobody watched scores and pattern.
+    """
+
+    leaves: dict[str, Tensor]
+    context: Context
+    plain: Context
+    absolute: Context
+    fused: bool
+
+    def of(self, g: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+        """Return J^T g at every leaf, of all stages whose gradient g is there."""
+        return transposed(self.context, self.leaves, g)
+
+    def of_absolute_values(self, g: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return |J|^T g, at every hook, of the stages that are linear in each of their inputs:
+        their gradients at absolute values."""
+        shares = transposed(self.absolute, self.absolute.values, g)
+        return {name: share for name, share in shares.items() if share is not None}
+
+
+def derivatives_of(trace: Trace, specimen: Specimen, scenario: Scenario) -> Derivatives:
+    """Return the derivatives of a recorded call's stages."""
+    leaves = {name: value.double().requires_grad_() for name, value in trace.values.items()}
+    context = context_of(replace(trace, values=Values(leaves)), specimen, scenario)
     fused = "hook_pattern" not in leaves
     if fused:
         context = with_unseen(context)
+    plain = context.but(values={name: value.detach() for name, value in context.values.items()})
+    return Derivatives(leaves, context, plain, in_absolute_values(plain), fused)
+
+
+def transposed(
+    context: Context, leaves: Mapping[str, Tensor], g: Mapping[str, Tensor]
+) -> dict[str, Tensor | None]:
+    """Return J^T g at every leaf, summed over the stages that g has a gradient of; None where none
+    of them reads the leaf."""
+    terms = [
+        (finite(expect(name, context).value) * share).sum()
+        for name, share in g.items()
+        if name not in GIVEN
+    ]
+    if not terms:
+        return dict.fromkeys(leaves)
+    shares = torch.autograd.grad(
+        torch.stack(terms).sum(), list(leaves.values()), allow_unused=True, retain_graph=True
+    )
+    return dict(zip(leaves, shares, strict=True))
+
+
+def expected_gradients(made: Backward, derivatives: Derivatives) -> dict[str, Expectation]:
+    """Return what the gradient at every watched hook but the last must be, and how far off it may
+    be; `derivatives` are those of the values of this very call."""
     g = {
         name: gradient.double() for name, gradient in made.gradients.items() if gradient is not None
     }
-    terms = [
-        (finite(expect(name, context).value) * g[name]).sum()
-        for name in leaves
-        if name not in GIVEN and name in g
-    ]
-    exact = torch.autograd.grad(torch.stack(terms).sum(), list(leaves.values()), allow_unused=True)
-    bound = magnitudes(
-        context, {name: share.abs() for name, share in g.items()}, made, leaves, fused
-    )
+    exact = derivatives.of({name: g[name] for name in derivatives.leaves if name in g})
+    bound = magnitudes(derivatives, {name: share.abs() for name, share in g.items()}, made)
+    least = STEPS * bounds.UNDERFLOW[derivatives.plain.dtype]
     return {
-        name: Expectation(value, bound[name] + STEPS * bounds.UNDERFLOW[context.dtype])
-        for name, value in zip(leaves, exact, strict=True)
+        name: Expectation(value, bound[name] + least)
+        for name, value in exact.items()
         if value is not None and name != "hook_out"
     }
 
@@ -189,21 +233,16 @@ def finite(value: Tensor) -> Tensor:
 
 
 def magnitudes(
-    context: Context,
-    g: Mapping[str, Tensor],
-    made: Backward,
-    leaves: Mapping[str, Tensor],
-    fused: bool,
+    derivatives: Derivatives, g: Mapping[str, Tensor], made: Backward
 ) -> dict[str, Tensor]:
     """Return the error that a right implementation may have at each hook."""
-    dtype = context.dtype
-    plain = {name: value.detach() for name, value in context.values.items()}
-    context = context.but(values=plain)
+    context, fused = derivatives.plain, derivatives.fused
+    dtype, values = context.dtype, context.values
     relative = share_lost(context, dtype)
     loose = {name: relative * share + bounds.UNDERFLOW[dtype] for name, share in g.items()}
-    error: dict[str, Tensor] = {name: torch.zeros_like(value) for name, value in plain.items()}
+    error: dict[str, Tensor] = {name: torch.zeros_like(value) for name, value in values.items()}
     if fused:
-        through_unseen(context, g, loose, relative)
+        through_unseen(derivatives, g, loose, relative)
     elif "hook_attn_scores" in loose:
         loose["hook_attn_scores"] = (
             loose["hook_attn_scores"] + slope_error(context) * g["hook_attn_scores"]
@@ -214,15 +253,13 @@ def magnitudes(
             error[source] = error[source] + share
     if "hook_pattern" in loose and not fused:
         error["hook_attn_scores"] = error["hook_attn_scores"] + softmax_share(
-            plain["hook_pattern"], loose.pop("hook_pattern")
+            values["hook_pattern"], loose.pop("hook_pattern")
         )
-    linear = linear_shares(context, loose)
-    made_of = {
-        name: error[name] + linear.get(name, torch.zeros_like(error[name])) for name in leaves
-    }
+    for name, share in derivatives.of_absolute_values(loose).items():
+        error[name] = error[name] + share
     return {
-        name: value * coarser(context, made.trace.values[name], dtype)
-        for name, value in made_of.items()
+        name: error[name] * coarser(context, made.trace.values[name], dtype)
+        for name in derivatives.leaves
     }
 
 
@@ -243,13 +280,14 @@ def coarser(context: Context, value: Tensor, dtype: str) -> float:
 
 
 def through_unseen(
-    context: Context, g: Mapping[str, Tensor], loose: dict[str, Tensor], relative: float
+    derivatives: Derivatives, g: Mapping[str, Tensor], loose: dict[str, Tensor], relative: float
 ) -> None:
     """Add the errors at scores that nobody saw, of the pattern's factor and of the steps from z;
     and z's own."""
+    context = derivatives.plain
     scores, p = context.values["hook_attn_scores"], context.values["hook_pattern"]
     factor = (2 * score_bound(context, scores).amax(-1, keepdim=True)).expm1()
-    at_pattern = linear_shares(context, {"hook_z": g["hook_z"]})["hook_pattern"]
+    at_pattern = derivatives.of_absolute_values({"hook_z": g["hook_z"]})["hook_pattern"]
     at_scores = softmax_share(p, at_pattern)
     loose["hook_attn_scores"] = (
         (relative + 2 * factor + factor**2) * at_scores
@@ -305,42 +343,21 @@ def weight_of(affine: Affine, norm: Norm) -> Tensor | float:
     return (affine.weight if norm.weight == "scale" else 1 + affine.weight).abs()
 
 
-def linear_shares(context: Context, g: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return |J|^T g, at every hook, of the stages that are linear in each of their inputs: their
-    gradients at absolute values."""
-    absolute = {
-        name: torch.where(value.isfinite(), value.abs(), 0.0).requires_grad_()
-        for name, value in context.values.items()
-    }
-    context = in_absolute_values(context, absolute)
-    terms = [
-        (finite(expect(name, context).value) * share).sum()
-        for name, share in g.items()
-        if name not in GIVEN
-    ]
-    if not terms:
-        return {}
-    shares = torch.autograd.grad(
-        torch.stack(terms).sum(), list(absolute.values()), allow_unused=True
-    )
-    return {name: share for name, share in zip(absolute, shares, strict=True) if share is not None}
-
-
-def in_absolute_values(context: Context, values: Mapping[str, Tensor]) -> Context:
-    """Return the context with nothing negative in it, and every stage linear in each of its
-    inputs."""
+def in_absolute_values(context: Context) -> Context:
+    """Return the context with nothing negative in it, every stage linear in each of its inputs, and
+    every value a leaf."""
     variant = replace(context.variant, softcap=None, clip=None, scale=abs(context.variant.scale))
     variant = replace(
         variant, k_multiplier=abs(variant.k_multiplier), v_multiplier=abs(variant.v_multiplier)
     )
-    stages = replace(STAGES, turns=absolute_turns, gate=steepest, pattern=lambda s, sinks: s)
-    bias = torch.where(context.bias.isfinite(), 0.0, context.bias)
     return context.but(
         variant=variant,
-        stages=stages,
-        values=values,
+        stages=replace(STAGES, turns=absolute_turns, gate=steepest, pattern=lambda s, sinks: s),
+        values={
+            name: finite(value).abs().requires_grad_() for name, value in context.values.items()
+        },
         weights=absolute_weights(context.weights),
-        bias=bias,
+        bias=torch.where(context.bias.isfinite(), 0.0, context.bias),
     )
 
 

@@ -170,6 +170,28 @@ def contexts_of(traces: Sequence[Trace], specimen: Specimen, scenario: Scenario)
     return [context_of(trace, specimen, scenario, weights) for trace in traces]
 
 
+def contexts_after(edited: Sequence[Trace], before: Sequence[Context]) -> list[Context]:
+    """Return the contexts of calls that were run again with an edit, from those of the run without
+    it: what the caller gave, and the weights, are the same."""
+    return [
+        context.but(values=in_float64(trace), past=past_after(trace, context))
+        for trace, context in zip(edited, before, strict=True)
+    ]
+
+
+def past_after(trace: Trace, before: Context) -> Past | None:
+    """Return the keys and values that a call finds: those of the edited calls before it, unless an
+    earlier layer hands them down (KV-1)."""
+    if before.variant.shared_kv_argument or trace.past is None:
+        return before.past
+    return Past(trace.past.key.double(), trace.past.value.double())
+
+
+def in_float64(trace: Trace) -> dict[str, Tensor]:
+    """Return what each hook point held, by name."""
+    return {name: value.double() for name, value in trace.values.items()}
+
+
 def context_of(
     trace: Trace, specimen: Specimen, scenario: Scenario, weights: Weights | None = None
 ) -> Context:
@@ -187,7 +209,7 @@ def context_of(
     return Context(
         variant=variant,
         weights=weights,
-        values=ReadValues({name: value.double() for name, value in trace.values.items()}),
+        values=ReadValues(in_float64(trace)),
         given={
             "hook_in": x,
             "hook_kv_in": call.source(variant),
@@ -366,10 +388,9 @@ def rotated(hook: str, c: Context) -> Expectation:
         c.variant.rotary,
         fitting((c.values["hook_cos"], c.values["hook_sin"]), x.shape[1]),
     )
-    value = c.stages.rotate(x, c.stages.turns(cos, sin, rotary), rotary)
-    return Expectation(
-        value, carried.rotated(exact(x), c.stages.turns(cos, sin, rotary), rotary, c.dtype).error
-    )
+    turn = c.stages.turns(cos, sin, rotary)
+    value = c.stages.rotate(x, turn, rotary)
+    return Expectation(value, carried.rotated(exact(x), turn, rotary, c.dtype).error)
 
 
 def scored(hook: str, c: Context) -> Expectation:
@@ -447,7 +468,7 @@ def mixed(hook: str, c: Context) -> Expectation:
     if "hook_pattern" not in c.values:
         return mixed_unseen(c)
     pattern = c.values["hook_pattern"]
-    bound = carried.mixed(pattern, torch.zeros_like(pattern), exact(c.paired_values), c.dtype)
+    bound = carried.mixed(exact(pattern), exact(c.paired_values), c.dtype)
     return finished(c, c.stages.mix(pattern, c.paired_values), bound)
 
 

@@ -12,9 +12,10 @@ from types import TracebackType
 from typing import Any
 
 from ropebridge_conformance.judge import expected_to_fail, verdict
+from ropebridge_conformance.processes import processes
 from ropebridge_conformance.questions import Finding, Question, failed
 from ropebridge_conformance.verdicts import Outcome, Verdict
-from ropebridge_conformance.worker import Loaded, Ready, Refused, Task, processes, serve
+from ropebridge_conformance.worker import Loaded, Ready, Refused, Task, serve
 
 PATIENCE = 5
 """So many questions in a row that a subject leaves unanswered; after that it is asked no more."""

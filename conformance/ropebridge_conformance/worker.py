@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from multiprocessing.context import BaseContext
 
 from ropebridge_conformance.bench import Bench, SubjectError, load_subject
 from ropebridge_conformance.judge import judge, single_threaded
@@ -53,16 +50,6 @@ class Refused:
     """Say that the subject of the task cannot be loaded; this is why."""
 
     reason: str
-
-
-def processes() -> BaseContext:
-    """Return how processes are started: from one that has imported everything, where there can be
-    one, so that a replacement is there at once."""
-    if sys.platform != "linux":
-        return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
 
 
 def serve(pipe: Connection) -> None:

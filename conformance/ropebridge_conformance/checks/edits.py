@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.compare import compare, fits, ratios
-from ropebridge_conformance.oracle import Context, Expectation, contexts_of, expect, unchanged
+from ropebridge_conformance.oracle import Context, Expectation, contexts_after, expect, unchanged
 from ropebridge_conformance.questions import (
     Check,
     Finding,
@@ -198,7 +198,7 @@ def what_followed(
 ) -> Finding:
     """Return what became of the stages after the edit; `before` has the contexts of the clean
     run."""
-    contexts = contexts_of(edited, q.specimen, q.situation)
+    contexts = contexts_after(edited, before)
     return (
         first_divergent(q, clean, edited, contexts, before)
         or without_effect(q, clean, edited, contexts[0], before[0])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.compare import compare
-from ropebridge_conformance.gradients import Backward, expected_gradients, run_backwards, served
+from ropebridge_conformance.gradients import Backward, expected_gradients, served
 from ropebridge_conformance.questions import (
     Check,
     Finding,
@@ -18,7 +18,7 @@ from ropebridge_conformance.questions import (
     passed,
     vacuous,
 )
-from ropebridge_conformance.scenarios import Scenario, calls, possible
+from ropebridge_conformance.scenarios import Scenario, possible
 from ropebridge_spec import HookSpec, Variant
 
 TABLES = ("hook_cos", "hook_sin")
@@ -27,20 +27,20 @@ TABLES = ("hook_cos", "hook_sin")
 def the_gradient_at_a_hook_is_the_derivative(bench: Bench, q: Question) -> Finding:
     """GRAD-1: the gradient retained on what each hook was given is the float64 reference's, from
     the gradients one stage down."""
-    return judge_gradients(backwards(bench, q, "all"), q)
+    return judge_gradients(bench, q, clean_run(bench, q, "all"), "all")
 
 
 def the_gradient_is_the_same_where_nothing_is_made(bench: Bench, q: Question) -> Finding:
     """GRAD-1 where scores and pattern are not watched: the backward pass of a kernel that makes
     neither, over the stages it fuses."""
-    return judge_gradients(backwards(bench, q, "fused"), q)
+    return judge_gradients(bench, q, clean_run(bench, q, "fused"), "fused")
 
 
 def a_backward_hook_sees_the_gradient(bench: Bench, q: Question) -> Finding:
     """GRAD-1: backward hooks are called once each, with the very gradient that is retained
     there."""
     names = [name for name in watched(q.specimen, q.situation, "all") if name not in TABLES]
-    made = backwards(bench, q, "all", names)
+    made = bench.run_backwards(q.specimen, q.situation, "all", names)
     seen = dict(made.seen)
     for name in reversed(names):
         calls_of = [gradient for hook, gradient in made.seen if hook == name]
@@ -62,7 +62,7 @@ def a_backward_hook_sees_the_gradient(bench: Bench, q: Question) -> Finding:
 def a_backward_hook_may_replace_the_gradient(bench: Bench, q: Question) -> Finding:
     """GRAD-1: what a backward hook gives back is the gradient that all earlier stages are given."""
     assert q.hook is not None
-    clean = backwards(bench, q, "all")
+    clean = clean_run(bench, q, "all")
     left: list[Tensor] = []
 
     def double(gradient: Tensor) -> Tensor:
@@ -70,13 +70,13 @@ def a_backward_hook_may_replace_the_gradient(bench: Bench, q: Question) -> Findi
         left.append(torch.where(gradient == 0, gradient, gradient * 2 + 0.5))
         return left[-1]
 
-    made = backwards(bench, q, "all", [q.hook], double)
+    made = bench.run_backwards(q.specimen, q.situation, "all", [q.hook], {q.hook: double})
     if len(left) != 1:
         return failed(
             f"the backward hook at {q.hook} was called {len(left)} times", divergent=q.hook
         )
     made.gradients[q.hook] = left[0]
-    finding = judge_gradients(made, q, besides=q.hook)
+    finding = judge_gradients(bench, q, made, "all", besides=q.hook)
     if finding.divergent is None and q.hook != "hook_in" and unmoved(clean, made):
         return vacuous("the gradient of the input did not move")
     if q.hook == "hook_in" and not torch.equal(made.at_input, left[0]):  # type: ignore[arg-type]
@@ -93,23 +93,15 @@ def unmoved(clean: Backward, made: Backward) -> bool:
     return one is not None and other is not None and torch.equal(one, other)
 
 
-def backwards(
-    bench: Bench, q: Question, watch: Watch, backward: list[str] | None = None, edit: object = None
-) -> Backward:
-    """Return the scenario's one call, and its backward pass."""
-    layer = bench.layer(q.specimen, q.situation.opted_in)
-    call = calls(q.situation, q.specimen, layer)[0]
-    edits = {q.hook: edit} if edit is not None else None
-    return run_backwards(
-        layer,
-        call,
-        watched(q.specimen, q.situation, watch),
-        backward or (),
-        edits,  # type: ignore[arg-type]
-    )
+def clean_run(bench: Bench, q: Question, watch: Watch) -> Backward:
+    """Return the scenario's one call and its backward pass, in which no backward hook takes part;
+    it is run once."""
+    return bench.backward(q.specimen, q.situation, watch)
 
 
-def judge_gradients(made: Backward, q: Question, besides: str | None = None) -> Finding:
+def judge_gradients(
+    bench: Bench, q: Question, made: Backward, watch: Watch, besides: str | None = None
+) -> Finding:
     """Judge every hook's gradient, from the output backwards; `besides` is where it was
     replaced."""
     for name in reversed(made.trace.fired):
@@ -118,7 +110,8 @@ def judge_gradients(made: Backward, q: Question, besides: str | None = None) -> 
             return failed(f"no gradient arrives at what {name} was given", divergent=name)
         if name == "hook_out" and name != besides and not torch.equal(gradient, made.cotangent):
             return failed("the gradient at hook_out is not that of the output", divergent=name)
-    wanted = expected_gradients(made, q.specimen, q.situation)
+    derivatives = bench.derivatives(q.specimen, q.situation, watch, made.trace)
+    wanted = expected_gradients(made, derivatives)
     worst = None
     for name in (name for name in reversed(made.trace.fired) if name in wanted and name != besides):
         difference = compare(made.gradients[name], wanted[name])  # type: ignore[arg-type]

@@ -1,0 +1,28 @@
+"""How the judge's processes are started: from one that has imported everything, where there can be
+one, so that a process that takes the place of another is there at once."""
+
+from __future__ import annotations
+
+import sys
+from multiprocessing import forkserver, get_context
+from multiprocessing.context import BaseContext
+
+IMPORTED = ("ropebridge_conformance.worker", "transformers.models.llama.modeling_llama")
+"""What that one imports: one model of transformers brings along what all of them share."""
+
+
+def processes() -> BaseContext:
+    """Return the context to start processes in; each begins as a new interpreter where there is no
+    forking from a server."""
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(IMPORTED))
+    return context
+
+
+def prepare() -> None:
+    """Start the process that others are forked from; it imports while this one goes on."""
+    if sys.platform == "linux":
+        processes()
+        forkserver.ensure_running()
