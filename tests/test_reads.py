@@ -7,11 +7,14 @@ from dataclasses import fields, is_dataclass, replace
 import pytest
 import torch
 
+from ropebridge_conformance import zoo
 from ropebridge_conformance.bench import Bench, watched
 from ropebridge_conformance.checks import CHECK_BY_NAME
 from ropebridge_conformance.judge import judge
 from ropebridge_conformance.oracle import (
+    STAGE_ORACLES,
     Context,
+    Expectation,
     contexts_after,
     contexts_of,
     expect,
@@ -23,7 +26,7 @@ from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.traces import record
 from ropebridge_conformance.verdicts import Outcome
 from ropebridge_conformance.weights import WeightsOnce
-from ropebridge_conformance.zoo import COVER, specimen
+from ropebridge_conformance.zoo import COVER, specimen, tiny_model
 from ropebridge_reference import STAGES
 
 
@@ -88,7 +91,7 @@ def context():
     ],
 )
 def test_a_stage_has_read_what_the_contract_makes_it_of(context, hook, made_of):
-    expect(hook, context)
+    _ = expect(hook, context).bound
     assert context.reads[hook] == made_of
 
 
@@ -171,6 +174,41 @@ def same(one, other):
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     return one == other
+
+
+def test_a_bound_is_worked_out_when_it_is_asked_for_and_counts_as_read_then(context):
+    """What is asked of a value alone costs no bound; what a bound is made of is known all the
+    same."""
+    asked = []
+    oracle = STAGE_ORACLES["hook_z"]
+
+    def watched_oracle(hook, c):
+        return Expectation(
+            oracle(hook, c).value, lambda: asked.append(c) or c.values["hook_out"].abs()
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(STAGE_ORACLES, "hook_z", watched_oracle)
+        again = context.but(values=context.values)
+        made = expect("hook_z", again)
+        assert (len(asked), "hook_out" in again.reads["hook_z"]) == (0, False)
+        assert made.bound is made.bound
+        assert (len(asked), "hook_out" in again.reads["hook_z"]) == (1, True)
+        other = context.but(values={**context.values, "hook_out": context.values["hook_out"] + 1})
+        assert not unchanged("hook_z", other, context.but(values=context.values))
+
+
+def test_the_layers_of_a_case_are_copies_of_one_model(monkeypatch):
+    """In every dtype: casting one leaves the others as they were."""
+    built = []
+    monkeypatch.setattr(zoo, "tiny_model", lambda case: built.append(case) or tiny_model(case))
+    zoo.layer_of.cache_clear()
+    zoo.specimen.cache_clear()
+    layers = [specimen("llama", dtype, "cpu") for dtype in (torch.bfloat16, torch.float64)]
+    assert [case.id for case in built] == ["llama"]
+    weights = [layer.module.q_proj.weight for layer in layers]
+    assert [weight.dtype for weight in weights] == [torch.bfloat16, torch.float64]
+    assert torch.equal(weights[0], weights[1].bfloat16())
 
 
 def test_derivatives_of_other_values_are_worked_out_anew():

@@ -4,6 +4,7 @@ machine."""
 import random
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -16,6 +17,12 @@ from ropebridge_conformance.shards import Shard, ShardError, read_shard
 @pytest.fixture(scope="module")
 def units():
     return units_of(DEFAULT_SUBJECTS, Selection(devices=("cpu",)), PROFILE_BY_NAME["default"])
+
+
+def test_units_about_one_layer_come_one_after_another(units):
+    """A process then has the model at hand that the units before it were about."""
+    cases = [unit.case for unit in units]
+    assert len(set(cases)) == sum(case != before for case, before in pairwise([None, *cases]))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])

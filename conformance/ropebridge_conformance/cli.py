@@ -232,7 +232,7 @@ def bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=errors)
+    return Progress(*columns, console=errors, refresh_per_second=2)
 
 
 def report(verdicts: Sequence[Verdict]) -> None:

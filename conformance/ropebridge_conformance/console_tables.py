@@ -85,7 +85,7 @@ def summary(verdicts: Sequence[Verdict]) -> str:
 
 
 def mutant_table(trials: Sequence[Trial]) -> Table:
-    """Return mutants by dtypes: killed and named, killed at another stage, or survived."""
+    """Return a table of mutants by dtype: killed at its stage, at another stage, or survived."""
     dtypes = list(dict.fromkeys(trial.dtype for trial in trials))
     table = Table(title="mutants")
     for column in ("mutant", "fault", "stage", *dtypes):

@@ -61,7 +61,7 @@ def refusal(name: str, short: str) -> str:
 
 
 def of_hook(hook: HookSpec) -> RenderableType:
-    """Return Stage, value, axes, condition and clauses of a hook point."""
+    """Return the stage, value, axes, condition and clauses of a hook point."""
     grid = two_columns()
     for label, value in (
         ("full name", f"blocks.{{layer}}.attn.{hook.name}"),

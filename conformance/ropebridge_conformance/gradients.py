@@ -219,8 +219,8 @@ def expected_gradients(made: Backward, derivatives: Derivatives) -> dict[str, Ex
 
 
 def with_unseen(context: Context) -> Context:
-    """Return scores and pattern worked out of query and key, where nobody watched them; gradients
-    flow through."""
+    """Return the context with scores and pattern, which nobody watched, worked out of query and
+    key; gradients flow through them."""
     scores = expect("hook_attn_scores", context).value
     with_scores = context.but(values={**context.values, "hook_attn_scores": scores})
     pattern = expect("hook_pattern", with_scores).value

@@ -53,7 +53,7 @@ class Found:
 
     @property
     def status(self) -> str:
-        """Return served, left alone, or refused."""
+        """Return "served", "left alone" or "refused"."""
         if self.name in FAMILIES:
             return "served"
         return "left alone" if self.name in LEFT_ALONE else "refused"

@@ -56,8 +56,8 @@ def judge(bench: Bench, question: Question, known: Sequence[KnownFailure] = ()) 
 
 
 def not_shown(unsupported: Mapping[str, str], error: NotShown) -> Finding:
-    """Return a question that cannot be put without a hook point the subject declares not to have is
-    not its fault; otherwise it is."""
+    """Return NOT_EXERCISED for a question that needs a hook point which the subject declares not to
+    have, else FAIL."""
     if error.hook in unsupported:
         return Finding(
             Outcome.NOT_EXERCISED,
@@ -67,7 +67,7 @@ def not_shown(unsupported: Mapping[str, str], error: NotShown) -> Finding:
 
 
 def raised(error: BaseException) -> str:
-    """Return what an exception says, however long; one that cannot say it is named."""
+    """Return the text of an exception, cut at LONGEST; its type where it has no text to give."""
     try:
         said = str(error)
     except Exception as again:

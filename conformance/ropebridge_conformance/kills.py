@@ -13,8 +13,8 @@ from ropebridge_spec import HOOKS
 
 
 def kill_table(trials: Sequence[Trial]) -> Table:
-    """Return stages by dtypes: of so many mutants that can show, so many killed and so many named
-    at their stage."""
+    """Return a table of stages by dtype: how many mutants were killed, how many of them at their
+    own stage, and how many there are whose fault can show."""
     dtypes = list(dict.fromkeys(trial.dtype for trial in trials))
     table = Table(title="killed / at the right stage / can show", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("stage", no_wrap=True)

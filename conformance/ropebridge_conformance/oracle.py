@@ -35,14 +35,29 @@ from ropebridge_reference.attention import a_key_for_every_head
 from ropebridge_reference.attention import joined as joined_states
 from ropebridge_spec import HOOK_BY_NAME, OptIn, Role, Variant, attention_inputs, bounds
 
+MASKING = ("causal_bias", "padding_bias", "bias_of_mask", "selection_bias")
+"""The stages that say what each query may see."""
+Adapter = tuple[Tensor, Tensor]
+"""What an adapter projects down by, and up by."""
 
-@dataclass(frozen=True)
+
 class Expectation:
     """Hold what a stage should have given, and how far off each element may be; bound 0 asks for
-    the very bits."""
+    the very bits.
 
-    value: Tensor
-    bound: Tensor
+    The bound may be given as a function, which is called when the bound is first asked for: much
+    is asked of values alone.
+    """
+
+    def __init__(self, value: Tensor, bound: Tensor | Callable[[], Tensor]) -> None:
+        self.value, self._bound = value, bound
+
+    @property
+    def bound(self) -> Tensor:
+        """Return how far off each element may be, in the shape of the value."""
+        if not isinstance(self._bound, Tensor):
+            self._bound = self._bound()
+        return self._bound
 
 
 @dataclass(frozen=True)
@@ -234,7 +249,8 @@ def bias_in(trace: Trace, specimen: Specimen, stages: Stages) -> Tensor:
 
 def foil_of(context: Context, trace: Trace, specimen: Specimen, stages: Stages) -> Context:
     """Return the context of a recorded call with a mutant's stages in place of the right ones."""
-    bias = bias_in(trace, specimen, stages)
+    right = all(getattr(stages, name) is getattr(context.stages, name) for name in MASKING)
+    bias = context.bias if right else bias_in(trace, specimen, stages)
     return context.but(bias=bias, stages=stages)
 
 
@@ -243,15 +259,24 @@ def expect(hook: str, context: Context) -> Expectation:
     context, which then knows what it is made of."""
     if hook not in context.expected:
         with context.values.noting() as read:
-            context.expected[hook] = STAGE_ORACLES[hook](hook, context)
+            made = STAGE_ORACLES[hook](hook, context)
         context.reads[hook] = read
+        context.expected[hook] = Expectation(made.value, lambda: noted_bound(hook, made, context))
     return context.expected[hook]
+
+
+def noted_bound(hook: str, made: Expectation, context: Context) -> Tensor:
+    """Return a stage's bound; the context then knows what that is made of too."""
+    with context.values.noting() as read:
+        bound = made.bound
+    context.reads[hook] |= read
+    return bound
 
 
 def unchanged(hook: str, context: Context, before: Context) -> bool:
     """Return whether a stage, and all that it is made of, is to the bit what it was in an earlier
     run of the same call: then it is as right, or as wrong, as it was there."""
-    expect(hook, before)
+    _ = expect(hook, before).bound  # whatever it is made of has been read
     return same_past(context.past, before.past) and all(
         name in context.values and torch.equal(context.values[name], before.values[name])
         for name in (hook, *before.reads[hook])
@@ -299,54 +324,62 @@ def brought_down(hook: str, c: Context) -> Expectation:
         getattr(c.weights, f"W_D{role}"),
         getattr(c.weights, f"b_D{role}"),
     )
-    beside = latent.q_beside and role == "Q"
-    bound = carried.latent(x, W, b, affine, latent.norm, scale, beside, c.dtype).error.squeeze(2)
-    return Expectation(c.stages.latent(x, W, b, affine, latent.norm, scale, beside), bound)
+    how = (x, W, b, affine, latent.norm, scale, latent.q_beside and role == "Q")
+    return Expectation(
+        c.stages.latent(*how), lambda: carried.latent(*how, c.dtype).error.squeeze(2)
+    )
 
 
 def projected(hook: str, c: Context) -> Expectation:
-    """Return what PROJ-1, CLIP-1 makes of the values before. An implementation may project hook_in
-    once and add what the split inputs moved: both magnitudes count."""
+    """Return what PROJ-1, CLIP-1 makes of the values before."""
     role = role_of(hook)
     if role == "v" and c.variant.value_is_key:
         return exactly(c.values["hook_k"])
-    x, W, b = (
-        c.input_of(role),
-        getattr(c.weights, f"W_{role.upper()}"),
-        getattr(c.weights, f"b_{role.upper()}"),
-    )
-    factor = {"k": c.variant.k_multiplier, "v": c.variant.v_multiplier}.get(role, 1.0)
-    adapter = c.weights.adapters.get(role.upper())
-    bound = carried.adapted(carried.projected(exact(x), W, b, c.dtype), exact(x), adapter, c.dtype)
-    if c.opted_in and c.variant.splits:
-        bound = WithError(
-            bound.value, bound.error + moved_after_projection(x, c.values["hook_in"], W, b, c.dtype)
-        )
+    x, W, b, adapter = projection(role, c)
     value = c.stages.adapt(c.stages.project(x, W, b), x, adapter)
     if role == "k" and c.weights.W_KR is not None:
-        rotary_part, norm = (
-            heads_of(c.values["hook_in"], c.variant.kv_heads),
-            c.variant.rotary_part_norm,
-        )
-        value = c.stages.with_rotary_part(value, rotary_part.value, c.weights, norm)
-        bound = joined(bound, carried.rotary_part(rotary_part, c.weights, norm, c.dtype))
-    value = c.stages.clip(c.stages.multiply(value, factor), c.clips(hook))
-    bound = clipped(scaled(bound, factor, c.dtype), c.clips(hook))
-    return (
-        Expectation(value, bound.error)
-        if role != "v" or c.added_value is None
-        else with_added(bound, value, c.added_value, c.dtype)
-    )
+        shared = heads_of(c.values["hook_in"], c.variant.kv_heads).value
+        value = c.stages.with_rotary_part(value, shared, c.weights, c.variant.rotary_part_norm)
+    value = c.stages.clip(c.stages.multiply(value, multiplier(role, c)), c.clips(hook))
+    if role == "v" and c.added_value is not None:
+        value = value + added_to(value, c.added_value)
+    return Expectation(value, lambda: projection_bound(hook, c))
 
 
-def with_added(bound: WithError, value: Tensor, added: Tensor, dtype: str) -> Expectation:
-    """Return what PROJ-1 makes of the values before: a value, and what the model hands down to be
-    added to it."""
-    added = added.repeat_interleave(value.shape[2] // added.shape[2], dim=2)
-    return Expectation(
-        value + added,
-        bound.error + bounds.rounded(value.abs() + bound.error + added.abs(), times=1, dtype=dtype),
-    )
+def projection(role: Role, c: Context) -> tuple[Tensor, Tensor, Tensor | None, Adapter | None]:
+    """Return what the heads of a role read, and their W, b and adapter."""
+    W, b = (getattr(c.weights, f"{kind}_{role.upper()}") for kind in ("W", "b"))
+    return c.input_of(role), W, b, c.weights.adapters.get(role.upper())
+
+
+def multiplier(role: Role, c: Context) -> float:
+    """Return what a projection is multiplied by."""
+    return {"k": c.variant.k_multiplier, "v": c.variant.v_multiplier}.get(role, 1.0)
+
+
+def added_to(value: Tensor, added: Tensor) -> Tensor:
+    """Return what the model hands down to be added to a value, for every head of it."""
+    return added.repeat_interleave(value.shape[2] // added.shape[2], dim=2)
+
+
+def projection_bound(hook: str, c: Context) -> Tensor:
+    """Return the bound of a projection. An implementation may project hook_in once and add what
+    the split inputs moved: both magnitudes count."""
+    role = role_of(hook)
+    x, W, b, adapter = projection(role, c)
+    bound = carried.adapted(carried.projected(exact(x), W, b, c.dtype), exact(x), adapter, c.dtype)
+    if c.opted_in and c.variant.splits:
+        moved = moved_after_projection(x, c.values["hook_in"], W, b, c.dtype)
+        bound = WithError(bound.value, bound.error + moved)
+    if role == "k" and c.weights.W_KR is not None:
+        shared = heads_of(c.values["hook_in"], c.variant.kv_heads)
+        part = carried.rotary_part(shared, c.weights, c.variant.rotary_part_norm, c.dtype)
+        bound = joined(bound, part)
+    bound = clipped(scaled(bound, multiplier(role, c), c.dtype), c.clips(hook))
+    if role != "v" or c.added_value is None:
+        return bound.error
+    largest = bound.value.abs() + bound.error + added_to(bound.value, c.added_value).abs()
+    return bound.error + bounds.rounded(largest, times=1, dtype=c.dtype)  # type: ignore[no-any-return]
 
 
 def moved_after_projection(
@@ -375,12 +408,13 @@ def normed(hook: str, c: Context) -> Expectation:
     clip = None if role == "v" else c.clips(hook)
     value = c.stages.clip(c.stages.normalise(x, affine, norm), clip)
     return Expectation(
-        value, carried.normed(exact(x), affine, norm, c.dtype).error.reshape(value.shape)
+        value, lambda: carried.normed(exact(x), affine, norm, c.dtype).error.reshape(value.shape)
     )
 
 
 def rotated(hook: str, c: Context) -> Expectation:
-    """Return what ROT-1 makes of the values before. ; a copy in a layer that does not rotate."""
+    """Return what ROT-1 makes of the values before: a copy of them in a layer that does not
+    rotate."""
     x = c.turned(role_of(hook))
     if c.variant.rotary is None:
         return exactly(x)
@@ -390,14 +424,14 @@ def rotated(hook: str, c: Context) -> Expectation:
     )
     turn = c.stages.turns(cos, sin, rotary)
     value = c.stages.rotate(x, turn, rotary)
-    return Expectation(value, carried.rotated(exact(x), turn, rotary, c.dtype).error)
+    return Expectation(value, lambda: carried.rotated(exact(x), turn, rotary, c.dtype).error)
 
 
 def scored(hook: str, c: Context) -> Expectation:
     """Return what SCORE-1, SCORE-4 makes of the values before. Forbidden entries are -inf to the
     bit."""
     value = c.stages.scores(c.query, c.keys, c.score_bias, c.variant)
-    return Expectation(value, score_bound(c, value))
+    return Expectation(value, lambda: score_bound(c, value))
 
 
 def score_bound(c: Context, value: Tensor) -> Tensor:
@@ -421,7 +455,7 @@ def patterned(hook: str, c: Context) -> Expectation:
     softmax."""
     scores = c.values["hook_attn_scores"]
     value = c.stages.pattern(scores, c.weights.sinks)
-    return Expectation(value, softmax_bound(c, scores, value))
+    return Expectation(value, lambda: softmax_bound(c, scores, value))
 
 
 def softmax_bound(c: Context, scores: Tensor, value: Tensor) -> Tensor:
@@ -436,30 +470,38 @@ def softmax_bound(c: Context, scores: Tensor, value: Tensor) -> Tensor:
 def gate_projected(hook: str, c: Context) -> Expectation:
     """Return what GATE-1 makes of the values before: the gate's rows of the query projection, which
     read hook_in."""
-    value, bound = gate_logits(c)
-    return Expectation(value, bound.error)
+    return Expectation(gate_logits(c), lambda: gate_logits_with_error(c).error)
 
 
-def gate_logits(c: Context) -> tuple[Tensor, WithError]:
-    """Return the gate before its activation, and the bound on it."""
+def gate_input(c: Context) -> WithError:
+    """Return what the gate's projection reads."""
+    source = "hook_q_latent" if c.variant.gate_rises else "hook_in"
+    return heads_of(c.values[source], c.variant.heads)
+
+
+def gate_logits(c: Context) -> Tensor:
+    """Return the gate before its activation."""
     assert c.weights.W_G is not None
-    x = heads_of(c.values["hook_q_latent" if c.variant.gate_rises else "hook_in"], c.variant.heads)
-    return c.stages.project(x.value, c.weights.W_G, c.weights.b_G), carried.projected(
-        x, c.weights.W_G, c.weights.b_G, c.dtype
-    )
+    return c.stages.project(gate_input(c).value, c.weights.W_G, c.weights.b_G)
+
+
+def gate_logits_with_error(c: Context) -> WithError:
+    """Return the gate before its activation, and how far it may be off."""
+    assert c.weights.W_G is not None
+    return carried.projected(gate_input(c), c.weights.W_G, c.weights.b_G, c.dtype)
 
 
 def gate_opened(hook: str, c: Context) -> Expectation:
     """Return what GATE-1 makes of the values before."""
-    gate = c.variant.gate
+    gate, seen = c.variant.gate, c.values.get("hook_q_gate")
     assert gate is not None
-    seen = c.values.get("hook_q_gate")
-    logits, bound = gate_logits(c) if seen is None else (seen, exact(seen))
-    value = c.stages.gate(logits, gate)
-    return Expectation(
-        value if gate.per == "channel" else value[..., 0],
-        carried.opened(bound, gate, c.dtype).error,
-    )
+    value = c.stages.gate(gate_logits(c) if seen is None else seen, gate)
+
+    def bound() -> Tensor:
+        logits = gate_logits_with_error(c) if seen is None else exact(seen)
+        return carried.opened(logits, gate, c.dtype).error
+
+    return Expectation(value if gate.per == "channel" else value[..., 0], bound)
 
 
 def mixed(hook: str, c: Context) -> Expectation:
@@ -468,8 +510,11 @@ def mixed(hook: str, c: Context) -> Expectation:
     if "hook_pattern" not in c.values:
         return mixed_unseen(c)
     pattern = c.values["hook_pattern"]
-    bound = carried.mixed(exact(pattern), exact(c.paired_values), c.dtype)
-    return finished(c, c.stages.mix(pattern, c.paired_values), bound)
+    return finished(
+        c,
+        c.stages.mix(pattern, c.paired_values),
+        lambda: carried.mixed(exact(pattern), exact(c.paired_values), c.dtype),
+    )
 
 
 def mixed_unseen(c: Context) -> Expectation:
@@ -478,72 +523,89 @@ def mixed_unseen(c: Context) -> Expectation:
     scores = c.stages.scores(c.query, c.keys, c.score_bias, c.variant)
     pattern = c.stages.pattern(scores, c.weights.sinks)
     value = c.stages.mix(pattern, c.paired_values)
-    delta = score_bound(c, scores).amax(-1).transpose(1, 2).unsqueeze(-1)
-    magnitude = c.stages.mix(pattern, c.paired_values.abs())
-    return finished(
-        c,
-        value,
-        WithError(
-            value, bounds.fused(value, magnitude, delta, keys=scores.shape[-1], dtype=c.dtype)
-        ),
-    )
+
+    def bound() -> WithError:
+        delta = score_bound(c, scores).amax(-1).transpose(1, 2).unsqueeze(-1)
+        magnitude = c.stages.mix(pattern, c.paired_values.abs())
+        error = bounds.fused(value, magnitude, delta, keys=scores.shape[-1], dtype=c.dtype)
+        return WithError(value, error)
+
+    return finished(c, value, bound)
 
 
-def finished(c: Context, value: Tensor, bound: WithError) -> Expectation:
-    """Return the mix of values, normed and gated where the family does so, by the gate that its
-    hook held."""
+def finished(c: Context, mix: Tensor, mix_bound: Callable[[], WithError]) -> Expectation:
+    """Return the mix of values, subtracted, normed and gated where the family does so, by the gate
+    that its hook held."""
     g, kind, lambdas = c.values.get("hook_gate"), c.variant.differential, c.weights.lambdas
+    value, alpha = mix, c.weights.alpha
     if kind is not None and lambdas is not None:
-        value, bound = (
-            c.stages.subtract(value, lambdas, kind),
-            carried.subtracted(bound, lambdas, kind, c.dtype),
-        )
-    if c.weights.alpha is not None:
-        own = c.all_values[:, -value.shape[1] :]
-        value, bound = (
-            c.stages.exclude(value, own, c.weights.alpha),
-            carried.excluded(bound, exact(own), c.weights.alpha, c.dtype),
-        )
-    done = carried.finished(
-        bound, None if g is None else exact(g), c.weights.z_norm, c.variant.z_norm, c.dtype
-    )
+        value = c.stages.subtract(value, lambdas, kind)
+    own = c.all_values[:, -value.shape[1] :] if alpha is not None else value
+    if alpha is not None:
+        value = c.stages.exclude(value, own, alpha)
     value = c.stages.gated(value, g, c.weights.z_norm, c.variant.z_norm)
-    return Expectation(
-        c.stages.multiply(value, c.variant.z_multiplier),
-        scaled(done, c.variant.z_multiplier, c.dtype).error,
-    )
+
+    def bound() -> Tensor:
+        error = mix_bound()
+        if kind is not None and lambdas is not None:
+            error = carried.subtracted(error, lambdas, kind, c.dtype)
+        if alpha is not None:
+            error = carried.excluded(error, exact(own), alpha, c.dtype)
+        gate = None if g is None else exact(g)
+        done = carried.finished(error, gate, c.weights.z_norm, c.variant.z_norm, c.dtype)
+        return scaled(done, c.variant.z_multiplier, c.dtype).error
+
+    return Expectation(c.stages.multiply(value, c.variant.z_multiplier), bound)
 
 
 def resulted(hook: str, c: Context) -> Expectation:
     """Return what RES-1 makes of the values before."""
     z, W = c.values["hook_z"], c.weights.W_O
     value = c.stages.result(z, W)
-    return Expectation(
-        value,
-        bounds.linear(value, c.stages.result(z.abs(), W.abs()), terms=c.variant.d_z, dtype=c.dtype),
-    )
+
+    def bound() -> Tensor:
+        magnitude = c.stages.result(z.abs(), W.abs())
+        return bounds.linear(value, magnitude, terms=c.variant.d_z, dtype=c.dtype)  # type: ignore[no-any-return]
+
+    return Expectation(value, bound)
 
 
 def put_out(hook: str, c: Context) -> Expectation:
-    """Return what OUT-1 makes of the values before. ; where results were made, their sum, whose
+    """Return what OUT-1 makes of the values before: where results were made, their sum, whose
     terms may each have been rounded."""
-    z, W, b = c.values["hook_z"], c.weights.W_O, c.weights.b_O
-    magnitude = c.stages.output(z.abs(), W.abs(), None if b is None else b.abs())
-    terms = c.variant.z_heads * c.variant.d_z
     if "hook_result" in c.values:
-        results = c.values["hook_result"]
-        value = c.stages.sum_of_results(results, b)
-        magnitude = magnitude + results.abs().sum(2)
-        bound = (
-            bounds.linear(value, magnitude, terms=terms, dtype=c.dtype)
-            + 3 * bounds.UNIT[c.dtype] * magnitude
-        )
-        return Expectation(value, bound)
+        return summed(c.values["hook_result"], c)
+    z, W, b = c.values["hook_z"], c.weights.W_O, c.weights.b_O
     value = c.stages.output(z, W, b)
-    product = 0 if b is None else c.stages.output(z, W, None)
-    return Expectation(
-        value, bounds.linear(value, magnitude, terms=terms, dtype=c.dtype, product=product)
-    )
+
+    def bound() -> Tensor:
+        product = 0 if b is None else c.stages.output(z, W, None)
+        return output_bound(value, output_magnitude(c), product, c)
+
+    return Expectation(value, bound)
+
+
+def summed(results: Tensor, c: Context) -> Expectation:
+    """Return what OUT-1 makes of the results of all heads."""
+    value = c.stages.sum_of_results(results, c.weights.b_O)
+
+    def bound() -> Tensor:
+        magnitude = output_magnitude(c) + results.abs().sum(2)
+        return output_bound(value, magnitude, 0, c) + 3 * bounds.UNIT[c.dtype] * magnitude
+
+    return Expectation(value, bound)
+
+
+def output_magnitude(c: Context) -> Tensor:
+    """Return the output projection of absolute values."""
+    z, W, b = c.values["hook_z"], c.weights.W_O, c.weights.b_O
+    return c.stages.output(z.abs(), W.abs(), None if b is None else b.abs())
+
+
+def output_bound(value: Tensor, magnitude: Tensor, product: Tensor | float, c: Context) -> Tensor:
+    """Return the bound of a sum over all heads and their channels."""
+    terms = c.variant.z_heads * c.variant.d_z
+    return bounds.linear(value, magnitude, terms=terms, dtype=c.dtype, product=product)  # type: ignore[no-any-return]
 
 
 STAGE_ORACLES: Mapping[str, Callable[[str, Context], Expectation]] = {

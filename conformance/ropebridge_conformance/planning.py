@@ -86,8 +86,8 @@ class Unit:
 def units_of(
     subjects: Sequence[str], selection: Selection, profile: Profile = PROFILE_BY_NAME["default"]
 ) -> list[Unit]:
-    """Return every unit of a run, subject by subject, device by device, layer by layer, dtype by
-    dtype.
+    """Return every unit of a run, device by device, layer by layer, dtype by dtype, subject by
+    subject, so that a process finds the layer built that the units before it were about.
 
     Raises:
         UnknownFamily: a family that the zoo does not have.
@@ -108,10 +108,10 @@ def units_of(
     devices = selection.devices or in_order(one.device for one in ids) or available_devices()
     units = [
         Unit(path, case, dtype, on, kinds, selection)
-        for path in subjects
         for on in devices
         for case, kinds in about.items()
         for dtype in dtypes
+        for path in subjects
     ]
     asked = [unit for unit in units if unit.questions]
     refuse_unknown_ids(ids, asked)

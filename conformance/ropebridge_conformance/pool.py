@@ -130,8 +130,8 @@ class Desk:
         return made
 
     def _unanswered(self, what: str) -> list[Verdict]:
-        """Return a verdict on the question that the process was at, which is gone or is made to go,
-        and start a new process for what is left."""
+        """Put a new process in the place of one that ended or was stopped, give it what is left,
+        and return a verdict on the question that the old one was at."""
         self.close()
         if not self._ready:
             raise WorkerError(f"a process of the judge did not start: {what}")

@@ -12,8 +12,8 @@ IMPORTED = ("ropebridge_conformance.worker", "transformers.models.llama.modeling
 
 
 def processes() -> BaseContext:
-    """Return the context to start processes in; each begins as a new interpreter where there is no
-    forking from a server."""
+    """Return the context in which processes are started: forked from a server on Linux, new
+    interpreters elsewhere."""
     if sys.platform != "linux":
         return get_context("spawn")
     context = get_context("forkserver")

@@ -96,7 +96,7 @@ class Begun:
 
 
 def begin(run: Run, pool: Pool) -> Begun:
-    """Return Plan, while the processes start, and load each subject.
+    """Plan a run while the processes start, load its subjects, and return what is to be done.
 
     Raises:
         UnknownFamily, PlanError, ShardError: what is asked for is not there.

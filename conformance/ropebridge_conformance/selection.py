@@ -78,7 +78,7 @@ def numbers(selector: Selector, visible: Tensor, first: int) -> Tensor:
 
 
 def as_mask(numbers: Tensor, keys: int) -> Tensor:
-    """Return (..., n) numbers as booleans (..., keys)."""
+    """Return booleans (..., keys), True at the numbers (..., n)."""
     return (numbers.unsqueeze(-1) == torch.arange(keys, device=numbers.device)).any(-2)
 
 

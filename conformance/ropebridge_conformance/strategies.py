@@ -119,7 +119,7 @@ class ToyAttention(nn.Module):
         attention_mask: Any = None,
         past_key_values: Any = None,
     ) -> Tensor:
-        """Return not there: a drawn layer is for subjects that read its weights."""
+        """Raise: a drawn layer has no forward of its own; subjects read its weights."""
         raise NotImplementedError(
             "a drawn layer has no forward of its own; judge a subject that computes it from its"
             " description"

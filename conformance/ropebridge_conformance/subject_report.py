@@ -191,13 +191,13 @@ def excess(verdict: Verdict) -> float:
 
 
 def number(value: float | None) -> str:
-    """Return a number, short; what has none shows another way."""
+    """Return a number with two digits; nothing where there is none."""
     return "" if value is None else f"{value:.2g}"
 
 
 def versions_of(provenance: Mapping[str, Any], others: Sequence[str]) -> str:
-    """Return under what the run was made. Packages that the results do not name, `others` among
-    them, are named as they are installed now."""
+    """Return the versions that a run was made with. Packages that the results do not name, `others`
+    among them, are named as they are installed now."""
     found = {
         package: str(provenance.get(package) or installed(package))
         for package in (*PACKAGES, *others)

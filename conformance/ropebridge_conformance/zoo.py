@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -159,15 +160,24 @@ def specimen(case_id: str, dtype: torch.dtype, device: str) -> Specimen:
 
     Only the attention module is cast: transformers keeps rotary frequencies in float32.
     """
-    case = CASE_BY_ID[case_id]
-    model = tiny_model(case)
-    part = model.get_submodule(RECIPE_BY_NAME[case.family].part)
-    module = attention_layer(part, case.layer).to(device=device, dtype=dtype).eval()
+    module, rotary = copy.deepcopy(layer_of(case_id))
+    module = module.to(device=device, dtype=dtype).eval()
     variant = describe(module)
     pin(module, variant.selector)
-    buffer = variant.calling.table_buffer
-    rotary = rotary_module(part) if buffer is None else Sinusoids(getattr(module, buffer))
+    if variant.calling.table_buffer is not None:
+        rotary = Sinusoids(getattr(module, variant.calling.table_buffer))
     return Specimen(module, rotary.to(device), variant, dtype, torch.device(device))
+
+
+@lru_cache(maxsize=4)
+def layer_of(case_id: str) -> tuple[nn.Module, nn.Module]:
+    """Return a case's layer and its rotary module, or the layer once more where it holds its tables
+    itself, in float32 on the cpu. The model is built once for all dtypes: use copies."""
+    case = CASE_BY_ID[case_id]
+    part = tiny_model(case).get_submodule(RECIPE_BY_NAME[case.family].part)
+    module = attention_layer(part, case.layer)
+    holds_tables = describe(module).calling.table_buffer is not None
+    return module, module if holds_tables else rotary_module(part)
 
 
 class Sinusoids(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import partial
@@ -23,6 +23,7 @@ from ropebridge_spec.paths import any_holds, holds, read_path
 from ropebridge_spec.recognise import known_as
 from ropebridge_spec.rows import FAMILIES
 from ropebridge_spec.variant import (
+    Calling,
     Differential,
     Gate,
     KeyBias,
@@ -112,19 +113,14 @@ def read(module: Any, family: Family | Variant) -> Variant:
     widths = read_latent_widths(module) if family.latent else read_widths(module, family)
     found = read_path(module, family.causal)
     causal = True if found is None else bool(found)
-    shared = family.shared
     return Variant(
         **widths,
-        scale=(
-            math.prod(float(read_path(module, path)) for path in family.scale)
-            if family.scale
-            else widths["d_head"] ** -0.5
-        ),
+        scale=read_scale(module, family.scale, widths["d_head"]),
         norm=read_norm(module, family.norm),
         value_norm=read_norm(module, family.value_norm),
         z_norm=read_norm(module, family.z_norm),
         value_is_key=getattr(module, family.projections.v, module) is None,
-        shared_kv_argument=shared.through if shared and holds(module, shared.takes) else None,
+        shared_kv_argument=read_shared_kv_argument(module, family),
         k_multiplier=read_factor(module, family.k_multiplier),
         v_multiplier=read_factor(module, family.v_multiplier),
         clip=read_path(module, family.clip),
@@ -134,9 +130,7 @@ def read(module: Any, family: Family | Variant) -> Variant:
         added_value=family.added_value,
         exclusive=family.exclusive,
         differential=read_differential(module, family.differential),
-        key_bias=(
-            None if family.key_bias is None else KeyBias(int(read_path(module, family.key_bias)))
-        ),
+        key_bias=read_key_bias(module, family.key_bias),
         selector=read_selector(module, family.selector),
         temperature=read_temperature(module, family.temperature),
         rotary=read_rotary(module, family.rotary, widths["d_head"]),
@@ -150,12 +144,37 @@ def read(module: Any, family: Family | Variant) -> Variant:
         output_dropout=float(read_path(module, family.output_dropout) or 0.0),
         d_out=read_d_out(module, family, widths["d_model"]),
         projections=read_projections(module, family),
-        calling=(
-            replace(family.calling, kept_kv_argument=shared.through)
-            if shared and holds(module, shared.leaves)
-            else family.calling
-        ),
+        calling=read_calling(module, family),
     )
+
+
+def read_scale(module: Any, paths: Sequence[str], d_head: int) -> float:
+    """Return what scores are multiplied by: the product of the numbers at these paths, or
+    1 / sqrt(d_head) where there are none."""
+    if not paths:
+        return float(d_head**-0.5)
+    return math.prod(float(read_path(module, path)) for path in paths)
+
+
+def read_key_bias(module: Any, path: str | None) -> KeyBias | None:
+    """Return how keys are biased by their values; None where they are not."""
+    return None if path is None else KeyBias(int(read_path(module, path)))
+
+
+def read_shared_kv_argument(module: Any, family: Family) -> str | None:
+    """Return the argument through which an earlier layer's keys and values arrive; None in a layer
+    that makes its own."""
+    shared = family.shared
+    return shared.through if shared and holds(module, shared.takes) else None
+
+
+def read_calling(module: Any, family: Family) -> Calling:
+    """Return how the module is called, and through which argument it leaves its keys and values for
+    later layers, where it does."""
+    shared = family.shared
+    if shared is None or not holds(module, shared.leaves):
+        return family.calling
+    return replace(family.calling, kept_kv_argument=shared.through)
 
 
 def read_widths(module: Any, family: Family) -> dict[str, int]:

@@ -110,7 +110,7 @@ class Plain(ast.NodeTransformer):
     """Takes away what a copy may change without computing anything else."""
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
-        """Return Docstrings, annotations and decorators go."""
+        """Return a node without docstrings, annotations and decorators."""
         for field in ("annotation", "returns"):
             if getattr(node, field, None) is not None:
                 setattr(node, field, None)

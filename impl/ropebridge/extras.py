@@ -14,7 +14,7 @@ class MissingExtra(RopebridgeError, ImportError):
 
 
 def need(package: str, extra: str, what: str) -> Any:
-    """Return import a package.
+    """Import a package that an extra brings, and return it.
 
     Args:
         package: its import name.

@@ -218,8 +218,7 @@ class ScorePoint(HookPoint):
 
 
 def remedy() -> str:
-    """Return what lets a gradient flow: it depends on whether gradients are on where it does
-    not."""
+    """Return what to do so that a gradient flows, which depends on whether gradients are on."""
     if torch.is_grad_enabled():
         return "  let the model's input, or a weight before this point, require a gradient"
     return (

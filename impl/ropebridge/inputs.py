@@ -95,8 +95,8 @@ def added(variant: Variant, like: Tensor, draw: torch.Generator | None) -> dict[
 
 
 def named_layer(bridge: PositionEmbeddingsAttentionBridge) -> dict[str, int]:
-    """Return a layer that a module which layers share can be called for: one whose adapters it
-    holds."""
+    """Return the argument that names a layer, for a module that several layers share: one of those
+    whose adapters it holds; nothing for other modules."""
     module: Any = bridge.original_component
     if bridge.variant.calling.layer is None:
         return {}

@@ -208,7 +208,7 @@ def read_mask(
 
 
 def shape_of(mask: Tensor | BlockMask) -> tuple[int, ...]:
-    """Return Batch, head, query and key, as far as the mask has them."""
+    """Return the lengths of a mask: batch, head, query and key, as far as it has them."""
     if isinstance(mask, Tensor):
         return tuple(mask.shape)
     batch, heads = mask.shape[:2]

@@ -41,8 +41,8 @@ class BridgedLayer:
     def run(
         self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()
     ) -> tuple[Tensor, Tensor | None]:
-        """Return one forward call with hooks, which are gone after it; those of the backward pass
-        stay until the next call."""
+        """Run one forward call with hooks, and return the output and the weights; the hooks are
+        removed after it, those of the backward pass before the next call."""
         while self._backward:
             self._backward.pop().remove()
         points = self.bridge.hook_points

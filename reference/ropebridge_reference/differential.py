@@ -31,8 +31,7 @@ def strength(lambdas: Lambdas, kind: Differential) -> Float[Tensor, ""]:
 def subtract(
     z: Float[Tensor, "batch query head d_pair"], lambdas: Lambdas, kind: Differential
 ) -> Float[Tensor, "batch query pair d_pair"]:
-    """Return of each pair of heads the first's mix less the second's, as strong as `strength`
-    says."""
+    """Return for each pair of heads the first head's mix, less `strength` times the second's."""
     first, second = rearrange(z, "batch query (half pair) d -> half batch query pair d", half=2)
     difference: Tensor = first - strength(lambdas, kind) * second
     return difference.to(z.dtype)

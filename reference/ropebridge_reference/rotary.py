@@ -64,7 +64,8 @@ def rotate_all(
 def turn_planes(
     turn: Turns, plane: Float[Tensor, "batch pos head pair 2"]
 ) -> Float[Tensor, "batch pos head pair 2"]:
-    """Return one matrix a pair, shared by all heads; a table of batch 1 serves the whole batch."""
+    """Return each pair times the matrix of its position, which all heads share; a table of batch 1
+    serves the whole batch."""
     turn = turn.expand(plane.shape[0], *turn.shape[1:])
     return einsum(
         turn, plane, "batch pos pair out two, batch pos head pair two -> batch pos head pair out"

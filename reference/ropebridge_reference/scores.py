@@ -16,8 +16,8 @@ Scores = Float[Tensor, "batch head query key"]
 
 
 def score_keys(q: Query, k: Key, bias: Bias, variant: Variant) -> Scores:
-    """Return scaled, softcapped, masked. Query heads come in groups, one group a kv head: head =
-    (kv_head group)."""
+    """Return the scores, scaled, softcapped and masked. Each kv head serves one group of query
+    heads: head = (kv_head group)."""
     wide = (
         torch.promote_types(q.dtype, torch.float32)
         if variant.score_precision == "float32"

@@ -33,7 +33,7 @@ def draw(chosen: Sequence[Chosen], tokens: Sequence[str], path: Path, title: str
 
 
 def draw_head(axis: Any, chosen: Chosen, tokens: Sequence[str]) -> Any:
-    """Return one panel; its image is given back for the scale."""
+    """Draw one panel, and return its image, which the colour scale is made of."""
     image = axis.imshow(chosen.pattern.float().numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set_title(
         f"layer {chosen.layer}, head {chosen.head}: {chosen.does}\nmean weight there"

@@ -13,8 +13,8 @@ from ropebridge_conformance.verdicts import BAD, Verdict
 
 
 def stage_table(verdicts: Sequence[Verdict]) -> Table:
-    """Return stages by verdicts: how many, how many bad, and the value furthest from the oracle, as
-    a share of its bound."""
+    """Return a table with a row per stage: how many verdicts, how many bad, and the value furthest
+    from the oracle, as a share of its bound."""
     table = Table(title="every layer, stage by stage", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("hook point", no_wrap=True)
     for column in ("verdicts", "bad", "worst error / bound"):
@@ -46,7 +46,7 @@ def share(verdict: Verdict) -> float:
 
 
 def logits_table(distances: Mapping[str, Distance]) -> Table:
-    """Return who by how far from float64."""
+    """Return a table: how far the logits of each are from those in float64."""
     table = Table(title="logits: distance from float64", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("who", no_wrap=True)
     for column in ("root mean square", "largest", "best tokens changed"):

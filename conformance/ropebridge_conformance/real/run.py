@@ -154,7 +154,7 @@ def judge_generation(run: Run, ids: Tensor) -> list[int]:
 
 
 def draw_patterns(run: Run, tokenizer: Any, path: Path) -> str:
-    """Return the picture; in words, which heads are in it."""
+    """Draw the picture, and return in words which heads are in it."""
     ids = tokenizer(SENTENCE, return_tensors="pt").input_ids
     with run.bridging() as bridged:
         recorded, _ = record_model(bridged, run.model, ids, "picture")

@@ -163,7 +163,7 @@ class SeenLayer:
         return out, weights
 
     def hooked(self, seen: Seen) -> list[Any]:
-        """Return hooks on the modules; handles to remove them by."""
+        """Put hooks on the modules, and return the handles to remove them by."""
         handles = [
             self.module.register_forward_pre_hook(inputs_hook(seen), with_kwargs=True),
             self.module.register_forward_hook(output_hook(seen)),
@@ -187,8 +187,8 @@ class SeenLayer:
         return found
 
     def mask(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Return additive, (batch or 1, 1, query, key): what the model around hands down to eager
-        attention."""
+        """Return the additive mask (batch or 1, 1, query, key) that the model around hands down to
+        eager attention."""
         x, cache = inputs["hidden_states"], by_role(inputs, self.variant).get("cache")
         first = 0 if cache is None else cache.get_seq_length(self.module.layer_idx)
         bias = bias_of(inputs["attention_mask"], first, x.shape[1], self.variant, x.device)

@@ -60,7 +60,7 @@ def renamed(fn: HookFunction, name: Name) -> HookFunction:
 
 
 def heads_first(value: Tensor) -> Tensor:
-    """Return batch head pos width to batch pos head width, or back."""
+    """Return (batch, head, pos, width) as (batch, pos, head, width), or the other way round."""
     return value.transpose(1, 2)
 
 

@@ -160,18 +160,13 @@ class ReferenceLayer:
     ) -> tuple[Tensor, Tensor | None]:
         """Return one call of the reference itself, by the contract's names."""
         self._refuse_unknown([*hooks, *backward_hooks])
-        x, cache, layer = (
-            inputs["hidden_states"],
-            inputs.get("cache"),
-            cache_layer(inputs, self.module, self.variant),
+        x, cache = inputs["hidden_states"], inputs.get("cache")
+        layer = cache_layer(inputs, self.module, self.variant)
+        past = CallInputs(inputs, first_query=0, keys=0).given_kv(self.variant) or self._past(
+            cache, layer
         )
-        call = CallInputs(inputs, 0, 0)
-        past = call.given_kv(self.variant) or self._past(cache, layer)
-        first = (
-            0
-            if past is None
-            else past.key.shape[1] - (x.shape[1] if self.variant.shared_kv_argument else 0)
-        )
+        first = self._first(past, x.shape[1])
+        call = self._with_tables(CallInputs(inputs, first_query=first, keys=0))
         bias = bias_of(
             inputs["attention_mask"],
             first,
@@ -181,10 +176,7 @@ class ReferenceLayer:
             self.stages,
             call.source_length(self.variant),
         )
-        positions, added = (
-            self._with_tables(replace(call, first_query=first)),
-            call.added_value(self.variant),
-        )
+        added = call.added_value(self.variant)
 
         def at(name: str, value: Tensor) -> Tensor:
             shown = self.factory.show(name, value, [fn for hook, fn in hooks if hook == name])
@@ -192,15 +184,15 @@ class ReferenceLayer:
 
         made = attention_layer(
             x,
-            positions.tables(self.variant),
+            call.tables(self.variant),
             bias,
             self.factory.weights(self._weights.read(), self.variant),
             self.variant,
-            positions=positions.positions(self.variant),
+            positions=call.positions(self.variant),
             past=past,
             source=call.source(self.variant),
             added_value=added if added is None else added.to(x.dtype),
-            select=self._select(positions, bias),
+            select=self._select(call, bias),
             opted_in=self.opted_in,
             at=at,
             stages=self.stages,
@@ -208,6 +200,13 @@ class ReferenceLayer:
         self._leave(inputs, cache, layer, first, made)
         out = dropout(made.out, self.variant.output_dropout, self.module.training)
         return out, made.pattern if inputs.get("output_attentions") else None
+
+    def _first(self, past: Past | None, pos: int) -> int:
+        """Return the position of a call's first query: where its keys are handed down, its own are
+        the last of them."""
+        if past is None:
+            return 0
+        return past.key.shape[1] - (pos if self.variant.shared_kv_argument else 0)
 
     def _leave(
         self, inputs: Mapping[str, Any], cache: Any, layer: int, first: int, made: Output

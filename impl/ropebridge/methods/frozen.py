@@ -85,8 +85,7 @@ def direction(x: Tensor, weight: Tensor, centred: bool) -> Tensor:
 
 
 def scale_of(x: Tensor, output: Tensor, weight: Tensor, centred: bool, bias: Tensor) -> Tensor:
-    """Return (..., 1) the scale that a norm gave each position, fitted; what does not fit is no
-    norm."""
+    """Return (..., 1): the scale that a norm gave each position, fitted to its output."""
     along, given = direction(x, weight, centred), output.double() - bias
     scale = (along * given).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True).clamp_min(
         torch.finfo(torch.float64).tiny

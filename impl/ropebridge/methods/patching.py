@@ -84,7 +84,7 @@ def places_of(bridged: BridgedModel, name: str, each: str) -> Index:
 def empty_table(
     bridged: BridgedModel, values: Mapping[str, Tensor], axes: Mapping[str, Index]
 ) -> Tensor:
-    """Return (layer, *each): nan, wide enough for every layer."""
+    """Return (layer, ...) full of nan, each axis as long as in the layer that has most of it."""
     sizes = [[value.shape[axis] for axis in axes[name]] for name, value in values.items()]
     return torch.full(
         (len(bridged.layers), *(max(size) for size in zip(*sizes, strict=True))), torch.nan

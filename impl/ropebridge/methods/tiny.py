@@ -67,7 +67,8 @@ def tiny_config() -> LlamaConfig:
 
 
 def step(model: LlamaForCausalLM, draw: torch.Generator, optimiser: torch.optim.Optimizer) -> float:
-    """Return one batch of rows that repeat; the loss, in nats, is that of what can be known."""
+    """Train on one batch of rows that repeat, and return the loss, in nats, of the tokens that can
+    be known."""
     period = int(torch.randint(PERIODS[0], PERIODS[-1] + 1, (), generator=draw))
     rows = repeating(period, draw)
     forward: Any = model

@@ -38,7 +38,7 @@ def write_picture(panels: Sequence[Panel], tokens: Sequence[str], path: Path, ti
 
 
 def draw(axis: Any, panel: Panel, tokens: Sequence[str]) -> Any:
-    """Return one panel; its image is given back for the scale."""
+    """Draw one panel, and return its image, which the colour scale is made of."""
     image = axis.imshow(panel.pattern.numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set_title(f"layer {panel.layer}, head {panel.head}", fontsize=9)
     axis.set_xlabel("key")
