@@ -20,6 +20,7 @@ from ropebridge_conformance.oracle import (
     expect,
     unchanged,
 )
+from ropebridge_conformance.questions import failed, passed
 from ropebridge_conformance.reads import ReadValues, remembered
 from ropebridge_conformance.scenarios import SCENARIO_BY_ID, calls, possible
 from ropebridge_conformance.subjects.reference import Factory
@@ -209,6 +210,59 @@ def test_the_layers_of_a_case_are_copies_of_one_model(monkeypatch):
     weights = [layer.module.q_proj.weight for layer in layers]
     assert [weight.dtype for weight in weights] == [torch.bfloat16, torch.float64]
     assert torch.equal(weights[0], weights[1].bfloat16())
+
+
+@pytest.fixture
+def edited():
+    """A bench, a question about an edit of the value, and the recording of such an edit."""
+    bench, own = Bench(Factory()), specimen("llama", torch.float32, "cpu")
+    scenario = SCENARIO_BY_ID["prefill"]
+    layer = bench.layer(own, ())
+    check = CHECK_BY_NAME["a_replacement_is_what_the_rest_of_the_layer_sees"]
+    (question,) = (
+        q
+        for q in check.questions("llama", "float32", "cpu")
+        if (q.hook, q.scenario) == ("hook_v", "prefill")
+    )
+    traces = record(layer, calls(scenario, own, layer), watched(own, scenario, "all"))
+    return bench, question, traces
+
+
+def part_of(trace, without, **other):
+    """What a recording of the same call holds that did not watch some hook points."""
+    kept = [name for name in trace.fired if name not in without]
+    return replace(trace, fired=kept, values={**{n: trace.values[n] for n in kept}, **other})
+
+
+SCORES = ("hook_attn_scores", "hook_pattern")
+
+
+@pytest.mark.parametrize(
+    ("first", "again"), [(passed(), passed()), (failed("wrong"), failed("asked again"))]
+)
+def test_a_part_of_calls_that_passed_is_not_judged_again(edited, first, again):
+    """Where the calls failed, less was perhaps wrong with what the part shows."""
+    bench, question, traces = edited
+    assert bench.once_for_the_same(traces, question, lambda: first) == first
+    less = [part_of(trace, SCORES) for trace in traces]
+    assert bench.once_for_the_same(less, question, lambda: failed("asked again")) == again
+    assert bench.once_for_the_same(traces, question, lambda: failed("asked again")) == first
+
+
+@pytest.mark.parametrize("moved", ["hook_z", "hook_out"])
+def test_what_holds_another_number_is_judged_again(edited, moved):
+    bench, question, traces = edited
+    assert bench.once_for_the_same(traces, question, passed) == passed()
+    (trace,) = traces
+    other = part_of(trace, SCORES, **{moved: trace.values[moved] + 1})
+    assert bench.once_for_the_same([other], question, lambda: failed("moved")) == failed("moved")
+
+
+def test_more_than_was_judged_is_judged(edited):
+    bench, question, traces = edited
+    less = [part_of(trace, SCORES) for trace in traces]
+    assert bench.once_for_the_same(less, question, passed) == passed()
+    assert bench.once_for_the_same(traces, question, lambda: failed("more")) == failed("more")
 
 
 def test_derivatives_of_other_values_are_worked_out_anew():

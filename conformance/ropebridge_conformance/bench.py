@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -21,13 +21,16 @@ from ropebridge_conformance.gradients import (
 from ropebridge_conformance.oracle import Context, contexts_of
 from ropebridge_conformance.scenarios import Scenario, calls
 from ropebridge_conformance.traces import Trace, record
+from ropebridge_conformance.verdicts import Outcome
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_spec import HookSpec, OptIn, Subject, hook_order, ungrouped
 
+if TYPE_CHECKING:  # questions are about a bench's layers
+    from ropebridge_conformance.questions import Finding
+
 Watch = Literal["all", "fused", "none"]
-T = TypeVar("T")
 KEPT = 128
-"""Edited recordings that are remembered: those of one layer."""
+"""Edits, by hook point and scenario, whose recordings are remembered: those of one layer."""
 
 
 class SubjectError(Exception):
@@ -101,7 +104,7 @@ class Bench:
         self.contexts = lru_cache(maxsize=24)(self._contexts)
         self.backward = lru_cache(maxsize=4)(self.run_backwards)
         self._derivatives = lru_cache(maxsize=4)(self._clean_derivatives)
-        self._found: OrderedDict[tuple[str, ...], tuple[list[Trace], Any]] = OrderedDict()
+        self._found: OrderedDict[tuple[str, ...], list[tuple[list[Trace], Finding]]] = OrderedDict()
 
     def _layer(self, specimen: Specimen, opted_in: Sequence[OptIn]) -> Any:
         return self.subject.layer(specimen.module, rotary=specimen.rotary, opted_in=opted_in)
@@ -146,26 +149,42 @@ class Bench:
     ) -> Derivatives:
         return derivatives_of(self.backward(specimen, scenario, watch).trace, specimen, scenario)
 
-    def once_for_the_same(self, traces: list[Trace], question: Any, find: Callable[[], T]) -> T:
+    def once_for_the_same(
+        self, traces: list[Trace], question: Any, find: Callable[[], Finding]
+    ) -> Finding:
         """Return what `find` makes of recorded calls; not asked again for calls that went the same
-        to the bit: another way to edit, the same edit."""
+        to the bit (another way to edit, the same edit), nor for a part of calls that passed."""
         key = (question.hook, question.case, question.scenario, question.dtype, question.device)
-        before = self._found.get(key)
-        if before is None or not same_bits(before[0], traces):
-            self._found[key] = (traces, find())
-            if len(self._found) > KEPT:
-                self._found.popitem(last=False)
-        return self._found[key][1]  # type: ignore[no-any-return]
+        found = self._found.setdefault(key, [])
+        for earlier, finding in found:
+            passed = finding.outcome == Outcome.PASS
+            if same_bits(traces, earlier) or (passed and is_part(traces, earlier)):
+                return finding
+        if len(self._found) > KEPT:
+            self._found.popitem(last=False)
+        finding = find()
+        found.append((traces, finding))
+        return finding
 
 
 def same_bits(one: Sequence[Trace], other: Sequence[Trace]) -> bool:
     """Return whether two recordings fired alike and hold the same numbers."""
-    return all(
-        a.fired == b.fired and all(torch.equal(a.values[name], b.values[name]) for name in a.values)
-        for a, b in zip(one, other, strict=True)
+    return is_part(one, other) and all(
+        len(a.fired) == len(b.fired) for a, b in zip(one, other, strict=True)
     )
 
 
+def is_part(some: Sequence[Trace], whole: Sequence[Trace]) -> bool:
+    """Return whether a recording is one that watched less of the same calls: its hook points fired
+    in the same order, and hold the same numbers."""
+    return all(
+        a.fired == [name for name in b.fired if name in a.values]
+        and all(torch.equal(value, b.values[name]) for name, value in a.values.items())
+        for a, b in zip(some, whole, strict=True)
+    )
+
+
+@lru_cache(maxsize=64)
 def hooks_of(specimen: Specimen, scenario: Scenario) -> tuple[HookSpec, ...]:
     """Return the hook points a specimen has in a scenario, in contract order."""
     return hook_order(ungrouped(specimen.variant, scenario.opted_in), scenario.opted_in)

@@ -53,7 +53,7 @@ def heads_of(x: Tensor, heads: int) -> WithError:
     return exact(x.unsqueeze(2).expand(-1, -1, heads, -1))
 
 
-def projected(x: WithError, W: Tensor, b: Tensor | None, dtype: str) -> WithError:
+def carry_projection(x: WithError, W: Tensor, b: Tensor | None, dtype: str) -> WithError:
     """Carry value and error through PROJ-1: (batch pos head n) by (head n m)."""
     value = project_heads(x.value, W, b)
     carried = x.error_through(lambda error: project_heads(error, W.abs(), None))
@@ -65,15 +65,15 @@ def projected(x: WithError, W: Tensor, b: Tensor | None, dtype: str) -> WithErro
     )
 
 
-def adapted(
+def carry_adapter(
     y: WithError, x: WithError, adapter: tuple[Tensor, Tensor] | None, dtype: str
 ) -> WithError:
     """Carry value and error through PROJ-1: a projection, and what its adapter adds."""
     if adapter is None:
         return y
     down, up = adapter
-    more = projected(
-        projected(x, down.expand(x.value.shape[2], -1, -1), None, dtype), up, None, dtype
+    more = carry_projection(
+        carry_projection(x, down.expand(x.value.shape[2], -1, -1), None, dtype), up, None, dtype
     )
     total = y.value.abs() + y.error + more.value.abs() + more.error
     return WithError(
@@ -81,7 +81,7 @@ def adapted(
     )
 
 
-def latent(
+def carry_latent(
     x: Tensor,
     W: Tensor,
     b: Tensor | None,
@@ -93,32 +93,32 @@ def latent(
 ) -> WithError:
     """Carry value and error through LAT-1: down, normed and scaled, and as it was beside that where
     the family brings it up too; with an axis of one head."""
-    down = projected(heads_of(x, 1), W[None], None if b is None else b[None], dtype)
-    risen = scaled(normed(down, affine, norm, dtype), scale, dtype)
-    return joined(risen, down) if beside else risen
+    down = carry_projection(heads_of(x, 1), W[None], None if b is None else b[None], dtype)
+    risen = carry_factor(carry_norm(down, affine, norm, dtype), scale, dtype)
+    return join_parts(risen, down) if beside else risen
 
 
-def rotary_part(x: WithError, weights: Weights, norm: Norm | None, dtype: str) -> WithError:
+def carry_rotary_part(x: WithError, weights: Weights, norm: Norm | None, dtype: str) -> WithError:
     """Carry value and error through PROJ-1: the part of a key that all heads share, normed where
     the family does so."""
     assert weights.W_KR is not None
-    part = projected(x, weights.W_KR, weights.b_KR, dtype)
-    return part if norm is None else normed(part, weights.k_rotary_norm, norm, dtype)
+    part = carry_projection(x, weights.W_KR, weights.b_KR, dtype)
+    return part if norm is None else carry_norm(part, weights.k_rotary_norm, norm, dtype)
 
 
-def joined(one: WithError, other: WithError) -> WithError:
+def join_parts(one: WithError, other: WithError) -> WithError:
     """Return two parts of a head side by side, with their errors."""
     return WithError(
         torch.cat([one.value, other.value], -1), torch.cat([one.error, other.error], -1)
     )
 
 
-def copied(x: WithError, heads: int) -> WithError:
+def copy_for_heads(x: WithError, heads: int) -> WithError:
     """Return one head's value, for so many heads."""
     return WithError(x.value.expand(-1, -1, heads, -1), x.error.expand(-1, -1, heads, -1))
 
 
-def scaled(x: WithError, factor: float, dtype: str) -> WithError:
+def carry_factor(x: WithError, factor: float, dtype: str) -> WithError:
     """Return a factor, whose product is rounded unless it is 1."""
     value = factor * x.value
     return (
@@ -128,7 +128,7 @@ def scaled(x: WithError, factor: float, dtype: str) -> WithError:
     )
 
 
-def rotated(x: WithError, turn: Tensor, rotary: Rotary, dtype: str) -> WithError:
+def carry_rotation(x: WithError, turn: Tensor, rotary: Rotary, dtype: str) -> WithError:
     """Carry value and error through ROT-1: the stage on the value, and its bound."""
     value, steps = rotate(x.value, turn, rotary), turn.abs()
     magnitude = rotate(x.value.abs() + x.error, steps, rotary)
@@ -139,12 +139,12 @@ def rotated(x: WithError, turn: Tensor, rotary: Rotary, dtype: str) -> WithError
     )
 
 
-def clipped(x: WithError, bound: float | None) -> WithError:
+def carry_clip(x: WithError, bound: float | None) -> WithError:
     """Carry value and error through CLIP-1: clipping brings two numbers no further apart."""
     return x if bound is None else WithError(x.value.clamp(-bound, bound), x.error)
 
 
-def normed(x: WithError, affine: Affine, norm: Norm, dtype: str) -> WithError:
+def carry_norm(x: WithError, affine: Affine, norm: Norm, dtype: str) -> WithError:
     """Carry value and error through NORM-1: an error along the value itself is divided out, every
     other is divided by the size. The shape is that of x."""
     value = normalise(x.value, affine, norm)
@@ -189,7 +189,7 @@ def centring(x: Tensor, weight: Tensor, norm: Norm) -> Tensor:
     return 2 * relative * (1 + relative) * weight
 
 
-def opened(logits: WithError, kind: Gate, dtype: str) -> WithError:
+def carry_gate(logits: WithError, kind: Gate, dtype: str) -> WithError:
     """Carry value and error through GATE-1: sigmoid has slope at most 1/4, softplus at most 1."""
     value = activate(logits.value, kind)
     carried = logits.error * (0.25 if kind.activation == "sigmoid" else 1.0)
@@ -197,7 +197,7 @@ def opened(logits: WithError, kind: Gate, dtype: str) -> WithError:
     return gate if kind.per == "channel" else WithError(gate.value[..., 0], gate.error[..., 0])
 
 
-def mixed(p: WithError, v: WithError, dtype: str) -> WithError:
+def carry_mix(p: WithError, v: WithError, dtype: str) -> WithError:
     """Return the mix of values by a pattern; either may itself be off."""
     value, largest = mix_values(p.value, v.value), v.value.abs() + v.error
     magnitude = mix_values(p.value + p.error, largest)
@@ -207,7 +207,7 @@ def mixed(p: WithError, v: WithError, dtype: str) -> WithError:
     return WithError(value, of_pattern + of_values + bound)
 
 
-def key_biased(v: WithError, weights: Weights, variant: Variant, dtype: str) -> WithError:
+def carry_key_bias(v: WithError, weights: Weights, variant: Variant, dtype: str) -> WithError:
     """Carry value and error through SCORE-5: (batch, head, 1, key); softplus has slope at most 1,
     and each step may be rounded."""
     assert weights.W_dt is not None
@@ -227,7 +227,7 @@ def key_biased(v: WithError, weights: Weights, variant: Variant, dtype: str) -> 
     return WithError(value, value * (inside.unsqueeze(2).expm1() * (1 + u) + 2 * u))
 
 
-def excluded(x: WithError, v: WithError, alpha: Tensor, dtype: str) -> WithError:
+def carry_exclusion(x: WithError, v: WithError, alpha: Tensor, dtype: str) -> WithError:
     """Carry value and error through MIX-3: the unit value, the part along it and what is taken of
     it may each be rounded."""
     value, group, u = (
@@ -260,7 +260,7 @@ def excluded(x: WithError, v: WithError, alpha: Tensor, dtype: str) -> WithError
     )
 
 
-def subtracted(x: WithError, lambdas: Tensor, kind: Differential, dtype: str) -> WithError:
+def carry_difference(x: WithError, lambdas: Tensor, kind: Differential, dtype: str) -> WithError:
     """Carry value and error through DIFF-1: the strength may be rounded at each of its steps, and
     so are product and difference."""
     value, half = subtract(x.value, lambdas, kind), x.value.shape[2] // 2
@@ -284,12 +284,12 @@ def subtracted(x: WithError, lambdas: Tensor, kind: Differential, dtype: str) ->
     )
 
 
-def finished(
+def carry_norm_and_gate(
     x: WithError, g: WithError | None, affine: Affine, norm: Norm | None, dtype: str
 ) -> WithError:
     """Carry value and error through MIX-1: what is mixed, normed and then gated where the family
     does so."""
-    x = x if norm is None else normed(x, affine, norm, dtype)
+    x = x if norm is None else carry_norm(x, affine, norm, dtype)
     if g is None:
         return x
     none = Affine()

@@ -10,24 +10,24 @@ from torch import Tensor
 
 from ropebridge_conformance.carried import (
     WithError,
-    adapted,
-    clipped,
-    copied,
+    carry_adapter,
+    carry_clip,
+    carry_difference,
+    carry_exclusion,
+    carry_factor,
+    carry_gate,
+    carry_key_bias,
+    carry_latent,
+    carry_mix,
+    carry_norm,
+    carry_norm_and_gate,
+    carry_projection,
+    carry_rotary_part,
+    carry_rotation,
+    copy_for_heads,
     exact,
-    excluded,
-    finished,
     heads_of,
-    joined,
-    key_biased,
-    latent,
-    mixed,
-    normed,
-    opened,
-    projected,
-    rotary_part,
-    rotated,
-    scaled,
-    subtracted,
+    join_parts,
 )
 from ropebridge_conformance.oracle import Expectation, fitting
 from ropebridge_reference import (
@@ -70,9 +70,12 @@ def end_to_end(
     """Return the layer in float64, with a-priori error bounds for `dtype` run along with it, stage
     by stage."""
     c_q, c_k = latents(x, x_kv, weights, variant, dtype)
-    q = placed(
-        adapted(
-            projected(c_q, weights.W_Q, weights.b_Q, dtype), c_q, weights.adapters.get("Q"), dtype
+    q = carry_norm_and_rotation(
+        carry_adapter(
+            carry_projection(c_q, weights.W_Q, weights.b_Q, dtype),
+            c_q,
+            weights.adapters.get("Q"),
+            dtype,
         ),
         weights.q_norm,
         tables,
@@ -92,23 +95,29 @@ def end_to_end(
             v.error + bounds.rounded(v.value.abs() + added_value.abs(), times=2, dtype=dtype),
         )
     )
-    own = None if variant.key_bias is None else key_biased(v, weights, variant, dtype)
-    p = attended(tempered(q, positions, variant, dtype), k, bias, own, weights, variant, dtype)
-    g = gate(c_q if variant.gate_rises else heads_of(x, variant.heads), weights, variant, dtype)
-    z = differ(p, v, weights, variant, dtype)
-    z = z if weights.alpha is None else excluded(z, v, weights.alpha, dtype)
-    z = finished(z, g, weights.z_norm, variant.z_norm, dtype)
-    z = scaled(z, variant.z_multiplier, dtype)
-    return EndToEnd(Expectation(p.value, p.error), put_out(z, weights, variant, dtype))
+    own = None if variant.key_bias is None else carry_key_bias(v, weights, variant, dtype)
+    p = carry_softmax(
+        carry_temperature(q, positions, variant, dtype), k, bias, own, weights, variant, dtype
+    )
+    g = carry_gate_projection(
+        c_q if variant.gate_rises else heads_of(x, variant.heads), weights, variant, dtype
+    )
+    z = carry_mix_of_pairs(p, v, weights, variant, dtype)
+    z = z if weights.alpha is None else carry_exclusion(z, v, weights.alpha, dtype)
+    z = carry_norm_and_gate(z, g, weights.z_norm, variant.z_norm, dtype)
+    z = carry_factor(z, variant.z_multiplier, dtype)
+    return EndToEnd(Expectation(p.value, p.error), carry_output(z, weights, variant, dtype))
 
 
-def differ(p: WithError, v: WithError, weights: Weights, variant: Variant, dtype: str) -> WithError:
+def carry_mix_of_pairs(
+    p: WithError, v: WithError, weights: Weights, variant: Variant, dtype: str
+) -> WithError:
     """Carry value and error through MIX-1; where heads come in pairs, through their difference too
     (DIFF-1)."""
     if variant.differential is None or weights.lambdas is None:
-        return mixed(p, v, dtype)
-    both = mixed(p, WithError(side_by_side(v.value), side_by_side(v.error)), dtype)
-    return subtracted(both, weights.lambdas, variant.differential, dtype)
+        return carry_mix(p, v, dtype)
+    both = carry_mix(p, WithError(side_by_side(v.value), side_by_side(v.error)), dtype)
+    return carry_difference(both, weights.lambdas, variant.differential, dtype)
 
 
 def keys_and_values(
@@ -117,28 +126,40 @@ def keys_and_values(
     """Carry value and error through LAT-1, PROJ-1: key, normed and rotated, and value, normed where
     the family does so."""
     assert weights.W_K is not None
-    k = adapted(projected(c, weights.W_K, weights.b_K, dtype), c, weights.adapters.get("K"), dtype)
+    k = carry_adapter(
+        carry_projection(c, weights.W_K, weights.b_K, dtype), c, weights.adapters.get("K"), dtype
+    )
     if weights.W_KR is not None:
-        k = joined(
-            k, rotary_part(heads_of(x, variant.kv_heads), weights, variant.rotary_part_norm, dtype)
+        k = join_parts(
+            k,
+            carry_rotary_part(
+                heads_of(x, variant.kv_heads), weights, variant.rotary_part_norm, dtype
+            ),
         )
-    k = scaled(k, variant.k_multiplier, dtype)
+    k = carry_factor(k, variant.k_multiplier, dtype)
     v = (
         k
         if weights.W_V is None
-        else adapted(
-            projected(c, weights.W_V, weights.b_V, dtype), c, weights.adapters.get("V"), dtype
+        else carry_adapter(
+            carry_projection(c, weights.W_V, weights.b_V, dtype),
+            c,
+            weights.adapters.get("V"),
+            dtype,
         )
     )
-    v = v if weights.W_V is None else scaled(v, variant.v_multiplier, dtype)
-    v = clipped(v, variant.clip)
+    v = v if weights.W_V is None else carry_factor(v, variant.v_multiplier, dtype)
+    v = carry_clip(v, variant.clip)
     v = (
         v
         if not (variant.rotary and variant.rotary.values and tables)
-        else turned(v, tables, variant.rotary, dtype)
+        else carry_rotation_by_tables(v, tables, variant.rotary, dtype)
     )
-    v = v if variant.value_norm is None else normed(v, weights.v_norm, variant.value_norm, dtype)
-    return placed(k, weights.k_norm, tables, variant, dtype), v
+    v = (
+        v
+        if variant.value_norm is None
+        else carry_norm(v, weights.v_norm, variant.value_norm, dtype)
+    )
+    return carry_norm_and_rotation(k, weights.k_norm, tables, variant, dtype), v
 
 
 def latents(
@@ -150,8 +171,8 @@ def latents(
         return c_q, c_kv
     kind = variant.latent
     if weights.W_DQ is not None:
-        c_q = copied(
-            latent(
+        c_q = copy_for_heads(
+            carry_latent(
                 x,
                 weights.W_DQ,
                 weights.b_DQ,
@@ -164,8 +185,8 @@ def latents(
             variant.heads,
         )
     assert weights.W_DKV is not None
-    return c_q, copied(
-        latent(
+    return c_q, copy_for_heads(
+        carry_latent(
             x,
             weights.W_DKV,
             weights.b_DKV,
@@ -179,27 +200,27 @@ def latents(
     )
 
 
-def placed(
+def carry_norm_and_rotation(
     x: WithError, affine: Affine, tables: Tables | None, variant: Variant, dtype: str
 ) -> WithError:
     """Carry value and error through NORM-1, CLIP-1 and ROT-1: of query or key, in the family's
     order."""
     norm, late = variant.norm, variant.norm is not None and variant.norm.after_rotation
     if norm is not None and not late:
-        x = normed(x, affine, norm, dtype)
-    x = clipped(x, variant.clip)
+        x = carry_norm(x, affine, norm, dtype)
+    x = carry_clip(x, variant.clip)
     if variant.rotary is not None and tables is not None:
-        x = turned(x, tables, variant.rotary, dtype)
-    return normed(x, affine, norm, dtype) if norm is not None and late else x
+        x = carry_rotation_by_tables(x, tables, variant.rotary, dtype)
+    return carry_norm(x, affine, norm, dtype) if norm is not None and late else x
 
 
-def turned(x: WithError, tables: Tables, rotary: Rotary, dtype: str) -> WithError:
+def carry_rotation_by_tables(x: WithError, tables: Tables, rotary: Rotary, dtype: str) -> WithError:
     """Carry value and error through ROT-1, ROT-3: the stage on the value, and its bound."""
     cos, sin = fitting(tables, x.value.shape[1])
-    return rotated(x, turns(cos.double(), sin.double(), rotary), rotary, dtype)
+    return carry_rotation(x, turns(cos.double(), sin.double(), rotary), rotary, dtype)
 
 
-def tempered(q: WithError, positions: Tensor, variant: Variant, dtype: str) -> WithError:
+def carry_temperature(q: WithError, positions: Tensor, variant: Variant, dtype: str) -> WithError:
     """Carry value and error through SCORE-4: the factor may be rounded, and so is the product."""
     if variant.temperature is None:
         return q
@@ -211,7 +232,7 @@ def tempered(q: WithError, positions: Tensor, variant: Variant, dtype: str) -> W
     )
 
 
-def attended(
+def carry_softmax(
     q: WithError,
     k: WithError,
     bias: Tensor,
@@ -253,15 +274,17 @@ def attended(
     )
 
 
-def gate(x: WithError, weights: Weights, variant: Variant, dtype: str) -> WithError | None:
+def carry_gate_projection(
+    x: WithError, weights: Weights, variant: Variant, dtype: str
+) -> WithError | None:
     """Carry value and error through GATE-1: the stage on the value, and its bound."""
     if variant.gate is None:
         return None
     assert weights.W_G is not None
-    return opened(projected(x, weights.W_G, weights.b_G, dtype), variant.gate, dtype)
+    return carry_gate(carry_projection(x, weights.W_G, weights.b_G, dtype), variant.gate, dtype)
 
 
-def put_out(z: WithError, weights: Weights, variant: Variant, dtype: str) -> Expectation:
+def carry_output(z: WithError, weights: Weights, variant: Variant, dtype: str) -> Expectation:
     """Carry value and error through OUT-1: the stage on the value, and its bound."""
     b = None if weights.b_O is None else weights.b_O.abs()
     value, magnitude = (

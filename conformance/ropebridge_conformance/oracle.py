@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance import carried
-from ropebridge_conformance.carried import WithError, clipped, exact, heads_of, joined, scaled
+from ropebridge_conformance.carried import (
+    WithError,
+    carry_clip,
+    carry_factor,
+    exact,
+    heads_of,
+    join_parts,
+)
 from ropebridge_conformance.reads import ReadValues, remembered
 from ropebridge_conformance.scenarios import Scenario
 from ropebridge_conformance.traces import Trace
@@ -135,7 +142,7 @@ class Context:
         """Return what a hook point held, head by head: a flat norm shows all heads as one axis."""
         return self.values[hook].reshape(self.values[f"hook_{role_of(hook)}"].shape)
 
-    def turned(self, role: str) -> Tensor:
+    def rotation_input(self, role: str) -> Tensor:
         """Return what rotation is given."""
         late = role == "v" or self.variant.norm is None or self.variant.norm.after_rotation
         return self.heads(f"hook_{role}" if late else f"hook_{role}_normed")
@@ -261,11 +268,13 @@ def expect(hook: str, context: Context) -> Expectation:
         with context.values.noting() as read:
             made = STAGE_ORACLES[hook](hook, context)
         context.reads[hook] = read
-        context.expected[hook] = Expectation(made.value, lambda: noted_bound(hook, made, context))
+        context.expected[hook] = Expectation(
+            made.value, lambda: bound_and_its_reads(hook, made, context)
+        )
     return context.expected[hook]
 
 
-def noted_bound(hook: str, made: Expectation, context: Context) -> Tensor:
+def bound_and_its_reads(hook: str, made: Expectation, context: Context) -> Tensor:
     """Return a stage's bound; the context then knows what that is made of too."""
     with context.values.noting() as read:
         bound = made.bound
@@ -295,14 +304,14 @@ def exactly(value: Tensor) -> Expectation:
     return Expectation(value.double(), torch.zeros_like(value, dtype=torch.float64))
 
 
-def given_exactly(hook: str, c: Context) -> Expectation:
+def expected_input(hook: str, c: Context) -> Expectation:
     """Return what IN-1, POS-1 makes of the values before."""
     value = c.given[hook]
     assert value is not None
     return exactly(value)
 
 
-def copied_exactly(hook: str, c: Context) -> Expectation:
+def expected_copies(hook: str, c: Context) -> Expectation:
     """Return what SPLIT-1 makes of the values before: copies of what hook_in left."""
     heads = c.variant.heads if hook in ("hook_attn_in", "hook_q_input") else c.variant.kv_heads
     x = c.values["hook_in"]
@@ -313,7 +322,7 @@ def copied_exactly(hook: str, c: Context) -> Expectation:
     return exactly(shown[hook].expand(-1, -1, heads, -1))
 
 
-def brought_down(hook: str, c: Context) -> Expectation:
+def expected_latent(hook: str, c: Context) -> Expectation:
     """Return what LAT-1 makes of the values before."""
     latent = c.variant.latent
     assert latent is not None
@@ -326,11 +335,11 @@ def brought_down(hook: str, c: Context) -> Expectation:
     )
     how = (x, W, b, affine, latent.norm, scale, latent.q_beside and role == "Q")
     return Expectation(
-        c.stages.latent(*how), lambda: carried.latent(*how, c.dtype).error.squeeze(2)
+        c.stages.latent(*how), lambda: carried.carry_latent(*how, c.dtype).error.squeeze(2)
     )
 
 
-def projected(hook: str, c: Context) -> Expectation:
+def expected_projection(hook: str, c: Context) -> Expectation:
     """Return what PROJ-1, CLIP-1 makes of the values before."""
     role = role_of(hook)
     if role == "v" and c.variant.value_is_key:
@@ -367,15 +376,17 @@ def projection_bound(hook: str, c: Context) -> Tensor:
     the split inputs moved: both magnitudes count."""
     role = role_of(hook)
     x, W, b, adapter = projection(role, c)
-    bound = carried.adapted(carried.projected(exact(x), W, b, c.dtype), exact(x), adapter, c.dtype)
+    bound = carried.carry_adapter(
+        carried.carry_projection(exact(x), W, b, c.dtype), exact(x), adapter, c.dtype
+    )
     if c.opted_in and c.variant.splits:
         moved = moved_after_projection(x, c.values["hook_in"], W, b, c.dtype)
         bound = WithError(bound.value, bound.error + moved)
     if role == "k" and c.weights.W_KR is not None:
         shared = heads_of(c.values["hook_in"], c.variant.kv_heads)
-        part = carried.rotary_part(shared, c.weights, c.variant.rotary_part_norm, c.dtype)
-        bound = joined(bound, part)
-    bound = clipped(scaled(bound, multiplier(role, c), c.dtype), c.clips(hook))
+        part = carried.carry_rotary_part(shared, c.weights, c.variant.rotary_part_norm, c.dtype)
+        bound = join_parts(bound, part)
+    bound = carry_clip(carry_factor(bound, multiplier(role, c), c.dtype), c.clips(hook))
     if role != "v" or c.added_value is None:
         return bound.error
     largest = bound.value.abs() + bound.error + added_to(bound.value, c.added_value).abs()
@@ -396,7 +407,7 @@ def moved_after_projection(
     )
 
 
-def normed(hook: str, c: Context) -> Expectation:
+def expected_norm(hook: str, c: Context) -> Expectation:
     """Return what NORM-1, CLIP-1 makes of the values before."""
     role = role_of(hook)
     late = role != "v" and c.variant.norm is not None and c.variant.norm.after_rotation
@@ -408,14 +419,15 @@ def normed(hook: str, c: Context) -> Expectation:
     clip = None if role == "v" else c.clips(hook)
     value = c.stages.clip(c.stages.normalise(x, affine, norm), clip)
     return Expectation(
-        value, lambda: carried.normed(exact(x), affine, norm, c.dtype).error.reshape(value.shape)
+        value,
+        lambda: carried.carry_norm(exact(x), affine, norm, c.dtype).error.reshape(value.shape),
     )
 
 
-def rotated(hook: str, c: Context) -> Expectation:
+def expected_rotation(hook: str, c: Context) -> Expectation:
     """Return what ROT-1 makes of the values before: a copy of them in a layer that does not
     rotate."""
-    x = c.turned(role_of(hook))
+    x = c.rotation_input(role_of(hook))
     if c.variant.rotary is None:
         return exactly(x)
     rotary, (cos, sin) = (
@@ -424,10 +436,10 @@ def rotated(hook: str, c: Context) -> Expectation:
     )
     turn = c.stages.turns(cos, sin, rotary)
     value = c.stages.rotate(x, turn, rotary)
-    return Expectation(value, lambda: carried.rotated(exact(x), turn, rotary, c.dtype).error)
+    return Expectation(value, lambda: carried.carry_rotation(exact(x), turn, rotary, c.dtype).error)
 
 
-def scored(hook: str, c: Context) -> Expectation:
+def expected_scores(hook: str, c: Context) -> Expectation:
     """Return what SCORE-1, SCORE-4 makes of the values before. Forbidden entries are -inf to the
     bit."""
     value = c.stages.scores(c.query, c.keys, c.score_bias, c.variant)
@@ -445,12 +457,12 @@ def score_bound(c: Context, value: Tensor) -> Tensor:
     if c.variant.temperature is not None:
         bound = bound + bounds.rounded(magnitude, times=2, dtype=c.dtype)
     if c.variant.key_bias is not None:
-        own = carried.key_biased(exact(c.all_values), c.weights, c.variant, c.dtype)
+        own = carried.carry_key_bias(exact(c.all_values), c.weights, c.variant, c.dtype)
         bound = bound + own.error + bounds.rounded(own.value, times=2, dtype=c.dtype)
     return bound.masked_fill(value == -torch.inf, 0.0)
 
 
-def patterned(hook: str, c: Context) -> Expectation:
+def expected_pattern(hook: str, c: Context) -> Expectation:
     """Return what PAT-1 makes of the values before: from the scores the subject itself gave to
     softmax."""
     scores = c.values["hook_attn_scores"]
@@ -467,7 +479,7 @@ def softmax_bound(c: Context, scores: Tensor, value: Tensor) -> Tensor:
     return bound.masked_fill(scores == -torch.inf, 0.0)
 
 
-def gate_projected(hook: str, c: Context) -> Expectation:
+def expected_gate_logits(hook: str, c: Context) -> Expectation:
     """Return what GATE-1 makes of the values before: the gate's rows of the query projection, which
     read hook_in."""
     return Expectation(gate_logits(c), lambda: gate_logits_with_error(c).error)
@@ -488,10 +500,10 @@ def gate_logits(c: Context) -> Tensor:
 def gate_logits_with_error(c: Context) -> WithError:
     """Return the gate before its activation, and how far it may be off."""
     assert c.weights.W_G is not None
-    return carried.projected(gate_input(c), c.weights.W_G, c.weights.b_G, c.dtype)
+    return carried.carry_projection(gate_input(c), c.weights.W_G, c.weights.b_G, c.dtype)
 
 
-def gate_opened(hook: str, c: Context) -> Expectation:
+def expected_gate(hook: str, c: Context) -> Expectation:
     """Return what GATE-1 makes of the values before."""
     gate, seen = c.variant.gate, c.values.get("hook_q_gate")
     assert gate is not None
@@ -499,25 +511,25 @@ def gate_opened(hook: str, c: Context) -> Expectation:
 
     def bound() -> Tensor:
         logits = gate_logits_with_error(c) if seen is None else exact(seen)
-        return carried.opened(logits, gate, c.dtype).error
+        return carried.carry_gate(logits, gate, c.dtype).error
 
     return Expectation(value if gate.per == "channel" else value[..., 0], bound)
 
 
-def mixed(hook: str, c: Context) -> Expectation:
+def expected_z(hook: str, c: Context) -> Expectation:
     """Return what MIX-1 makes of the values before: from the recorded pattern and gate; over the
     fused stages where nobody watched the pattern."""
     if "hook_pattern" not in c.values:
-        return mixed_unseen(c)
+        return expected_z_of_unseen_pattern(c)
     pattern = c.values["hook_pattern"]
-    return finished(
+    return expected_z_after_mix(
         c,
         c.stages.mix(pattern, c.paired_values),
-        lambda: carried.mixed(exact(pattern), exact(c.paired_values), c.dtype),
+        lambda: carried.carry_mix(exact(pattern), exact(c.paired_values), c.dtype),
     )
 
 
-def mixed_unseen(c: Context) -> Expectation:
+def expected_z_of_unseen_pattern(c: Context) -> Expectation:
     """Return z end to end over score, softmax and mix, with the score error carried through the
     softmax."""
     scores = c.stages.scores(c.query, c.keys, c.score_bias, c.variant)
@@ -530,10 +542,12 @@ def mixed_unseen(c: Context) -> Expectation:
         error = bounds.fused(value, magnitude, delta, keys=scores.shape[-1], dtype=c.dtype)
         return WithError(value, error)
 
-    return finished(c, value, bound)
+    return expected_z_after_mix(c, value, bound)
 
 
-def finished(c: Context, mix: Tensor, mix_bound: Callable[[], WithError]) -> Expectation:
+def expected_z_after_mix(
+    c: Context, mix: Tensor, mix_bound: Callable[[], WithError]
+) -> Expectation:
     """Return the mix of values, subtracted, normed and gated where the family does so, by the gate
     that its hook held."""
     g, kind, lambdas = c.values.get("hook_gate"), c.variant.differential, c.weights.lambdas
@@ -548,17 +562,17 @@ def finished(c: Context, mix: Tensor, mix_bound: Callable[[], WithError]) -> Exp
     def bound() -> Tensor:
         error = mix_bound()
         if kind is not None and lambdas is not None:
-            error = carried.subtracted(error, lambdas, kind, c.dtype)
+            error = carried.carry_difference(error, lambdas, kind, c.dtype)
         if alpha is not None:
-            error = carried.excluded(error, exact(own), alpha, c.dtype)
+            error = carried.carry_exclusion(error, exact(own), alpha, c.dtype)
         gate = None if g is None else exact(g)
-        done = carried.finished(error, gate, c.weights.z_norm, c.variant.z_norm, c.dtype)
-        return scaled(done, c.variant.z_multiplier, c.dtype).error
+        done = carried.carry_norm_and_gate(error, gate, c.weights.z_norm, c.variant.z_norm, c.dtype)
+        return carry_factor(done, c.variant.z_multiplier, c.dtype).error
 
     return Expectation(c.stages.multiply(value, c.variant.z_multiplier), bound)
 
 
-def resulted(hook: str, c: Context) -> Expectation:
+def expected_result(hook: str, c: Context) -> Expectation:
     """Return what RES-1 makes of the values before."""
     z, W = c.values["hook_z"], c.weights.W_O
     value = c.stages.result(z, W)
@@ -570,11 +584,11 @@ def resulted(hook: str, c: Context) -> Expectation:
     return Expectation(value, bound)
 
 
-def put_out(hook: str, c: Context) -> Expectation:
+def expected_output(hook: str, c: Context) -> Expectation:
     """Return what OUT-1 makes of the values before: where results were made, their sum, whose
     terms may each have been rounded."""
     if "hook_result" in c.values:
-        return summed(c.values["hook_result"], c)
+        return expected_sum_of_results(c.values["hook_result"], c)
     z, W, b = c.values["hook_z"], c.weights.W_O, c.weights.b_O
     value = c.stages.output(z, W, b)
 
@@ -585,7 +599,7 @@ def put_out(hook: str, c: Context) -> Expectation:
     return Expectation(value, bound)
 
 
-def summed(results: Tensor, c: Context) -> Expectation:
+def expected_sum_of_results(results: Tensor, c: Context) -> Expectation:
     """Return what OUT-1 makes of the results of all heads."""
     value = c.stages.sum_of_results(results, c.weights.b_O)
 
@@ -609,30 +623,30 @@ def output_bound(value: Tensor, magnitude: Tensor, product: Tensor | float, c: C
 
 
 STAGE_ORACLES: Mapping[str, Callable[[str, Context], Expectation]] = {
-    "hook_in": given_exactly,
-    "hook_kv_in": given_exactly,
-    "hook_attn_in": copied_exactly,
-    "hook_q_input": copied_exactly,
-    "hook_k_input": copied_exactly,
-    "hook_v_input": copied_exactly,
-    "hook_q_latent": brought_down,
-    "hook_kv_latent": brought_down,
-    "hook_q": projected,
-    "hook_k": projected,
-    "hook_v": projected,
-    "hook_q_normed": normed,
-    "hook_k_normed": normed,
-    "hook_v_normed": normed,
-    "hook_cos": given_exactly,
-    "hook_sin": given_exactly,
-    "hook_rot_q": rotated,
-    "hook_rot_k": rotated,
-    "hook_rot_v": rotated,
-    "hook_attn_scores": scored,
-    "hook_pattern": patterned,
-    "hook_q_gate": gate_projected,
-    "hook_gate": gate_opened,
-    "hook_z": mixed,
-    "hook_result": resulted,
-    "hook_out": put_out,
+    "hook_in": expected_input,
+    "hook_kv_in": expected_input,
+    "hook_attn_in": expected_copies,
+    "hook_q_input": expected_copies,
+    "hook_k_input": expected_copies,
+    "hook_v_input": expected_copies,
+    "hook_q_latent": expected_latent,
+    "hook_kv_latent": expected_latent,
+    "hook_q": expected_projection,
+    "hook_k": expected_projection,
+    "hook_v": expected_projection,
+    "hook_q_normed": expected_norm,
+    "hook_k_normed": expected_norm,
+    "hook_v_normed": expected_norm,
+    "hook_cos": expected_input,
+    "hook_sin": expected_input,
+    "hook_rot_q": expected_rotation,
+    "hook_rot_k": expected_rotation,
+    "hook_rot_v": expected_rotation,
+    "hook_attn_scores": expected_scores,
+    "hook_pattern": expected_pattern,
+    "hook_q_gate": expected_gate_logits,
+    "hook_gate": expected_gate,
+    "hook_z": expected_z,
+    "hook_result": expected_result,
+    "hook_out": expected_output,
 }

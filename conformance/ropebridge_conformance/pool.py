@@ -62,15 +62,20 @@ class Desk:
         return []
 
     def heard(self) -> list[Verdict]:
-        """Return what the next word comes to, or that none came. The task is over when it has no
-        question left."""
+        """Return what all words that have come by now come to, or that none came. The task is over
+        when it has no question left."""
+        made: list[Verdict] = []
+        heard = False
         try:
-            message = self._pipe.recv() if self._pipe.poll() else None
+            while self._pipe.poll():
+                message = self._pipe.recv()
+                self._since = monotonic()
+                made += self._took(message)
+                heard = True
         except (EOFError, OSError):
-            return self._unanswered(f"its process ended: {self._ending()}")
-        if message is not None:
-            self._since = monotonic()
-            return self._took(message)
+            return made + self._unanswered(f"its process ended: {self._ending()}")
+        if heard:
+            return made
         if not self._process.is_alive():
             return self._unanswered(f"its process ended: {self._ending()}")
         if self.task is not None:
@@ -123,7 +128,7 @@ class Desk:
             self.task = None
 
     def _all_failed(self, reason: str) -> list[Verdict]:
-        """Return a subject that cannot be loaded fails every question of its task."""
+        """Return a failure of every question of the task, whose subject cannot be loaded."""
         assert self.task is not None
         made = [unanswered(self.task, question, reason) for question in self._left]
         self._left.clear()

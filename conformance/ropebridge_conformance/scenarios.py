@@ -287,7 +287,7 @@ def base_inputs(scenario: Scenario, specimen: Specimen, layer: Any, seed: int) -
             specimen, inputs["hidden_states"], with_source(ids, specimen.variant) + scenario.first
         )
     made = {
-        **placed(specimen.variant, ids, scenario.first),
+        **position_arguments(specimen.variant, ids, scenario.first),
         "attention_mask": mask_of(scenario, specimen, padded),
         "shared_kv": random_kv(scenario, specimen, seed),
     }
@@ -353,7 +353,7 @@ def random_kv(scenario: Scenario, specimen: Specimen, seed: int) -> tuple[Tensor
     return k, v
 
 
-def placed(variant: Variant, ids: Tensor, first: int) -> dict[str, Tensor]:
+def position_arguments(variant: Variant, ids: Tensor, first: int) -> dict[str, Tensor]:
     """Return what a layer that needs them is told of its positions: the positions, from `first` on,
     or its temperatures (SCORE-4).
 

@@ -54,7 +54,7 @@ def random_inputs(
         "attention_mask": mask,
         bridge.variant.calling.mask_in: mask,
         **source,
-        **placed(bridge.variant, ids),
+        **position_arguments(bridge.variant, ids),
         **shared(bridge, hidden_states, draw),
         **added(bridge.variant, hidden_states, draw),
         **named_layer(bridge),
@@ -153,7 +153,7 @@ def handed_picks(variant: Variant, like: Tensor) -> dict[str, Tensor]:
     }
 
 
-def placed(variant: Variant, ids: Tensor) -> dict[str, Tensor]:
+def position_arguments(variant: Variant, ids: Tensor) -> dict[str, Tensor]:
     """Return what a layer that needs them is told of its positions: the positions, or made-up
     temperatures (SCORE-4)."""
     if variant.calling.tables == "own" or variant.selector is not None:

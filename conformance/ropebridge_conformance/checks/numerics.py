@@ -77,7 +77,7 @@ def tied(hook: str, c: Context, value: Tensor) -> Tensor:
     clip, rotary = c.variant.clip, c.variant.rotary
     if clip is not None and rotary is not None and hook in ("hook_rot_q", "hook_rot_k"):
         shown_as = float(torch.tensor(clip, dtype=getattr(torch, c.dtype)))
-        clipped = (c.turned(role_of(hook)).abs() == shown_as).double()
+        clipped = (c.rotation_input(role_of(hook)).abs() == shown_as).double()
         turn = turns(
             *fitting((c.values["hook_cos"], c.values["hook_sin"]), clipped.shape[1]), rotary
         )

@@ -34,7 +34,7 @@ def many_kv_heads(specimen: Specimen, scenario: Scenario) -> bool:
     return specimen.variant.kv_heads > 1
 
 
-def grouped(specimen: Specimen, scenario: Scenario) -> bool:
+def shares_kv_heads(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers whose query heads share several, but fewer, kv heads."""
     return (
         1 < specimen.variant.kv_heads < specimen.variant.heads
@@ -42,67 +42,67 @@ def grouped(specimen: Specimen, scenario: Scenario) -> bool:
     )
 
 
-def normed(specimen: Specimen, scenario: Scenario) -> bool:
+def has_norm(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers with a q/k norm."""
     return specimen.variant.norm is not None
 
 
-def weighted(specimen: Specimen, scenario: Scenario) -> bool:
+def has_norm_weight(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers whose q/k norm has a weight."""
     return specimen.variant.norm is not None and specimen.variant.norm.weight != "none"
 
 
-def layer_normed(specimen: Specimen, scenario: Scenario) -> bool:
+def has_layer_norm(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers with a q/k layer norm."""
     return specimen.variant.norm is not None and specimen.variant.norm.kind == "layer"
 
 
-def flat_normed(specimen: Specimen, scenario: Scenario) -> bool:
+def norms_all_heads_at_once(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers that norm all heads at once."""
     return specimen.variant.norm is not None and specimen.variant.norm.over == "flat"
 
 
-def capped(specimen: Specimen, scenario: Scenario) -> bool:
+def has_softcap(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers with a softcap."""
     return specimen.variant.softcap is not None
 
 
-def forbidding(specimen: Specimen, scenario: Scenario) -> bool:
+def forbids_keys(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept calls in which some query may not see some key."""
     return bool(specimen.variant.causal or specimen.variant.window or scenario.left_padding)
 
 
-def capped_and_forbidding(specimen: Specimen, scenario: Scenario) -> bool:
+def has_softcap_and_forbids_keys(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept such calls of layers with a softcap."""
-    return capped(specimen, scenario) and forbidding(specimen, scenario)
+    return has_softcap(specimen, scenario) and forbids_keys(specimen, scenario)
 
 
-def sinking(specimen: Specimen, scenario: Scenario) -> bool:
+def has_sinks(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers that have sinks."""
     return specimen.variant.sinks is not None
 
 
-def unmasked(specimen: Specimen, scenario: Scenario) -> bool:
+def has_own_causality(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept calls in which causality is the layer's own."""
     return scenario.mask == "none" and specimen.variant.causal
 
 
-def bidirectional(specimen: Specimen, scenario: Scenario) -> bool:
+def sees_later_positions(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept calls in which a layer sees later positions of its own."""
     return scenario.mask == "none" and not specimen.variant.causal
 
 
-def windowed(specimen: Specimen, scenario: Scenario) -> bool:
+def has_own_window(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept calls in which a window is the layer's own."""
     return specimen.variant.window is not None and scenario.mask == "none"
 
 
-def chunked(specimen: Specimen, scenario: Scenario) -> bool:
+def has_own_chunks(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept calls in which chunks are the layer's own."""
     return specimen.variant.chunk is not None and scenario.mask == "none"
 
 
-def scaling(specimen: Specimen, scenario: Scenario) -> bool:
+def scales_scores(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers whose scores are scaled."""
     return specimen.variant.scale != 1
 
@@ -119,12 +119,12 @@ def has(*path: str) -> Applies:
     return applies
 
 
-def multiplied(role: str) -> Applies:
+def has_multiplier(role: str) -> Applies:
     """Accept layers with a multiplier on key or value."""
     return lambda specimen, scenario: getattr(specimen.variant, f"{role}_multiplier") != 1
 
 
-def clipped_at_once(specimen: Specimen, scenario: Scenario) -> bool:
+def clips_projections(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers that clip their projections, and no norm's result."""
     return specimen.variant.clip is not None and specimen.variant.norm is None
 
@@ -134,12 +134,12 @@ def query_is_direct(specimen: Specimen, scenario: Scenario) -> bool:
     return specimen.variant.latent is not None and specimen.variant.latent.q_rank is None
 
 
-def latent_scaled(specimen: Specimen, scenario: Scenario) -> bool:
+def scales_latents(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers that scale their latents."""
     return specimen.variant.latent is not None and specimen.variant.latent.kv_scale != 1
 
 
-def partial(specimen: Specimen, scenario: Scenario) -> bool:
+def rotates_in_part(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers that rotate a part of each head."""
     return (
         specimen.variant.rotary is not None
@@ -147,17 +147,17 @@ def partial(specimen: Specimen, scenario: Scenario) -> bool:
     )
 
 
-def gated_by_channel(specimen: Specimen, scenario: Scenario) -> bool:
+def has_gate_of_several_heads(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers whose gate has several heads to confuse."""
     return specimen.variant.gate is not None and specimen.variant.heads > 1
 
 
-def z_normed_and_gated(specimen: Specimen, scenario: Scenario) -> bool:
+def norms_and_gates_z(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers that norm z and gate it."""
     return specimen.variant.z_norm is not None and specimen.variant.gate is not None
 
 
-def warm(specimen: Specimen, scenario: Scenario) -> bool:
+def has_temperature_of_positions(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers whose query has a temperature that is made of positions."""
     return (
         specimen.variant.temperature is not None
@@ -165,19 +165,19 @@ def warm(specimen: Specimen, scenario: Scenario) -> bool:
     )
 
 
-def cached(specimen: Specimen, scenario: Scenario) -> bool:
+def reads_own_cache(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept calls that read a cache of the layer's own."""
     return scenario.steps > 0 and specimen.variant.shared_kv_argument is None
 
 
-def dead(specimen: Specimen, scenario: Scenario) -> bool:
+def has_rows_that_see_nothing(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept calls with rows that see no key, in a layer without sinks: a sink leaves such a row 0
     by itself."""
     blind = specimen.variant.causal or scenario.mask != "padding"
     return scenario.left_padding > 0 and specimen.variant.sinks is None and blind
 
 
-def biased(role: str) -> Applies:
+def has_bias(role: str) -> Applies:
     """Accept layers whose projection in a role has a bias."""
 
     def applies(specimen: Specimen, scenario: Scenario) -> bool:
@@ -206,22 +206,22 @@ double = in_dtypes("float64")
 half = in_dtypes("bfloat16", "float16")
 
 
-def called(*ids: str) -> Applies:
+def in_scenarios(*ids: str) -> Applies:
     """Accept calls of these scenarios."""
     return lambda specimen, scenario: scenario.id in ids
 
 
-def masked(*forms: str) -> Applies:
+def has_mask(*forms: str) -> Applies:
     """Accept calls with a mask of one of these forms."""
     return lambda specimen, scenario: scenario.mask in forms
 
 
-def whole(specimen: Specimen, scenario: Scenario) -> bool:
+def has_all_positions(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept calls of all positions at once."""
     return scenario.steps == 0
 
 
-def padded(specimen: Specimen, scenario: Scenario) -> bool:
+def has_padding(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept calls in which rows of the batch begin at different positions."""
     return scenario.left_padding > 0
 
@@ -232,47 +232,47 @@ def makes_kv(specimen: Specimen, scenario: Scenario) -> bool:
     return not (v.shared_kv_argument or v.value_is_key or v.latent) and v.d_head == v.d_head_v
 
 
-def head_normed(specimen: Specimen, scenario: Scenario) -> bool:
+def norms_head_by_head(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers that norm head by head."""
     return specimen.variant.norm is not None and specimen.variant.norm.over == "head"
 
 
-def rms_normed(specimen: Specimen, scenario: Scenario) -> bool:
+def has_rms_norm(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers with a q/k rms norm."""
     return specimen.variant.norm is not None and specimen.variant.norm.kind == "rms"
 
 
-def uncapped(specimen: Specimen, scenario: Scenario) -> bool:
+def has_no_softcap(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers without a softcap."""
     return specimen.variant.softcap is None
 
 
-def alone(specimen: Specimen, scenario: Scenario) -> bool:
+def has_key_head_per_query_head(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers in which each query head has a key head of its own."""
     return specimen.variant.heads == specimen.variant.kv_heads
 
 
-def opted(*choices: str) -> Applies:
+def opts_in_to(*choices: str) -> Applies:
     """Accept calls with one of these opt-ins."""
     return lambda specimen, scenario: bool(set(choices) & set(scenario.opted_in))
 
 
-def plain(specimen: Specimen, scenario: Scenario) -> bool:
+def opts_in_to_nothing(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept calls without any opt-in."""
     return not scenario.opted_in
 
 
-def grouped_heads(specimen: Specimen, scenario: Scenario) -> bool:
+def shares_kv_heads_in_any_call(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers whose query heads share kv heads, however they are called."""
     return 1 < specimen.variant.kv_heads < specimen.variant.heads
 
 
-def unbiased_norm(specimen: Specimen, scenario: Scenario) -> bool:
+def has_norm_without_bias(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers whose q/k norm adds nothing."""
     return specimen.variant.norm is not None and not specimen.variant.norm.bias
 
 
-def shared_norm(specimen: Specimen, scenario: Scenario) -> bool:
+def shares_norm_weight(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers whose heads share the weight of a norm, queries and keys each their own."""
     norm = specimen.variant.norm
     return (
@@ -335,11 +335,11 @@ def temperature_of_ids(specimen: Specimen, scenario: Scenario) -> bool:
     )
 
 
-def alone_in_sequence(specimen: Specimen, scenario: Scenario) -> bool:
+def has_one_sequence(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers whose keys are of their own sequence alone."""
     return specimen.variant.source is None
 
 
-def causal(specimen: Specimen, scenario: Scenario) -> bool:
+def is_causal(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers that see no later position."""
     return specimen.variant.causal

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.mutants.applies import all_of, alone, masked, plain
+from ropebridge_conformance.mutants.applies import (
+    all_of,
+    has_key_head_per_query_head,
+    has_mask,
+    opts_in_to_nothing,
+)
 from ropebridge_conformance.mutants.mutant import Mutant, change
 from ropebridge_conformance.mutants.scores import scores_of_tiled_keys
 from ropebridge_reference import bias_of_mask, make_pattern, mix_values, output, score_keys
@@ -93,7 +98,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
             "booleans_twice",
             "what a boolean mask adds is added twice",
             "hook_attn_scores",
-            masked("boolean"),
+            has_mask("boolean"),
             change(bias_of_mask=booleans_twice),
         ),
         "A boolean mask adds 0 or -inf, and 2 * 0 = 0, 2 * -inf = -inf.",
@@ -103,7 +108,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
             "tiled_alone",
             "keys are tiled where each query head has a key head of its own",
             "hook_attn_scores",
-            all_of(alone, plain),
+            all_of(has_key_head_per_query_head, opts_in_to_nothing),
             change(scores=scores_of_tiled_keys),
         ),
         "With one query head a kv head, h mod kv_heads = h // group = h.",
@@ -122,7 +127,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
             "heads_added_from_the_end",
             "heads are added up last first",
             "hook_out",
-            plain,
+            opts_in_to_nothing,
             change(output=output_from_the_last_head),
         ),
         "A sum over heads does not depend on their order; each order is within the bound.",

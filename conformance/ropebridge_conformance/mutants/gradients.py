@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.mutants.applies import (
-    capped,
+    has_rms_norm,
+    has_softcap,
     makes_kv,
-    rms_normed,
     rotates,
-    scaling,
+    scales_scores,
 )
 from ropebridge_conformance.mutants.mutant import (
     Mutant,
@@ -194,7 +194,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "norm_size_constant",
         "the norm's divisor is a constant for the gradient",
         "hook_k",
-        rms_normed,
+        has_rms_norm,
         change(normalise=norm_of_constant_size),
         clause="GRAD-1",
         arms=DERIVATIVE,
@@ -204,7 +204,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "cap_straight",
         "the cap has slope 1 for the gradient",
         "hook_rot_k",
-        capped,
+        has_softcap,
         change(scores=capped_in_a_straight_line),
         clause="GRAD-1",
         arms=DERIVATIVE,
@@ -252,7 +252,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "unscaled_backwards",
         "the gradient of the query is not scaled",
         "hook_rot_q",
-        scaling,
+        scales_scores,
         change(scores=scores_unscaled_backwards),
         clause="GRAD-1",
         arms=DERIVATIVE,

@@ -13,7 +13,7 @@ from ropebridge_conformance.mutants.applies import (
     always,
     half_precision,
     makes_kv,
-    opted,
+    opts_in_to,
     rotates,
 )
 from ropebridge_conformance.mutants.mutant import (
@@ -283,7 +283,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "edit_of_result_dropped",
         "hook_result is shown a copy",
         "hook_result",
-        opted("attn_result"),
+        opts_in_to("attn_result"),
         show=drops_edits("hook_result"),
         clause="EDIT-1",
     ),

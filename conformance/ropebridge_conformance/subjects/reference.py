@@ -133,6 +133,11 @@ class ReferenceLayer:
     def _weights(self) -> WeightsOnce:
         return WeightsOnce(self.module, self.variant)
 
+    @cached_property
+    def _there(self) -> list[str]:
+        """Return the names of the hook points, in the order in which they fire."""
+        return [hook.name for hook in hook_order(self.variant, self.opted_in)]
+
     def run(
         self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()
     ) -> tuple[Tensor, Tensor | None]:
@@ -233,12 +238,11 @@ class ReferenceLayer:
 
     def _refuse_unknown(self, hooks: Hooks) -> None:
         """Refuse a hook at a point that the layer does not have: it would never fire (FIRE-3)."""
-        there = [hook.name for hook in hook_order(self.variant, self.opted_in)]
-        unknown = sorted({name for name, _ in hooks} - set(there))
+        unknown = sorted({name for name, _ in hooks} - set(self._there))
         if unknown:
             raise UnknownHook(
                 f"the layer has no hook point {', '.join(unknown)} (clause FIRE-3); it has"
-                f" {', '.join(there)}"
+                f" {', '.join(self._there)}"
             )
 
     def _select(self, call: CallInputs, bias: Tensor) -> Select | None:
