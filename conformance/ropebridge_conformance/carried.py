@@ -53,9 +53,12 @@ def heads_of(x: Tensor, heads: int) -> WithError:
     return exact(x.unsqueeze(2).expand(-1, -1, heads, -1))
 
 
-def carry_projection(x: WithError, W: Tensor, b: Tensor | None, dtype: str) -> WithError:
-    """Carry value and error through PROJ-1: (batch pos head n) by (head n m)."""
-    value = project_heads(x.value, W, b)
+def carry_projection(
+    x: WithError, W: Tensor, b: Tensor | None, dtype: str, value: Tensor | None = None
+) -> WithError:
+    """Carry value and error through PROJ-1: (batch pos head n) by (head n m); `value` is what the
+    stage makes of the value, where it is known already, here and below."""
+    value = project_heads(x.value, W, b) if value is None else value
     carried = x.error_through(lambda error: project_heads(error, W.abs(), None))
     magnitude = project_heads(x.value.abs() + x.error, W.abs(), None if b is None else b.abs())
     product = 0 if b is None else project_heads(x.value, W, None).abs() + carried
@@ -128,9 +131,11 @@ def carry_factor(x: WithError, factor: float, dtype: str) -> WithError:
     )
 
 
-def carry_rotation(x: WithError, turn: Tensor, rotary: Rotary, dtype: str) -> WithError:
+def carry_rotation(
+    x: WithError, turn: Tensor, rotary: Rotary, dtype: str, value: Tensor | None = None
+) -> WithError:
     """Carry value and error through ROT-1: the stage on the value, and its bound."""
-    value, steps = rotate(x.value, turn, rotary), turn.abs()
+    value, steps = rotate(x.value, turn, rotary) if value is None else value, turn.abs()
     magnitude = rotate(x.value.abs() + x.error, steps, rotary)
     carried = x.error_through(lambda error: rotate(error, steps, rotary))
     return WithError(
@@ -144,10 +149,12 @@ def carry_clip(x: WithError, bound: float | None) -> WithError:
     return x if bound is None else WithError(x.value.clamp(-bound, bound), x.error)
 
 
-def carry_norm(x: WithError, affine: Affine, norm: Norm, dtype: str) -> WithError:
+def carry_norm(
+    x: WithError, affine: Affine, norm: Norm, dtype: str, value: Tensor | None = None
+) -> WithError:
     """Carry value and error through NORM-1: an error along the value itself is divided out, every
     other is divided by the size. The shape is that of x."""
-    value = normalise(x.value, affine, norm)
+    value = normalise(x.value, affine, norm) if value is None else value
     flat, off = (
         (x.value.flatten(2), x.error.flatten(2)) if norm.over == "flat" else (x.value, x.error)
     )
@@ -197,9 +204,10 @@ def carry_gate(logits: WithError, kind: Gate, dtype: str) -> WithError:
     return gate if kind.per == "channel" else WithError(gate.value[..., 0], gate.error[..., 0])
 
 
-def carry_mix(p: WithError, v: WithError, dtype: str) -> WithError:
+def carry_mix(p: WithError, v: WithError, dtype: str, value: Tensor | None = None) -> WithError:
     """Return the mix of values by a pattern; either may itself be off."""
-    value, largest = mix_values(p.value, v.value), v.value.abs() + v.error
+    value = mix_values(p.value, v.value) if value is None else value
+    largest = v.value.abs() + v.error
     magnitude = mix_values(p.value + p.error, largest)
     of_pattern = p.error_through(lambda error: mix_values(error, largest))
     of_values = v.error_through(lambda error: mix_values(p.value, error))

@@ -44,6 +44,8 @@ from ropebridge_spec import HOOK_BY_NAME, OptIn, Role, Variant, attention_inputs
 
 MASKING = ("causal_bias", "padding_bias", "bias_of_mask", "selection_bias")
 """The stages that say what each query may see."""
+PAST = "past"
+"""What stands for the keys and values of earlier calls among the names of values."""
 Adapter = tuple[Tensor, Tensor]
 """What an adapter projects down by, and up by."""
 
@@ -286,10 +288,24 @@ def unchanged(hook: str, context: Context, before: Context) -> bool:
     """Return whether a stage, and all that it is made of, is to the bit what it was in an earlier
     run of the same call: then it is as right, or as wrong, as it was there."""
     _ = expect(hook, before).bound  # whatever it is made of has been read
-    return same_past(context.past, before.past) and all(
-        name in context.values and torch.equal(context.values[name], before.values[name])
-        for name in (hook, *before.reads[hook])
-    )
+    others = moved_since(context, before)
+    return PAST not in others and others.isdisjoint((hook, *before.reads[hook]))
+
+
+def moved_since(context: Context, before: Context) -> set[str]:
+    """Return the names of the values, and PAST, that are not to the bit what they were in an
+    earlier run of the same call; worked out once."""
+    key = f"moved since {id(before)}"
+    if key not in context.memory:
+        moved = {
+            name
+            for name, value in before.values.items()
+            if name not in context.values or not torch.equal(context.values[name], value)
+        }
+        past = set() if same_past(context.past, before.past) else {PAST}
+        context.memory[key] = moved | past
+    found: set[str] = context.memory[key]
+    return found
 
 
 def same_past(one: Past | None, other: Past | None) -> bool:
@@ -345,14 +361,15 @@ def expected_projection(hook: str, c: Context) -> Expectation:
     if role == "v" and c.variant.value_is_key:
         return exactly(c.values["hook_k"])
     x, W, b, adapter = projection(role, c)
-    value = c.stages.adapt(c.stages.project(x, W, b), x, adapter)
+    product = c.stages.project(x, W, b)
+    value = c.stages.adapt(product, x, adapter)
     if role == "k" and c.weights.W_KR is not None:
         shared = heads_of(c.values["hook_in"], c.variant.kv_heads).value
         value = c.stages.with_rotary_part(value, shared, c.weights, c.variant.rotary_part_norm)
     value = c.stages.clip(c.stages.multiply(value, multiplier(role, c)), c.clips(hook))
     if role == "v" and c.added_value is not None:
         value = value + added_to(value, c.added_value)
-    return Expectation(value, lambda: projection_bound(hook, c))
+    return Expectation(value, lambda: projection_bound(hook, product, c))
 
 
 def projection(role: Role, c: Context) -> tuple[Tensor, Tensor, Tensor | None, Adapter | None]:
@@ -371,14 +388,13 @@ def added_to(value: Tensor, added: Tensor) -> Tensor:
     return added.repeat_interleave(value.shape[2] // added.shape[2], dim=2)
 
 
-def projection_bound(hook: str, c: Context) -> Tensor:
-    """Return the bound of a projection. An implementation may project hook_in once and add what
-    the split inputs moved: both magnitudes count."""
+def projection_bound(hook: str, product: Tensor, c: Context) -> Tensor:
+    """Return the bound of a projection, of which `product` is x W + b. An implementation may
+    project hook_in once and add what the split inputs moved: both magnitudes count."""
     role = role_of(hook)
     x, W, b, adapter = projection(role, c)
-    bound = carried.carry_adapter(
-        carried.carry_projection(exact(x), W, b, c.dtype), exact(x), adapter, c.dtype
-    )
+    bound = carried.carry_projection(exact(x), W, b, c.dtype, value=product)
+    bound = carried.carry_adapter(bound, exact(x), adapter, c.dtype)
     if c.opted_in and c.variant.splits:
         moved = moved_after_projection(x, c.values["hook_in"], W, b, c.dtype)
         bound = WithError(bound.value, bound.error + moved)
@@ -416,12 +432,14 @@ def expected_norm(hook: str, c: Context) -> Expectation:
         getattr(c.weights, f"{role}_norm"),
         c.variant.norm_in(f"{role}_norm"),
     )
-    clip = None if role == "v" else c.clips(hook)
-    value = c.stages.clip(c.stages.normalise(x, affine, norm), clip)
-    return Expectation(
-        value,
-        lambda: carried.carry_norm(exact(x), affine, norm, c.dtype).error.reshape(value.shape),
-    )
+    result = c.stages.normalise(x, affine, norm)
+    value = c.stages.clip(result, None if role == "v" else c.clips(hook))
+
+    def bound() -> Tensor:
+        error = carried.carry_norm(exact(x), affine, norm, c.dtype, value=result).error
+        return error.reshape(value.shape)
+
+    return Expectation(value, bound)
 
 
 def expected_rotation(hook: str, c: Context) -> Expectation:
@@ -436,7 +454,9 @@ def expected_rotation(hook: str, c: Context) -> Expectation:
     )
     turn = c.stages.turns(cos, sin, rotary)
     value = c.stages.rotate(x, turn, rotary)
-    return Expectation(value, lambda: carried.carry_rotation(exact(x), turn, rotary, c.dtype).error)
+    return Expectation(
+        value, lambda: carried.carry_rotation(exact(x), turn, rotary, c.dtype, value=value).error
+    )
 
 
 def expected_scores(hook: str, c: Context) -> Expectation:
@@ -522,10 +542,11 @@ def expected_z(hook: str, c: Context) -> Expectation:
     if "hook_pattern" not in c.values:
         return expected_z_of_unseen_pattern(c)
     pattern = c.values["hook_pattern"]
+    value = c.stages.mix(pattern, c.paired_values)
     return expected_z_after_mix(
         c,
-        c.stages.mix(pattern, c.paired_values),
-        lambda: carried.carry_mix(exact(pattern), exact(c.paired_values), c.dtype),
+        value,
+        lambda: carried.carry_mix(exact(pattern), exact(c.paired_values), c.dtype, value=value),
     )
 
 
