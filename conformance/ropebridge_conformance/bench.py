@@ -92,7 +92,7 @@ def available_devices() -> list[str]:
 
 
 class Bench:
-    """Everything asked of one subject goes through here, so that no call is made twice.
+    """Keep what is asked of one subject and what it answered, so that no call is made twice.
 
     Traces are kept for the last few layers only; questions are best asked case by case.
     """

@@ -61,7 +61,7 @@ GIVEN = ("hook_in", "hook_cos", "hook_sin")
 
 @dataclass
 class Backward:
-    """One call and its backward pass.
+    """Hold one call and its backward pass.
 
     gradients: at each watched hook, on the very tensor that the hook was given; None where none
         arrived.

@@ -17,7 +17,7 @@ ROWS, COLUMNS = 16, 24
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Error over bound, worst over the batch.
+    """Hold error over bound, worst over the batch.
 
     axes: what the rows and the columns count. sizes: how many of them each direction had before it
         was made coarse.

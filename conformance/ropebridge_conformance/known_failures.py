@@ -26,8 +26,8 @@ class KnownFailuresError(Exception):
 
 @dataclass(frozen=True)
 class KnownFailure:
-    """One listed failure. Clause and reason are required; a field of which nothing is said covers
-    everything.
+    """Hold one listed failure. Clause and reason are required; a field of which nothing is said
+    covers everything.
 
     In the file, a table of the array `failure`; what says which questions are covered may be one
     name or a list of them:

@@ -71,7 +71,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Context:
-    """Everything one call's stages are recomputed from, in float64."""
+    """Hold everything that one call's stages are recomputed from, in float64."""
 
     variant: Variant
     weights: Weights

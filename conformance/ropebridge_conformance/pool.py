@@ -28,7 +28,7 @@ class WorkerError(Exception):
 
 
 class Desk:
-    """One process, which is replaced when it hangs or dies, and the task it is at.
+    """Hold one process, which is replaced when it hangs or dies, and the task it is at.
 
     timeout: seconds a subject may take to be loaded, and to answer one question.
     silence: how many questions in a row each subject left unanswered; desks may share it.
@@ -175,7 +175,7 @@ def not_asked(task: Task, question: Question) -> Verdict:
 
 
 class Pool:
-    """So many desks; a context manager, which leaves no process behind."""
+    """Keep so many desks; a context manager, which leaves no process behind."""
 
     def __init__(self, jobs: int, timeout: float) -> None:
         self.silence: Counter[str] = Counter()

@@ -15,7 +15,7 @@ ProfileName = Literal["smoke", "default", "soak"]
 
 @dataclass(frozen=True)
 class Profile:
-    """One size of a run.
+    """Hold one size of a run.
 
     families: cases or families of the zoo, as `--family` takes them.
     dtypes: as `--dtype` takes them.

@@ -19,7 +19,8 @@ from ropebridge_spec import HOOKS, HookSpec, Variant
 
 @dataclass(frozen=True)
 class Question:
-    """One check, put to one layer; `hook` is None where a check is about the layer as a whole."""
+    """Hold one check, put to one layer; `hook` is None where a check is about the layer as a
+    whole."""
 
     check: str
     clause: str
@@ -83,7 +84,7 @@ About = Literal["layer", "class"]
 
 @dataclass(frozen=True)
 class Check:
-    """One kind of question.
+    """Describe one kind of question.
 
     name: a sentence; the test's name is `test_` and it.
     clause: the clause it checks, for a hook point or for the layer as a whole.

@@ -223,7 +223,7 @@ def mrope(*section: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One family's tiny model.
+    """Describe one family's tiny model.
 
     name: the family. package: its package in transformers, where that has another name;
         model_package: that of its model, where it is another family's.

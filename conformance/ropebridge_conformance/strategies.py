@@ -93,8 +93,8 @@ class DrawnNorm(nn.Module):
 
 
 class ToyAttention(nn.Module):
-    """Random weights of any variant, under the names the variant gives them; it has no forward of
-    its own."""
+    """Hold random weights of any variant, under the names the variant gives them; it has no forward
+    of its own."""
 
     layer_idx = 0
 
@@ -177,7 +177,7 @@ def normed_widths(v: Variant) -> dict[str, tuple[int, int]]:
 
 
 class ToyRotary(nn.Module):
-    """Tables of any layout, of the positions it is given."""
+    """Make tables of any layout, of the positions it is given."""
 
     def __init__(self, rotary: Rotary) -> None:
         super().__init__()

@@ -18,7 +18,8 @@ Edit = Callable[[Tensor], Tensor | None]
 
 @dataclass
 class Trace:
-    """One call: `values` is what each hook point held when the layer went on, after any edit."""
+    """Record one call: `values` is what each hook point held when the layer went on, after any
+    edit."""
 
     call: CallInputs
     values: Values = field(default_factory=Values)

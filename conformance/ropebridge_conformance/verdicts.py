@@ -43,7 +43,7 @@ BAD = (Outcome.FAIL, Outcome.VACUOUS)
 
 @dataclass(frozen=True)
 class Verdict:
-    """One line of results.
+    """Hold one line of results.
 
     error, bound: of the worst element, where numbers were compared. divergent: the first stage
         outside its bound.

@@ -15,7 +15,7 @@ from ropebridge_conformance.questions import Question
 
 @dataclass(frozen=True)
 class Task:
-    """Questions to one subject.
+    """Hold questions to one subject.
 
     subject: its import path. name: what verdicts call it.
     key: consecutive tasks of the same key share a bench.

@@ -20,8 +20,8 @@ from ropebridge_spec.paths import holds
 
 @dataclass(frozen=True)
 class Case:
-    """One layer of one family: id, the family's recipe, which layer, and what its config sets
-    beside the recipe."""
+    """Describe one layer of one family: id, the family's recipe, which layer, and what its config
+    sets beside the recipe."""
 
     id: str
     family: str
@@ -181,7 +181,7 @@ def layer_of(case_id: str) -> tuple[nn.Module, nn.Module]:
 
 
 class Sinusoids(nn.Module):
-    """Tables out of a buffer that holds, for every position, sin and then cos."""
+    """Make tables out of a buffer that holds, for every position, sin and then cos."""
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ def rotary_module(model: nn.Module) -> nn.Module:
 
 
 class Rows(nn.Module):
-    """Tables that are rows of an embedding: for every position sin and then cos."""
+    """Make tables that are rows of an embedding: for every position sin and then cos."""
 
     def __init__(self, rows: nn.Embedding) -> None:
         super().__init__()

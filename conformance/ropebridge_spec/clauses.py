@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Clause:
-    """One numbered sentence that an implementation can be held to, with its formula where it has
-    one."""
+    """State one numbered sentence that an implementation can be held to, with its formula where it
+    has one."""
 
     id: str
     text: str

@@ -42,7 +42,7 @@ class NotBound(RopebridgeError, RuntimeError):
 
 
 class RotaryMissing(RopebridgeError, RuntimeError):
-    """Rotary tables are needed, and there is no rotary module to make them."""
+    """Report that rotary tables are needed, and there is no rotary module to make them."""
 
 
 class AttachError(RopebridgeError, RuntimeError):

@@ -86,7 +86,7 @@ class GateKind:
 
 @dataclass(frozen=True)
 class LatentKind:
-    """Multi-head latent attention. Ranks and widths are read from the module.
+    """Describe multi-head latent attention. Ranks and widths are read from the module.
 
     norm: how the latents are normalised.
     rotary_norm: how the rotary part that all heads share is normalised, or None.
@@ -141,7 +141,7 @@ class TemperatureKind:
 
 @dataclass(frozen=True)
 class SharedKind:
-    """Keys and values that some layers leave and later layers take.
+    """Describe keys and values that some layers leave and later layers take.
 
     through: the forward argument that they pass through.
     takes: path of whether a layer takes them.

@@ -42,7 +42,7 @@ Role = Literal["q", "k", "v"]
 
 @dataclass(frozen=True)
 class HookSpec:
-    """One hook point of the contract.
+    """Describe one hook point of the contract.
 
     name: as TransformerLens spells it; the full name in a model is `blocks.{layer}.attn.{name}`.
     stage: the stage of the forward pass that ends in this hook.

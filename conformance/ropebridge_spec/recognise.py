@@ -107,7 +107,7 @@ def bare(name: str, look_up: Lookup) -> str:
 
 
 class Plain(ast.NodeTransformer):
-    """Takes away what a copy may change without computing anything else."""
+    """Take away what a copy may change without computing anything else."""
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         """Return a node without docstrings, annotations and decorators."""

@@ -18,7 +18,7 @@ Hooks = Sequence[tuple[str, HookFunction]]
 
 @runtime_checkable
 class Layer(Protocol):
-    """One attention layer of a subject, built around a Hugging Face attention module."""
+    """Run one attention layer of a subject, built around a Hugging Face attention module."""
 
     def run(
         self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()

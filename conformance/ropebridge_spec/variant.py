@@ -12,7 +12,8 @@ OPT_INS: tuple[OptIn, ...] = ("attn_in", "split_qkv_input", "attn_result")
 
 @dataclass(frozen=True)
 class Projections:
-    """Attribute names, or paths, of the modules that project to query, key and value and back.
+    """Hold the attribute names, or paths, of the modules that project to query, key and value and
+    back.
 
     q, k, v: the projections to query, key and value, where `fused` is None.
     o: the output projection; None where the layer around projects: the module then returns z, its
@@ -163,7 +164,8 @@ class Gate:
 
 @dataclass(frozen=True)
 class Differential:
-    """Heads in pairs, h and h + heads / 2, of which the second's mix is subtracted (DIFF-1).
+    """Describe heads in pairs, h and h + heads / 2, of which the second's mix is subtracted
+    (DIFF-1).
 
     Differential Transformer, arXiv:2410.05258.
 
@@ -195,7 +197,7 @@ class KeyBias:
 
 @dataclass(frozen=True)
 class Source:
-    """Another sequence, whose states are projected to keys and values too (KV-2).
+    """Describe another sequence, whose states are projected to keys and values too (KV-2).
 
     argument: name of the forward argument in which its states arrive.
     place: `before` the layer's own positions, rotated with them by tables that cover both; or
@@ -289,7 +291,7 @@ class Calling:
 
 @dataclass(frozen=True)
 class Variant:
-    """Everything the mathematics of one attention layer needs, and nothing else.
+    """Describe what the mathematics of one attention layer needs, and nothing else.
 
     Attributes:
         d_model: width of the residual stream.

@@ -25,7 +25,7 @@ from ropebridge_spec import Latent, Norm, NotBound
 
 
 class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBridge):
-    """Attention that is given rotary position embeddings, with a hook at every stage.
+    """Compute attention that is given rotary position embeddings, with a hook at every stage.
 
     The hook points are those of `ropebridge_spec.hook_order(variant)`. `forward` takes what the
     wrapped module takes,

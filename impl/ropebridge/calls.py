@@ -68,7 +68,7 @@ def signature_of(kind: type, variant: Variant) -> Signature:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer.
+    """Hold one call of a layer.
 
     hidden_states: (batch, pos, d_model). cache_layer: which layer of the cache is this one's.
     update_with: the keyword arguments with which the wrapped class would update the cache. source:

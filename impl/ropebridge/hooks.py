@@ -42,7 +42,7 @@ class HookHandle:
 
 
 class HookPoint(nn.Module):
-    """One hook point of one layer.
+    """Show one hook point of one layer to its hooks.
 
     It keeps its own list of functions: torch's forward hooks, added after `torch.compile`, silently
     never fire.

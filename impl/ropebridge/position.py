@@ -16,7 +16,7 @@ Tables = tuple[Tensor, Tensor]
 
 
 class PositionEmbeddingHooksMixin:
-    """Adds `hook_cos` and `hook_sin`, and the model's rotary module to make tables with."""
+    """Add `hook_cos` and `hook_sin`, and the model's rotary module to make tables with."""
 
     name: str
     variant: Variant

@@ -28,7 +28,7 @@ EARLIER = 3
 
 @dataclass(frozen=True)
 class ProofCall:
-    """One call of a proof.
+    """Hold one call of a proof.
 
     module_inputs, bridge_inputs: what the module and the bridge are called with, by the names of
         the class's own signature; the same but for the cache.

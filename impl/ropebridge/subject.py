@@ -20,7 +20,7 @@ Hooks = Sequence[tuple[str, HookFunction]]
 
 
 class BridgedLayer:
-    """One attention module with a bridge around it."""
+    """Run one attention module with a bridge around it."""
 
     def __init__(
         self,

@@ -59,7 +59,7 @@ may see (SEL-1)."""
 
 @dataclass(frozen=True)
 class Past:
-    """Rotated keys, and values, of the positions before this call (clause CACHE-1)."""
+    """Hold rotated keys, and values, of the positions before this call (clause CACHE-1)."""
 
     key: Float[Tensor, "batch past kv_head d_head"]
     value: Float[Tensor, "batch past kv_head d_head_v"]

@@ -26,7 +26,7 @@ NO_AFFINE = Affine()
 
 @dataclass(frozen=True)
 class Weights:
-    """W_Q, W_K, W_V, W_O and what else a layer has learned; None where it has not.
+    """Hold W_Q, W_K, W_V, W_O and what else a layer has learned; None where it has not.
 
     With latents, W_Q, W_K and W_V are the up-projections (d_model is then the latent's rank), W_DQ
     and W_DKV go down to the latents, and W_KR gives the rotary part of the key, the same for every

@@ -20,7 +20,7 @@ Cell = tuple[str, str, str, str, str]
 
 @dataclass
 class Digest:
-    """Counts and details, gathered verdict by verdict.
+    """Gather counts and details, verdict by verdict.
 
     counts: (subject, family, hook point or "", dtype, outcome) -> how many. ranked: details, with
         their place in their cell.

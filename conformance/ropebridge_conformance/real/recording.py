@@ -34,7 +34,7 @@ class BridgedModelLike(Protocol):
 
 @dataclass(frozen=True)
 class Recorded:
-    """One layer of a model, how it was called, and what its hooks held."""
+    """Hold one layer of a model, how it was called, and what its hooks held."""
 
     number: int
     specimen: Specimen

@@ -48,7 +48,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @dataclass
 class Run:
-    """One model under one `attach`, and the verdicts so far."""
+    """Hold one model under one `attach`, and the verdicts so far."""
 
     model: Any
     attach: Callable[[Any], BridgedModelLike]

@@ -88,7 +88,7 @@ def same(name: str) -> str:
 
 
 class SoftmaxSeen(TorchFunctionMode):
-    """Shows what eager attention gives to softmax, and what it gives to dropout: the scores and the
+    """Show what eager attention gives to softmax, and what it gives to dropout: the scores and the
     pattern."""
 
     def __init__(self, seen: Seen, sinks: bool) -> None:
@@ -308,7 +308,7 @@ def keep_shape(shapes: dict[str, torch.Size], name: str) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Factory:
-    """Hugging Face's eager attention."""
+    """Make subjects of Hugging Face's eager attention."""
 
     name: str = "hugging_face"
     unsupported: Mapping[str, str] = field(default_factory=lambda: dict(GAPS))

@@ -71,8 +71,8 @@ def direct_logit_attribution(
 
 
 class DirectPath:
-    """While it is open, gradients flow from the unembedding to `leaves` by the residual stream
-    alone, norms' scales frozen.
+    """Let gradients flow, while it is open, from the unembedding to `leaves` by the residual stream
+    alone, with the scales of norms frozen.
 
     Attributes:
         leaves: where the direct path begins: embedding, attention outputs, branches, norm biases.

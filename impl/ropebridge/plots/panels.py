@@ -21,7 +21,7 @@ class PlotError(RopebridgeError, ValueError):
 
 @dataclass(frozen=True)
 class Panel:
-    """One head.
+    """Hold one head and its pattern.
 
     Attributes:
         layer: the place of its layer in `bridged.layers`.
