@@ -122,6 +122,22 @@ def test_the_command_without_its_extra_says_how_to_install_it():
     )
 
 
+@pytest.mark.parametrize(
+    ("word", "said"), [("check", "False"), ("coverage", "False"), ("show", "")]
+)
+def test_a_command_that_judges_starts_its_processes_before_it_imports_torch(word, said):
+    """They import while it does; a command that starts none has nothing to prepare."""
+    done = run_python(
+        "import sys, types\n"
+        "from ropebridge_conformance import command, processes\n"
+        "processes.prepare = lambda: print('torch' in sys.modules)\n"
+        "sys.modules['ropebridge_conformance.cli'] = types.SimpleNamespace(app=lambda: None)\n"
+        f"sys.argv = ['ropebridge', '{word}']\n"
+        "command.main()"
+    )
+    assert done.stdout.strip() == said, done.stderr
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_module_is_hidden_by_a_name_of_its_package(package):
     """`ropebridge.model` is the module, whatever `ropebridge/__init__.py` offers."""

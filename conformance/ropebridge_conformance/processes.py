@@ -4,7 +4,7 @@ one, so that a process that takes the place of another is there at once."""
 from __future__ import annotations
 
 import sys
-from multiprocessing import forkserver, get_context
+from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 
 IMPORTED = ("ropebridge_conformance.worker", "transformers.models.llama.modeling_llama")
@@ -24,5 +24,7 @@ def processes() -> BaseContext:
 def prepare() -> None:
     """Start the process that others are forked from; it imports while this one goes on."""
     if sys.platform == "linux":
+        from multiprocessing import forkserver  # not every system has it
+
         processes()
         forkserver.ensure_running()
