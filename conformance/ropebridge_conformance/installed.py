@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -68,9 +69,10 @@ class Found:
         return next(signs, "not described yet")
 
 
-def installed_classes() -> Iterator[Found]:
-    """Yield every attention class of the installed transformers whose forward takes rotary tables,
-    by name."""
+@cache
+def installed_classes() -> tuple[Found, ...]:
+    """Return every attention class of the installed transformers whose forward takes rotary tables,
+    by name; its files are read once."""
     spec = find_spec("transformers")
     assert spec is not None
     assert spec.origin is not None
@@ -80,7 +82,7 @@ def installed_classes() -> Iterator[Found]:
         for path in sorted(root.glob("models/*/modeling_*.py"))
         for found in classes_of(path, root)
     ]
-    yield from sorted(found, key=lambda entry: (entry.name, entry.file))
+    return tuple(sorted(found, key=lambda entry: (entry.name, entry.file)))
 
 
 def classes_of(path: Path, root: Path) -> Iterator[Found]:
