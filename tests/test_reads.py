@@ -12,9 +12,11 @@ from ropebridge_conformance.bench import Bench, watched
 from ropebridge_conformance.checks import CHECK_BY_NAME
 from ropebridge_conformance.judge import judge
 from ropebridge_conformance.oracle import (
+    MASKING,
     STAGE_ORACLES,
     Context,
     Expectation,
+    bias_in,
     contexts_after,
     contexts_of,
     expect,
@@ -210,6 +212,31 @@ def test_the_layers_of_a_case_are_copies_of_one_model(monkeypatch):
     weights = [layer.module.q_proj.weight for layer in layers]
     assert [weight.dtype for weight in weights] == [torch.bfloat16, torch.float64]
     assert torch.equal(weights[0], weights[1].bfloat16())
+
+
+class ReadStages:
+    """The right stages, and the names of those that were asked for."""
+
+    def __init__(self):
+        self.names = set()
+
+    def __getattr__(self, name):
+        self.names.add(name)
+        return getattr(STAGES, name)
+
+
+def test_a_foil_takes_over_the_mask_unless_a_stage_that_makes_it_is_another():
+    """MASKING names every stage that what a query may see is made by, and no other."""
+    read = ReadStages()
+    for case, ids in {
+        "llama": ("prefill", "no_mask", "padding"),
+        "deepseek_v32_0": ("prefill",),
+    }.items():
+        own = specimen(case, torch.float32, "cpu")
+        for id in ids:
+            (trace,) = Bench(Factory()).traces(own, SCENARIO_BY_ID[id], "all")
+            bias_in(trace, own, read)
+    assert read.names == set(MASKING)
 
 
 @pytest.fixture

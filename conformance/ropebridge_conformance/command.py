@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 NEEDS = ("typer", "rich", "jinja2", "pytest")
 JUDGING = ("check", "coverage")
-"""Commands that start processes."""
+"""Commands whose processes are forked from one that is prepared (`processes.py`)."""
 
 
 def main() -> None:

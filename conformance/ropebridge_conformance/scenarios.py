@@ -130,8 +130,8 @@ class CallInputs:
     """
 
     given: Mapping[str, Any]
-    first_query: int
-    keys: int
+    first_query: int = field(kw_only=True)  # by name: two numbers are easily swapped
+    keys: int = field(kw_only=True)
     names: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
@@ -220,7 +220,12 @@ def calls(scenario: Scenario, specimen: Specimen, layer: Any, seed: int = 0) -> 
     ]
     other = 0 if variant.source is None else SOURCE
     return [
-        CallInputs(handed(specimen, given, first), first, stop + other, specimen.names)
+        CallInputs(
+            handed(specimen, given, first),
+            first_query=first,
+            keys=stop + other,
+            names=specimen.names,
+        )
         for given, (first, stop) in zip(made, spans, strict=True)
     ]
 

@@ -53,7 +53,7 @@ def record_model(
         way: names the scenario: how the model was loaded.
     """
     layers = attention_layers(model)
-    traces = {number: Trace(CallInputs({}, 0, 0)) for number in layers}
+    traces = {number: Trace(CallInputs({}, first_query=0, keys=0)) for number in layers}
     with ExitStack() as stack:
         for number, module in layers.items():
             stack.enter_context(inputs_kept(module, traces[number]))
@@ -96,7 +96,12 @@ def keep_inputs(
     kind, variant = type(module), describe(module)
     passed = {**dict(zip(parameters_of(kind), args, strict=False)), **kwargs}
     given = {"position_embeddings": None, "attention_mask": None, **by_role(passed, variant)}
-    trace.call = CallInputs(given, 0, given["hidden_states"].shape[1], own_names(kind, variant))
+    trace.call = CallInputs(
+        given,
+        first_query=0,
+        keys=given["hidden_states"].shape[1],
+        names=own_names(kind, variant),
+    )
 
 
 def specimen_of(model: Any, module: nn.Module) -> Specimen:
