@@ -73,6 +73,12 @@ def test_an_edit_in_place_stays_in_the_layer(
     expect_pass(subject_bench, question, pytestconfig)
 
 
+def test_a_hook_is_shown_a_contiguous_tensor_of_its_own(
+    subject_bench: Bench, question: Question, pytestconfig: pytest.Config
+) -> None:
+    expect_pass(subject_bench, question, pytestconfig)
+
+
 def test_a_replacement_reaches_the_stages_nobody_watches(
     subject_bench: Bench, question: Question, pytestconfig: pytest.Config
 ) -> None:

@@ -115,7 +115,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         """
         call = read_call(self.name, self.wrapped, self.variant, self.signature, args, kwargs)
         self._edits.begin()
-        x = self.hook("hook_in")(call.hidden_states, shared=True)
+        x = self.hook("hook_in")(call.hidden_states)
         heads = self._project(x, self._joined(x, call.source), call)
         heads, tables = self._place(heads, call, x)
         q = self._scale_by_temperature(heads["q"], call)
@@ -155,7 +155,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         states of another sequence through hook_kv_in (KV-2)."""
         if self.variant.source is None or source is None:
             return x
-        states = self.hook("hook_kv_in")(source, shared=True)
+        states = self.hook("hook_kv_in")(source)
         return torch.cat(
             [states, x] if self.variant.source.place == "before" else [x, states], dim=1
         )
@@ -179,10 +179,10 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
                 scaled = heads[role] if factor == 1 else heads[role] * factor
                 clipped = self._clip(scaled, role == "v" or not self._normed_before_rotation)
                 heads[role] = self.hook(f"hook_{role}")(
-                    self._added(clipped, call) if role == "v" else clipped, shared=True
+                    self._added(clipped, call) if role == "v" else clipped
                 )
         if self.variant.value_is_key:
-            heads["v"] = self.hook("hook_v")(heads["k"], shared=True)
+            heads["v"] = self.hook("hook_v")(heads["k"])
         return heads
 
     def _heads(self, x: Tensor, x_kv: Tensor, call: Call) -> dict[str, Tensor]:
@@ -231,7 +231,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         role = f"{name.removeprefix('hook_')}_norm"
         normed = normalise(down, self.submodule(role), self.variant.norm_in(role))
         scaled = normed if scale == 1 else normed * scale
-        return self.hook(name)(torch.cat([scaled, down], dim=-1) if beside else scaled, shared=True)
+        return self.hook(name)(torch.cat([scaled, down], dim=-1) if beside else scaled)
 
     def _spread_heads(self, heads: Tensor) -> Tensor:
         """Return (batch, pos, heads, width): key or value heads; under `attn_in` one for each query
@@ -273,7 +273,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         """Return (batch, pos, heads, d_model): how far the hooks moved each head's copy of x,
         exactly 0 where they only looked (LOOK-1)."""
         copies = x.unsqueeze(2).expand(-1, -1, heads, -1)
-        return self.hook(name)(copies, shared=True) - copies
+        return self.hook(name)(copies) - copies
 
     def _added(self, v: Tensor, call: Call) -> Tensor:
         """Return (batch, pos, kv_head, d_head_v): the value, and what the model hands down to be
@@ -329,7 +329,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
             shown = self.hook(f"hook_{role}_normed")(
                 self._clip(normed, self._normed_before_rotation)
             )
-            heads[role] = shown.view(heads[role].shape)
+            heads[role] = shown.reshape(heads[role].shape)
         return heads
 
     def _norm_flat(self, role: str, heads: Tensor, norm: Norm) -> Tensor:
@@ -373,7 +373,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
                 role: rotate(x, *fitting(tables, x.shape[1]), rotary) for role, x in turned.items()
             }
         return heads | {
-            role: self.hook(f"hook_rot_{role}")(x, shared=rotary is None)
+            role: self.hook(f"hook_rot_{role}")(x, fresh=rotary is not None)
             for role, x in turned.items()
         }
 
@@ -483,10 +483,10 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         scores and pattern made whole, once, and shown (SCORE-1, PAT-1)."""
         rows, keys = slice(0, seen.query), slice(0, seen.key)
         scores = self.hook("hook_attn_scores")(
-            kernels.score(q, k, seen.block(rows, keys), self.effective)
+            kernels.score(q, k, seen.block(rows, keys), self.effective), fresh=True
         )
         pattern = self.hook("hook_pattern")(
-            kernels.softmax(scores, self._sinks()), shared=torch.is_grad_enabled()
+            kernels.softmax(scores, self._sinks()), fresh=not torch.is_grad_enabled()
         )
         return kernels.mix(kernels.drop(pattern, dropout), v), pattern
 
@@ -517,7 +517,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
             return None
         if gate.in_query:
             assert rows is not None
-            logits = self.hook("hook_q_gate")(rows, shared=True)
+            logits = self.hook("hook_q_gate")(rows)
         else:
             logits = self.submodule("gate")(x).unflatten(-1, (self.variant.heads, -1))
             logits = (
@@ -526,9 +526,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
                 else logits + getattr(self.original_component, gate.bias).unsqueeze(-1)
             )
         opened = torch.sigmoid(logits) if gate.activation == "sigmoid" else F.softplus(logits)
-        return self.hook("hook_gate")(
-            opened if gate.per == "channel" else opened.squeeze(-1), shared=torch.is_grad_enabled()
-        )
+        return self.hook("hook_gate")(opened if gate.per == "channel" else opened.squeeze(-1))
 
     def _finish(self, z: Tensor, v: Tensor | None, gate: Tensor | None) -> Tensor:
         """Return hook_z (batch, pos, head, d_head_v) (MIX-1, MIX-3, DIFF-1): what was mixed,
@@ -542,24 +540,27 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         if gate is not None:
             z = z * (gate if gate.ndim == z.ndim else gate.unsqueeze(-1))
         z = z if self.variant.z_multiplier == 1 else z * self.variant.z_multiplier
-        return self.hook("hook_z")(z, shared=torch.is_grad_enabled())
+        return self.hook("hook_z")(z)
 
     def _output(self, z: Tensor) -> Tensor:
-        """Return hook_out (batch, pos, d_model) (OUT-1), after hook_result where that is opted in
-        to (RES-1)."""
+        """Return (batch, pos, d_model): what hook_out left (OUT-1), after hook_result where that is
+        opted in to (RES-1). The caller may write into it: what hooks were shown is not in it
+        (EDIT-2)."""
         out: Tensor = self.submodule("o")(z.flatten(-2)) if "o" in self._roles else z.flatten(-2)
         if "attn_result" in self.opted_in and self.hook("hook_result").watched:
             out = (out + self._moved_results(z)).to(out.dtype)
-        return self.hook("hook_out")(out, shared=True)
+        shown = self.hook("hook_out")(out)
+        held = self.hook("hook_out").watched or (
+            "o" not in self._roles and self.hook("hook_z").watched
+        )
+        return shown.clone() if held else shown
 
     def _moved_results(self, z: Tensor) -> Tensor:
         """Return (batch, pos, d_model): how far the hooks moved the sum of results, exactly 0 where
         they only looked (LOOK-1)."""
         results = along(z, self.W_O)
         moved: Tensor = (
-            self.hook("hook_result")(results, shared=True).to(
-                torch.promote_types(z.dtype, torch.float32)
-            )
+            self.hook("hook_result")(results).to(torch.promote_types(z.dtype, torch.float32))
             - results
         )
         return moved.sum(2)

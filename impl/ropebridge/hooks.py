@@ -63,7 +63,7 @@ class HookPoint(nn.Module):
     if TYPE_CHECKING:
 
         def __call__(
-            self, tensor: Tensor, *, shared: bool = False
+            self, tensor: Tensor, *, fresh: bool = False
         ) -> Tensor: ...  # nn.Module's own gives Any
 
     def layer(self) -> int:
@@ -121,17 +121,19 @@ class HookPoint(nn.Module):
         self._fwd.clear()
         self._bwd.clear()
 
-    def forward(self, tensor: Tensor, *, shared: bool = False) -> Tensor:
-        """Show a tensor to the hooks; the layer goes on with what this returns.
+    def forward(self, tensor: Tensor, *, fresh: bool = False) -> Tensor:
+        """Show a contiguous tensor of their own to the hooks; the layer goes on with what this
+        returns.
 
         Args:
             tensor: the stage's value.
-            shared: someone else holds this tensor too, or autograd saved it: the hooks are shown a
-                copy (EDIT-2).
+            fresh: nobody else holds this tensor, and autograd did not save it: where it is
+                contiguous, the hooks are shown it and no copy (EDIT-2).
         """
         if not self.watched:
             return tensor
-        shown = tensor = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor
+        own = fresh and tensor.is_contiguous()
+        shown = tensor = tensor if own else tensor.clone(memory_format=torch.contiguous_format)
         before = version(shown)
         for fn in tuple(self._fwd):
             tensor = self._accept(fn(tensor), tensor)
@@ -200,14 +202,14 @@ class HookPoint(nn.Module):
 class ScorePoint(HookPoint):
     """Refuse NaN and +inf that an edit leaves before the softmax (SCORE-3)."""
 
-    def forward(self, tensor: Tensor, *, shared: bool = False) -> Tensor:
+    def forward(self, tensor: Tensor, *, fresh: bool = False) -> Tensor:
         """Show the scores; -inf is how a key is forbidden and stays allowed. An overflow that no
         hook made is not theirs."""
         if not self.watched or unreadable(tensor):
-            return super().forward(tensor, shared=shared)
+            return super().forward(tensor, fresh=fresh)
         before = version(tensor)
         spoiled = before is None and not finite_or_forbidden(tensor)
-        shown = super().forward(tensor, shared=shared)
+        shown = super().forward(tensor, fresh=fresh)
         edited = shown is not tensor or before is None or version(shown) != before
         if edited and not spoiled and not finite_or_forbidden(shown):
             raise ContractError(

@@ -98,7 +98,7 @@ class PositionEmbeddingHooksMixin:
             self._batched(self._of_this_call(table, hidden_states), hidden_states)
             for table in self._pair(given)
         )
-        return self.hook("hook_cos")(cos, shared=True), self.hook("hook_sin")(sin, shared=True)
+        return self.hook("hook_cos")(cos), self.hook("hook_sin")(sin)
 
     def _of_this_call(self, table: Tensor, hidden_states: Tensor) -> Tensor:
         """Return (batch or 1, pos, rotary_dim): the table of this call's positions, where the layer

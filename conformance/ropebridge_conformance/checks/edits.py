@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ropebridge_conformance.answers import answered
 from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.compare import compare, fits, ratios
 from ropebridge_conformance.oracle import Context, Expectation, contexts_after, expect, unchanged
@@ -117,6 +120,80 @@ def an_edit_in_place_stays_in_the_layer(bench: Bench, q: Question) -> Finding:
         " it stays in the layer",
         divergent=q.hook,
     )
+
+
+GRAD_MODES: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
+    "with gradients": torch.enable_grad,
+    "under no_grad": torch.no_grad,
+    "under inference_mode": torch.inference_mode,
+}
+
+
+def a_hook_is_shown_a_contiguous_tensor_of_its_own(bench: Bench, q: Question) -> Finding:
+    """EDIT-2: what a hook is shown is contiguous, lies in no other hook's memory, and stays as it
+    was shown when the caller writes into the output; watched alone or with all others, with
+    gradients, without, and in inference mode."""
+    assert q.hook is not None
+    layer = bench.layer(q.specimen, q.situation.opted_in)
+    for mode, begin in GRAD_MODES.items():
+        for watch in ([q.hook], watched(q.specimen, q.situation, "all")):
+            call = calls(q.situation, q.specimen, layer)[0]
+            with begin():
+                shown, copies, out = watch_and_spoil(layer, call, watch)
+            wrong = what_is_not_its_own(q.hook, shown, copies)
+            if wrong:
+                beside = "alone" if watch == [q.hook] else "with all others"
+                return failed(
+                    f"{q.hook}, watched {beside} {mode}, {wrong}; clause EDIT-2 requires a"
+                    " contiguous tensor of its own",
+                    divergent=q.hook,
+                )
+            if out is None or bool(out.count_nonzero()):
+                return vacuous("nothing was written into the output")
+    return passed()
+
+
+def watch_and_spoil(
+    layer: Any, call: CallInputs, watch: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+    """Return by name the very tensors that hooks were shown, copies made at that time, and the
+    output, which is then written full of zeros."""
+    shown: dict[str, Tensor] = {}
+    copies: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def look(tensor: Tensor, hook: Any) -> None:
+            shown[name], copies[name] = tensor.detach(), tensor.detach().clone()
+
+        return look
+
+    out, _ = answered(layer.run(call.inputs, [(name, keep(name)) for name in watch]))
+    if out is not None:
+        out.detach().zero_()
+    return shown, copies, out
+
+
+def what_is_not_its_own(
+    hook: str, shown: Mapping[str, Tensor], copies: Mapping[str, Tensor]
+) -> str | None:
+    """Return how a tensor that a hook was shown is not its own; None where it is."""
+    if hook not in shown:
+        return "did not fire"
+    value, storage = shown[hook], shown[hook].untyped_storage()
+    if not value.is_contiguous():
+        return f"was shown a tensor of strides {value.stride()} and shape {tuple(value.shape)}"
+    if storage.nbytes() != value.numel() * value.element_size():
+        return f"was shown {value.numel()} numbers in a memory of {storage.nbytes()} bytes"
+    others = [
+        name
+        for name, other in shown.items()
+        if name != hook and other.untyped_storage().data_ptr() == storage.data_ptr()
+    ]
+    if others:
+        return f"was shown memory that {', '.join(others)} was shown too"
+    if not torch.equal(value, copies[hook]):
+        return "was shown what holds something else after the call"
+    return None
 
 
 def held(call: CallInputs) -> list[Tensor]:
@@ -334,6 +411,14 @@ CHECKS = (
         ("prefill", "split"),
         any_hook,
         dtypes=("float32",),
+    ),
+    Check(
+        "a_hook_is_shown_a_contiguous_tensor_of_its_own",
+        clause("EDIT-2"),
+        a_hook_is_shown_a_contiguous_tensor_of_its_own,
+        ("prefill", *OPTED),
+        any_hook,
+        dtypes=("float32", "bfloat16"),
     ),
     Check(
         "a_replacement_reaches_the_stages_nobody_watches",

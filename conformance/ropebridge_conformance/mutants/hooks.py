@@ -117,6 +117,44 @@ def shows_itself(hook: str) -> Show:
     return shown
 
 
+def shows_a_transpose(hook: str) -> Show:
+    """Make a fault: the value is shown as a transpose of what lies in memory."""
+
+    def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
+        if name != hook:
+            return show(name, value, hooks)
+        transposed = value.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        return shows_itself(hook)(name, transposed.transpose(1, 2), hooks)
+
+    return shown
+
+
+def shows_a_part(hook: str) -> Show:
+    """Make a fault: the value is shown as a part of a larger tensor."""
+
+    def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
+        if name != hook:
+            return show(name, value, hooks)
+        larger = torch.cat([value, value])
+        return shows_itself(hook)(name, larger[: value.shape[0]], hooks)
+
+    return shown
+
+
+def gives_away_what_it_showed(layer: ReferenceLayer) -> Run:
+    """Make a fault: the caller is given the very tensor that hook_out was shown."""
+
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
+        kept: list[Tensor] = []
+        last = ("hook_out", lambda tensor, hook: kept.append(tensor))
+        out, pattern = layer.call(inputs, [*hooks, last], backward)
+        return (kept[0] if kept else out), pattern
+
+    return run
+
+
 def takes_anything(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
     """Make a fault: what does not fit is passed over, and nobody is told."""
     shown = value.clone()
@@ -318,6 +356,30 @@ MUTANTS: tuple[Mutant, ...] = (
         show=shows_itself("hook_cos"),
         clause="EDIT-2",
         arms=("an_edit_in_place_stays_in_the_layer",),
+    ),
+    Mutant(
+        "z_is_shown_transposed",
+        "hook_z is shown a transpose of what lies in memory",
+        "hook_z",
+        show=shows_a_transpose("hook_z"),
+        clause="EDIT-2",
+        arms=("a_hook_is_shown_a_contiguous_tensor_of_its_own",),
+    ),
+    Mutant(
+        "pattern_is_shown_in_part",
+        "hook_pattern is shown a part of a larger tensor",
+        "hook_pattern",
+        show=shows_a_part("hook_pattern"),
+        clause="EDIT-2",
+        arms=("a_hook_is_shown_a_contiguous_tensor_of_its_own",),
+    ),
+    Mutant(
+        "output_is_shared",
+        "the caller is given the tensor that hook_out was shown",
+        "hook_out",
+        around=gives_away_what_it_showed,
+        clause="EDIT-2",
+        arms=("a_hook_is_shown_a_contiguous_tensor_of_its_own",),
     ),
     Mutant(
         "misfits_passed_over",

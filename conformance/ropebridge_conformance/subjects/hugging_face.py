@@ -50,6 +50,9 @@ GAPS = {
     "an_edit_in_place_stays_in_the_layer": (
         "modules are handed tensors that others hold too, and hooks on them may write into those"
     ),
+    "a_hook_is_shown_a_contiguous_tensor_of_its_own": (
+        "modules hand on the tensors that hooks on them were shown"
+    ),
     "EDIT-3": "hooks of torch take any replacement",
     "SCORE-3": "hooks of torch take any replacement",
     "FIRE-3": "a hook that never fires is nobody's error",

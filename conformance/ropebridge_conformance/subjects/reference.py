@@ -51,10 +51,10 @@ def show(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
     """Show a copy to each hook in turn; the layer goes on with what they leave."""
     if not hooks:
         return value
-    copy = shown = value.clone()
+    copy = shown = value.clone(memory_format=torch.contiguous_format)
     for fn in hooks:
         shown = accepted(name, fn(shown, hook=SimpleNamespace(name=f"blocks.0.attn.{name}")), shown)
-    edited = shown is not copy or shown._version > 0
+    edited = shown is not copy or may_be_written_to(shown)
     if (
         name == "hook_attn_scores"
         and edited
@@ -86,6 +86,11 @@ def accepted(name: str, replacement: Any, shown: Tensor) -> Tensor:
             )
     kept: Tensor = replacement
     return kept
+
+
+def may_be_written_to(copy: Tensor) -> bool:
+    """Return whether hooks wrote into a copy; of tensors of inference mode nobody counts that."""
+    return copy.is_inference() or copy._version > 0
 
 
 def spoiled(scores: Tensor) -> bool:
@@ -203,7 +208,8 @@ class ReferenceLayer:
             stages=self.stages,
         )
         self._leave(inputs, cache, layer, first, made)
-        out = dropout(made.out, self.variant.output_dropout, self.module.training)
+        # a copy: the caller may write into it, and what hooks were shown stays as it was (EDIT-2)
+        out = dropout(made.out.clone(), self.variant.output_dropout, self.module.training)
         return out, made.pattern if inputs.get("output_attentions") else None
 
     def _first(self, past: Past | None, pos: int) -> int:
