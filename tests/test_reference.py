@@ -76,6 +76,15 @@ def test_each_copy_of_a_table_turns_its_own_row():
     assert turned.flatten().tolist() == [6.0, 35.0]
 
 
+def test_adjacent_pairs_read_the_first_half_of_a_full_table_twice():
+    """As in GLM, Helium and DeepSeek V3: an edit of the second half of the table does nothing."""
+    rotary = Rotary("interleaved", 4)
+    x = torch.tensor([[[[3.0, 5.0, 7.0, 9.0]]]])
+    cos = torch.tensor([[[2.0, 10.0, -1.0, -1.0]]])
+    turned = rotate(x, turns(cos, torch.zeros(1, 1, 4), rotary), rotary)
+    assert turned.flatten().tolist() == [6.0, 10.0, 70.0, 90.0]
+
+
 @pytest.mark.parametrize(
     ("norm", "expected"),
     [

@@ -37,6 +37,8 @@ class Scenario:
     steps: how many of the last positions come one by one, with a cache.
     opted_in: hook points made on request.
     first: the position that the rotary tables begin at.
+    tables: whether the rotary tables are the model's own, or random numbers, no two alike, as an
+        edit at hook_cos may leave them.
     """
 
     id: str
@@ -48,6 +50,7 @@ class Scenario:
     batch: int = BATCH
     pos: int = POS
     first: int = 0
+    tables: Literal["model", "random"] = "model"
 
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -88,6 +91,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         mask="padding",
         left_padding=3,
     ),
+    Scenario("random_tables", "rotary tables of random numbers, no two alike", tables="random"),
     Scenario("far", "positions up to 131071", first=131072 - POS),
     Scenario(
         "long",
@@ -109,6 +113,13 @@ def possible(scenario: Scenario, variant: Variant) -> bool:
     if scenario.id == "result":
         return not variant.splits
     return (variant.causal or not scenario.steps) and (variant.splits or not split)
+
+
+def takes_tables(scenario: Scenario, variant: Variant) -> bool:
+    """Return whether a layer can be called so, and where its tables are random rotates by those
+    that it is handed."""
+    handed = variant.rotary is not None and variant.calling.tables != "own"
+    return possible(scenario, variant) and (scenario.tables == "model" or handed)
 
 
 def tables_go_on(variant: Variant) -> bool:
@@ -291,6 +302,8 @@ def base_inputs(scenario: Scenario, specimen: Specimen, layer: Any, seed: int) -
         inputs["position_embeddings"] = tables(
             specimen, inputs["hidden_states"], with_source(ids, specimen.variant) + scenario.first
         )
+    if scenario.tables == "random":
+        inputs["position_embeddings"] = random_tables(inputs["position_embeddings"], seed)
     made = {
         **position_arguments(specimen.variant, ids, scenario.first),
         "attention_mask": mask_of(scenario, specimen, padded),
@@ -308,6 +321,21 @@ def base_inputs(scenario: Scenario, specimen: Specimen, layer: Any, seed: int) -
         **made,
         **extra,
     }
+
+
+def random_tables(tables: Any, seed: int) -> Any:
+    """Return tables of the same form, (batch or 1, pos, rotary_dim) and perhaps complex, that are
+    random in every entry."""
+    draw = torch.Generator().manual_seed(seed + 3)
+    if isinstance(tables, Tensor):
+        return random_like(tables, draw)
+    return tuple(random_like(table, draw) for table in tables)
+
+
+def random_like(table: Tensor, draw: torch.Generator) -> Tensor:
+    """Return normal numbers in the shape, dtype and device of a table."""
+    dtype = torch.complex64 if table.is_complex() else torch.float32
+    return torch.randn(table.shape, generator=draw, dtype=dtype).to(table.device, table.dtype)
 
 
 def with_source(ids: Tensor, variant: Variant) -> Tensor:

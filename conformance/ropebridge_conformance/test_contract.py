@@ -229,6 +229,12 @@ def test_large_scores_stay_within_their_bounds(
     expect_pass(subject_bench, question, pytestconfig)
 
 
+def test_rotation_reads_its_tables_as_the_class_does(
+    subject_bench: Bench, question: Question, pytestconfig: pytest.Config
+) -> None:
+    expect_pass(subject_bench, question, pytestconfig)
+
+
 def test_rotation_is_exact_at_far_positions(
     subject_bench: Bench, question: Question, pytestconfig: pytest.Config
 ) -> None:

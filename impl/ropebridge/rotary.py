@@ -50,18 +50,22 @@ def quarter_turn(x: Tensor, rotary: Rotary) -> Tensor:
 
 def lay(table: Tensor, rotary: Rotary) -> Tensor:
     """Return (batch or 1, pos, width): a table with one entry for each rotated dimension, in the
-    order in which the pairing reads them."""
-    if rotary.table in ("half", "complex"):
-        return (
-            torch.cat([table, table], dim=-1)
-            if rotary.pairing == "half"
-            else table.repeat_interleave(2, dim=-1)
-        )
-    if (rotary.table == "full") == (rotary.pairing == "half"):
+    order in which the pairing reads them.
+
+    Adjacent pairs read the first half of a full table for both dimensions, as
+    `apply_rotary_pos_emb` in transformers' modeling_glm.py does.
+    """
+    if rotary.pairing == "interleaved":
+        if rotary.table == "repeated":
+            return table
+        once = table.chunk(2, dim=-1)[0] if rotary.table == "full" else table
+        return once.repeat_interleave(2, dim=-1)
+    if rotary.table == "full":
         return table
-    shape = (2, -1) if rotary.table == "full" else (-1, 2)
-    laid: Tensor = table.unflatten(-1, shape).transpose(-1, -2).flatten(-2)
-    return laid
+    if rotary.table == "repeated":
+        by_copy: Tensor = table.unflatten(-1, (-1, 2)).transpose(-1, -2)  # (..., 2, pair)
+        return by_copy.flatten(-2)
+    return torch.cat([table, table], dim=-1)
 
 
 def fitting(tables: tuple[Tensor, Tensor], pos: int) -> tuple[Tensor, Tensor]:

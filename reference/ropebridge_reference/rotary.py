@@ -27,16 +27,23 @@ Heads = Float[Tensor, "batch pos head d_head"]
 def turns(cos: Table, sin: Table, rotary: Rotary) -> Turns:
     """Return the 2x2 rotation of every pair at every position: rows [cos, -sin] and [sin, cos].
 
-    Where a table holds each frequency twice, each row of the matrix reads its own copy.
+    Where a table holds each frequency twice, each row of the matrix reads its own copy; but
+    adjacent pairs read the first half of a full table for both rows (transformers'
+    modeling_glm.py and modeling_deepseek_v3.py).
     """
     sin = sin if rotary.direction == "forward" else -sin
-    cos, sin = (
-        repeat(table, f"batch pos {TABLE[rotary.table]} -> batch pos pair two", two=2)
-        for table in (cos, sin)
-    )
+    cos, sin = by_pair(cos, rotary), by_pair(sin, rotary)
     first = torch.stack([cos[..., 0], -sin[..., 0]], dim=-1)
     second = torch.stack([sin[..., 1], cos[..., 1]], dim=-1)
     return torch.stack([first, second], dim=-2)
+
+
+def by_pair(table: Table, rotary: Rotary) -> Float[Tensor, "table_batch pos pair 2"]:
+    """Return the two entries of a table that the two rows of each pair's matrix read."""
+    if rotary.pairing == "interleaved" and rotary.table == "full":
+        first_half, _ = table.chunk(2, dim=-1)
+        return repeat(first_half, "batch pos pair -> batch pos pair two", two=2)
+    return repeat(table, f"batch pos {TABLE[rotary.table]} -> batch pos pair two", two=2)
 
 
 def rotate(x: Heads, turn: Turns, rotary: Rotary) -> Heads:

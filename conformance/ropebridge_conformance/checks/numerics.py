@@ -22,7 +22,7 @@ from ropebridge_conformance.questions import (
     vacuous,
     value_clause,
 )
-from ropebridge_conformance.scenarios import Scenario, calls, possible, tables_go_on
+from ropebridge_conformance.scenarios import Scenario, calls, possible, tables_go_on, takes_tables
 from ropebridge_conformance.traces import record
 from ropebridge_reference import rotate, turns
 from ropebridge_spec import HookSpec, Variant, attention_inputs
@@ -160,6 +160,19 @@ def rotation_is_exact_at_far_positions(bench: Bench, q: Question) -> Finding:
     )
 
 
+def rotation_reads_its_tables_as_the_class_does(bench: Bench, q: Question) -> Finding:
+    """POS-1, ROT-1: tables of random numbers, such as an edit at hook_cos leaves, are shown as they
+    are given, and turn as they say."""
+    assert q.hook is not None
+    return judge_stage(
+        q.hook,
+        bench.traces(q.specimen, q.situation, "all"),
+        bench.contexts(q.specimen, q.situation),
+        q.specimen,
+        q.situation,
+    )
+
+
 def computed(hook: HookSpec) -> bool:
     """Accept hook points whose value is worked out, and not only handed on."""
     return hook.name not in COPIED
@@ -209,5 +222,13 @@ CHECKS = (
         ("far",),
         by_position,
         where=far,
+    ),
+    Check(
+        "rotation_reads_its_tables_as_the_class_does",
+        value_clause,
+        rotation_reads_its_tables_as_the_class_does,
+        ("random_tables",),
+        by_position,
+        where=takes_tables,
     ),
 )

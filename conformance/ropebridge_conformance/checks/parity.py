@@ -13,7 +13,7 @@ from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.compare import Difference, compare
 from ropebridge_conformance.oracle import Expectation
 from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed
-from ropebridge_conformance.scenarios import CORE_CALLS, CallInputs, calls
+from ropebridge_conformance.scenarios import CORE_CALLS, CallInputs, calls, takes_tables
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.witness import carried_bounds, hugging_face, live_rows, truth
 
@@ -107,7 +107,8 @@ CHECKS = (
         "the_output_agrees_with_hugging_face",
         clause("PAR-1"),
         the_output_agrees_with_hugging_face,
-        CORE_CALLS,
+        (*CORE_CALLS, "random_tables"),
+        where=takes_tables,
         about="class",
     ),
     Check(

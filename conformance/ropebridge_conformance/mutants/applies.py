@@ -24,6 +24,14 @@ def rotates(specimen: Specimen, scenario: Scenario) -> bool:
     return specimen.variant.rotary is not None
 
 
+def reads_copies(specimen: Specimen, scenario: Scenario) -> bool:
+    """Accept layers whose tables hold each frequency twice, called with tables in which the two
+    differ."""
+    rotary = specimen.variant.rotary
+    twice = rotary is not None and rotary.table in ("full", "repeated")
+    return twice and scenario.tables == "random"
+
+
 def many_heads(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers with more than one query head."""
     return specimen.variant.heads > 1

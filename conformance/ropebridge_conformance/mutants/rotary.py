@@ -19,6 +19,7 @@ from ropebridge_conformance.mutants.applies import (
     one_table,
     opts_in_to_nothing,
     precise,
+    reads_copies,
     reads_own_cache,
     rotates,
     rotates_in_part,
@@ -84,6 +85,25 @@ def turns_of_the_first_row(cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
 
 def turns_in_bfloat16(cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
     return turns(cos.bfloat16().to(cos.dtype), sin.bfloat16().to(sin.dtype), rotary)
+
+
+def turns_by_other_copies(cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
+    """Make a fault: pairs read the first copy of a frequency where they read both, and both where
+    they read the first."""
+    if rotary.table == "full" and rotary.pairing == "interleaved":
+        return turns(side_by_side(cos), side_by_side(sin), replace(rotary, table="repeated"))
+    return turns(first_copy(cos, rotary), first_copy(sin, rotary), replace(rotary, table="half"))
+
+
+def side_by_side(table: Tensor) -> Tensor:
+    """Return a table of two halves, (..., width), with the copies of a frequency side by side."""
+    copies: Tensor = table.unflatten(-1, (2, -1)).mT  # (..., pair, 2)
+    return copies.flatten(-2)
+
+
+def first_copy(table: Tensor, rotary: Rotary) -> Tensor:
+    """Return the first copy of each frequency, (..., width / 2)."""
+    return table[..., ::2] if rotary.table == "repeated" else table.chunk(2, -1)[0]
 
 
 def rotate_twice(x: Tensor, turn: Tensor, rotary: Rotary) -> Tensor:
@@ -153,6 +173,15 @@ def unrotated(role: Literal["k", "v"]) -> Around:
 
 
 MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "other_copies",
+        "pairs read another copy of a frequency than the class does",
+        "hook_rot_q",
+        reads_copies,
+        change(turns=turns_by_other_copies),
+        also=("hook_rot_k",),
+        arms=("rotation_reads_its_tables_as_the_class_does",),
+    ),
     Mutant(
         "other_end",
         "the other end of each head rotates",
