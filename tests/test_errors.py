@@ -155,6 +155,49 @@ def test_scores_that_softmax_cannot_take(
         llama(**inputs)
 
 
+@pytest.mark.parametrize("how", ["replaced", "in_place"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("mask", ["explicit", "none"])
+@pytest.mark.parametrize(
+    "grad",
+    [torch.no_grad, torch.enable_grad, torch.inference_mode],
+    ids=["no_grad", "grad", "inference_mode"],
+)
+def test_scores_at_forbidden_keys(
+    bridge_layer: Any, mask: str, dtype: torch.dtype, how: str, grad: Any
+) -> None:
+    llama = bridge_layer("llama", requires_attention_mask=mask == "explicit")
+    llama.original_component.to(dtype)
+
+    def let_all_in(tensor: Tensor, hook: Any) -> Tensor | None:
+        return torch.zeros_like(tensor) if how == "replaced" else nothing(tensor.detach().zero_())
+
+    message = says(
+        "hook 'blocks.0.attn.hook_attn_scores' left numbers at keys that their query may not see;"
+        " clause SCORE-6 requires -inf there\n  keep it: edited = torch.where(scores =="
+        " -torch.inf, scores, edited); to let a query see more keys, give the model another"
+        " attention_mask"
+    )
+    with (
+        grad(),
+        llama.hook_points["hook_attn_scores"].add_hook(let_all_in),
+        pytest.raises(ContractError, match=message),
+    ):
+        llama(**llama.get_random_inputs(2, 5, seed=0))
+
+
+def nothing(value: object) -> None:
+    """Nothing, whatever is given."""
+
+
+def test_zeros_where_keys_may_be_seen_are_allowed(llama: Any, inputs: Any) -> None:
+    def level(scores: Tensor, hook: Any) -> Tensor:
+        return torch.where(scores == -torch.inf, scores, 0.0)
+
+    with llama.hook_points["hook_attn_scores"].add_hook(level):
+        assert llama(**inputs)[0].isfinite().all()
+
+
 def test_scores_of_minus_infinity_are_allowed(llama: Any, inputs: Any) -> None:
     with llama.hook_points["hook_attn_scores"].add_hook(
         lambda tensor, hook: torch.full_like(tensor, -torch.inf)

@@ -286,7 +286,7 @@ def through_unseen(
     and z's own."""
     context = derivatives.plain
     scores, p = context.values["hook_attn_scores"], context.values["hook_pattern"]
-    factor = (2 * score_bound(context, scores).amax(-1, keepdim=True)).expm1()
+    factor = (2 * score_bound(context, scores, context.dtype).amax(-1, keepdim=True)).expm1()
     at_pattern = derivatives.of_absolute_values({"hook_z": g["hook_z"]})["hook_pattern"]
     at_scores = softmax_share(p, at_pattern)
     loose["hook_attn_scores"] = (
@@ -312,7 +312,7 @@ def slope_error(context: Context) -> Tensor | float:
         return 0.0
     bare = context.but(variant=replace(context.variant, softcap=None))
     value = bare.stages.scores(bare.query, bare.keys, bare.bias, bare.variant)
-    return CURVE / cap * score_bound(bare, value)
+    return CURVE / cap * score_bound(bare, value, bare.dtype)
 
 
 def softmax_share(p: Tensor, g: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Context:
-    """Hold everything that one call's stages are recomputed from, in float64."""
+    """Hold everything that one call's stages are recomputed from, in float64; `before_edit` is what
+    hook points held that were edited in this call."""
 
     variant: Variant
     weights: Weights
@@ -83,6 +84,7 @@ class Context:
     opted_in: tuple[OptIn, ...]
     dtype: str
     added_value: Tensor | None = None
+    before_edit: Mapping[str, Tensor] = field(default_factory=dict)
     stages: Stages = STAGES
     expected: dict[str, Expectation] = field(default_factory=dict, compare=False)
     reads: dict[str, set[str]] = field(default_factory=dict, compare=False)
@@ -198,7 +200,11 @@ def contexts_after(edited: Sequence[Trace], before: Sequence[Context]) -> list[C
     """Return the contexts of calls that were run again with an edit, from those of the run without
     it: what the caller gave, and the weights, are the same."""
     return [
-        context.but(values=in_float64(trace), past=past_after(trace, context))
+        context.but(
+            values=in_float64(trace.values),
+            past=past_after(trace, context),
+            before_edit=in_float64(trace.before_edit),
+        )
         for trace, context in zip(edited, before, strict=True)
     ]
 
@@ -211,9 +217,9 @@ def past_after(trace: Trace, before: Context) -> Past | None:
     return Past(trace.past.key.double(), trace.past.value.double())
 
 
-def in_float64(trace: Trace) -> dict[str, Tensor]:
+def in_float64(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what each hook point held, by name."""
-    return {name: value.double() for name, value in trace.values.items()}
+    return {name: value.double() for name, value in values.items()}
 
 
 def context_of(
@@ -233,7 +239,8 @@ def context_of(
     return Context(
         variant=variant,
         weights=weights,
-        values=ReadValues(in_float64(trace)),
+        values=ReadValues(in_float64(trace.values)),
+        before_edit=in_float64(trace.before_edit),
         given={
             "hook_in": x,
             "hook_kv_in": call.source(variant),
@@ -463,16 +470,17 @@ def expected_scores(hook: str, c: Context) -> Expectation:
     """Return what SCORE-1, SCORE-4 makes of the values before. Forbidden entries are -inf to the
     bit."""
     value = c.stages.scores(c.query, c.keys, c.score_bias, c.variant)
-    return Expectation(value, lambda: score_bound(c, value))
+    return Expectation(value, lambda: score_bound(c, value, c.dtype))
 
 
-def score_bound(c: Context, value: Tensor) -> Tensor:
-    """Return the bound of the scores, 0 where they are forbidden."""
+def score_bound(c: Context, value: Tensor, dtype: str) -> Tensor:
+    """Return the bound of scores made in a dtype, 0 where they are forbidden; what goes into them
+    has the layer's own."""
     bare = replace(c.variant, softcap=None, scale=abs(c.variant.scale))
     magnitude = c.stages.scores(c.query.abs(), c.keys.abs(), torch.zeros_like(c.bias), bare)
     finite = value.nan_to_num(neginf=0.0)
     bound: Tensor = bounds.scores(
-        finite, magnitude, terms=c.variant.d_head, softcap=c.variant.softcap, dtype=c.dtype
+        finite, magnitude, terms=c.variant.d_head, softcap=c.variant.softcap, dtype=dtype
     )
     if c.variant.temperature is not None:
         bound = bound + bounds.rounded(magnitude, times=2, dtype=c.dtype)
@@ -484,10 +492,47 @@ def score_bound(c: Context, value: Tensor) -> Tensor:
 
 def expected_pattern(hook: str, c: Context) -> Expectation:
     """Return what PAT-1 makes of the values before: from the scores the subject itself gave to
-    softmax."""
-    scores = c.values["hook_attn_scores"]
+    softmax, as they were shown or as they were before they were rounded for that."""
+    shown = c.values["hook_attn_scores"]
+    if c.dtype not in ("bfloat16", "float16") or "hook_pattern" not in c.values:
+        return pattern_of(shown, 0.0, c)
+    scores, off = scores_before_rounding(c)
+    choices = (pattern_of(scores, off, c), pattern_of(shown, 0.0, c))
+    return min(choices, key=lambda choice: furthest(c.values["hook_pattern"], choice))
+
+
+def pattern_of(scores: Tensor, off: Tensor | float, c: Context) -> Expectation:
+    """Return the pattern of scores that may be off by so much in each row, (batch, head, query,
+    1)."""
     value = c.stages.pattern(scores, c.weights.sinks)
-    return Expectation(value, lambda: softmax_bound(c, scores, value))
+
+    def bound() -> Tensor:
+        own = softmax_bound(c, scores, value)
+        return own if isinstance(off, float) else own + value * (2 * off).expm1()
+
+    return Expectation(value, bound)
+
+
+def scores_before_rounding(c: Context) -> tuple[Tensor, Tensor]:
+    """Return the scores of query and key where no hook touched what was shown of them, elsewhere
+    what hooks left (PAT-1); and how far a row of them may be off in float32, (batch, head, query,
+    1). Gradients flow to the scores that were shown."""
+    shown = c.values["hook_attn_scores"]
+    with torch.no_grad():
+        exact = c.stages.scores(c.query, c.keys, c.score_bias, c.variant)
+        untouched = shown == c.before_edit.get("hook_attn_scores", shown)
+        lost = torch.where(untouched & shown.isfinite(), exact - shown, 0.0)
+        off = score_bound(c, exact, "float32").amax(-1, keepdim=True)
+    return shown + lost, off
+
+
+@torch.no_grad()
+def furthest(got: Tensor, expected: Expectation) -> float:
+    """Return the largest error of a value in terms of its bound; infinity for another shape."""
+    if got.shape != expected.value.shape:
+        return torch.inf
+    error = (got - expected.value).abs()
+    return float((error / expected.bound).where(error > 0, 0.0).max())
 
 
 def softmax_bound(c: Context, scores: Tensor, value: Tensor) -> Tensor:
@@ -558,7 +603,7 @@ def expected_z_of_unseen_pattern(c: Context) -> Expectation:
     value = c.stages.mix(pattern, c.paired_values)
 
     def bound() -> WithError:
-        delta = score_bound(c, scores).amax(-1).transpose(1, 2).unsqueeze(-1)
+        delta = score_bound(c, scores, c.dtype).amax(-1).transpose(1, 2).unsqueeze(-1)
         magnitude = c.stages.mix(pattern, c.paired_values.abs())
         error = bounds.fused(value, magnitude, delta, keys=scores.shape[-1], dtype=c.dtype)
         return WithError(value, error)

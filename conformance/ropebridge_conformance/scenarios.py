@@ -33,6 +33,7 @@ class Scenario:
 
     mask: the form in which visibility is handed down: `free` is an additive mask by head, of keys
         by lot, later ones too, with a number of its own for each; `padding` one of two axes.
+    bias: what an additive mask adds where a key may be seen.
     left_padding: positions the last of the batch is padded by.
     steps: how many of the last positions come one by one, with a cache.
     opted_in: hook points made on request.
@@ -44,6 +45,7 @@ class Scenario:
     id: str
     says: str
     mask: Literal["additive", "boolean", "none", "free", "padding"] = "additive"
+    bias: float = 0.0
     left_padding: int = 0
     steps: int = 0
     opted_in: tuple[OptIn, ...] = ()
@@ -84,6 +86,14 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "free", "a mask by head that allows keys by lot, and adds a number to each", mask="free"
+    ),
+    Scenario(
+        "offset",
+        "an additive mask that adds 128 wherever a key may be seen: scores that half precision"
+        " would round coarsely",
+        bias=128.0,
+        batch=16,
+        pos=40,
     ),
     Scenario(
         "padding",
@@ -473,9 +483,8 @@ def mask_of(scenario: Scenario, specimen: Specimen, padded: Tensor) -> Tensor | 
     visible = visible if variant.source is None else beside_source(visible, variant.source)
     if scenario.mask == "boolean":
         return visible
-    return torch.zeros((), dtype=specimen.dtype, device=visible.device).masked_fill(
-        ~visible, torch.finfo(specimen.dtype).min
-    )
+    bias = torch.tensor(scenario.bias, dtype=specimen.dtype, device=visible.device)
+    return bias.masked_fill(~visible, torch.finfo(specimen.dtype).min)
 
 
 def free_mask(scenario: Scenario, specimen: Specimen) -> Tensor:

@@ -338,7 +338,6 @@ def variants(draw: DrawFn) -> Variant:
         gate=None if latent and gate and gate.in_query else gate,
         temperature=draw(st.none() | temperatures()),
         rotary=draw(rotaries(width) if latent else st.none() | rotaries(width)),
-        score_precision=draw(st.sampled_from(["input", "float32"])),
         softcap=draw(st.none() | st.sampled_from([0.5, 5.0])),
         sinks=draw(st.none() | st.just("sinks")),
         **draw(reaches()),

@@ -85,6 +85,12 @@ def test_a_replacement_reaches_the_stages_nobody_watches(
     expect_pass(subject_bench, question, pytestconfig)
 
 
+def test_watching_costs_no_accuracy(
+    subject_bench: Bench, question: Question, pytestconfig: pytest.Config
+) -> None:
+    expect_pass(subject_bench, question, pytestconfig)
+
+
 def test_looking_changes_nothing(
     subject_bench: Bench, question: Question, pytestconfig: pytest.Config
 ) -> None:
@@ -284,6 +290,12 @@ def test_a_hook_that_raises_leaves_nothing_behind(
 
 
 def test_the_module_is_left_as_it_is(
+    subject_bench: Bench, question: Question, pytestconfig: pytest.Config
+) -> None:
+    expect_pass(subject_bench, question, pytestconfig)
+
+
+def test_a_forbidden_key_stays_forbidden(
     subject_bench: Bench, question: Question, pytestconfig: pytest.Config
 ) -> None:
     expect_pass(subject_bench, question, pytestconfig)

@@ -18,11 +18,15 @@ Edit = Callable[[Tensor], Tensor | None]
 
 @dataclass
 class Trace:
-    """Record one call: `values` is what each hook point held when the layer went on, after any
-    edit."""
+    """Record one call.
+
+    values: what each hook point held when the layer went on, after any edit. before_edit: what
+        those that were edited held before.
+    """
 
     call: CallInputs
     values: Values = field(default_factory=Values)
+    before_edit: Values = field(default_factory=Values)
     fired: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
     out: Tensor | None = None
@@ -57,7 +61,8 @@ def hooks_at(name: str, trace: Trace, edit: Edit | None) -> list[tuple[str, Call
         trace.values[name] = shown(name, tensor).detach().clone()
 
     def change(tensor: Tensor, hook: Any) -> Tensor | None:
-        return edit(shown(name, tensor)) if edit is not None else None
+        trace.before_edit[name] = shown(name, tensor).detach().clone()
+        return edit(tensor) if edit is not None else None
 
     return [(name, change), (name, look)] if edit is not None else [(name, look)]
 

@@ -108,7 +108,9 @@ CLAUSES: tuple[Clause, ...] = (
         "ROT-1",
         "hook_rot_q and hook_rot_k hold query and key with each pair of their rotary dimensions,"
         " the leading or the trailing ones, turned by the angle of its position, in place; the"
-        " other dimensions pass through. In a layer that does not rotate they hold query and key"
+        " other dimensions pass through. Of a table that holds each frequency twice, pairs of"
+        " halves and repeated entries read each its own copy; interleaved pairs read the first"
+        " half of a full table for both. In a layer that does not rotate they hold query and key"
         " unchanged.",
         "(a, b) -> (a cos - b sin, b cos + a sin);  backward: -sin in place of sin;  pairs: half"
         " (i, i + width/2), interleaved (2i, 2i + 1)",
@@ -126,7 +128,8 @@ CLAUSES: tuple[Clause, ...] = (
     Clause(
         "SCORE-1",
         "hook_attn_scores holds what softmax is given: query times key, scaled, then softcapped,"
-        " then masked. Query head h reads kv head h // group.",
+        " then masked, made in at least float32 and rounded to the layer's dtype to be shown."
+        " Query head h reads kv head h // group.",
         "s = scale (q . k);  s = cap tanh(s / cap);  s = s + bias, -inf where forbidden",
     ),
     Clause(
@@ -147,9 +150,15 @@ CLAUSES: tuple[Clause, ...] = (
     ),
     Clause("SCORE-3", "An edit that leaves NaN or +inf in the scores is refused."),
     Clause(
+        "SCORE-6",
+        "A key that a query may not see stays forbidden: an edit that leaves anything but -inf at"
+        " its score is refused. What may be seen is said by the mask, not by a hook.",
+    ),
+    Clause(
         "PAT-1",
-        "hook_pattern holds what softmax gave, before dropout. A sink takes part in the softmax and"
-        " has no column: a row then sums to less than 1.",
+        "hook_pattern holds what softmax gave, before dropout, of what hook_attn_scores left; where"
+        " that is what was shown, of the scores before they were rounded to be shown. A sink takes"
+        " part in the softmax and has no column: a row then sums to less than 1.",
         "p = exp(s - m) / (sum_key exp(s - m) + exp(sink - m))",
     ),
     Clause("PAT-2", "hook_pattern has axes batch head query key."),
@@ -292,8 +301,9 @@ CLAUSES: tuple[Clause, ...] = (
     ),
     Clause(
         "EDIT-2",
-        "An edit in place counts as a replacement. The tensor shown is nobody else's: nothing"
-        " outside the layer changes.",
+        "An edit in place counts as a replacement, through any view. The tensor shown is contiguous"
+        " and nobody else's, whoever else watches: an edit changes nothing outside the layer, and"
+        " nothing that is done with the output changes what was shown.",
     ),
     Clause(
         "EDIT-3",
@@ -304,7 +314,8 @@ CLAUSES: tuple[Clause, ...] = (
     Clause(
         "LOOK-1",
         "Looking changes nothing: with hooks that return None the output is the output without"
-        " hooks, within the stage bounds.",
+        " hooks, within the stage bounds, and no further from the float64 truth but for the"
+        " rounding of the pattern that is shown.",
     ),
     Clause(
         "GRAD-1",
@@ -319,9 +330,9 @@ CLAUSES: tuple[Clause, ...] = (
     ),
     Clause(
         "PAR-2",
-        "In bfloat16 and float16 the output's root-mean-square error to the float64 truth is at"
-        " most 1.05 times, and its largest error at most twice, that of the wrapped module in the"
-        " same dtype.",
+        "In bfloat16 and float16, watched or not, the output's root-mean-square error to the"
+        " float64 truth is at most 1.05 times, and its largest error at most twice, that of the"
+        " wrapped module in the same dtype.",
     ),
     Clause(
         "BACK-1",

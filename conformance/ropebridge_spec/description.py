@@ -134,7 +134,6 @@ def read(module: Any, family: Family | Variant) -> Variant:
         selector=read_selector(module, family.selector),
         temperature=read_temperature(module, family.temperature),
         rotary=read_rotary(module, family.rotary, widths["d_head"]),
-        score_precision=family.score_precision,
         softcap=read_path(module, family.softcap),
         sinks=family.sinks if family.sinks and getattr(module, family.sinks) is not None else None,
         causal=causal,

@@ -186,7 +186,6 @@ class Family:
     window_excludes_self: in a bidirectional layer, window w means w keys on each side of the query,
         which is not counted.
     chunk: path of the chunk's length, or None.
-    score_precision: `input` or `float32`, as in `Variant`.
     softcap: path of the softcap, or None.
     sinks: name of the parameter of extra logits, or None.
     dropout: path of the pattern's dropout rate, or None.
@@ -221,7 +220,6 @@ class Family:
     window: str | None = None
     window_excludes_self: bool = False
     chunk: str | None = None
-    score_precision: Literal["input", "float32"] = "input"
     softcap: str | None = None
     sinks: str | None = None
     dropout: str | None = "attention_dropout?"

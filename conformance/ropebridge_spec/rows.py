@@ -451,7 +451,6 @@ FAMILIES: Mapping[str, Family | Variant] = {
             rotary=RotaryKind(where=("sliding_window",)),
             window="sliding_window",
             sinks="sinks",
-            score_precision="float32",
         ),
         FlintAttention="flint",
     ),
@@ -806,7 +805,6 @@ FAMILIES: Mapping[str, Family | Variant] = {
     **rows(
         Family(
             rotary=RotaryKind(pairing="interleaved", table="half", width="rotary_dim"),
-            score_precision="float32",
             dropout="attention_dropout",
             output_dropout="resid_dropout.p",
             projections=Projections(o="out_proj"),
@@ -815,7 +813,6 @@ FAMILIES: Mapping[str, Family | Variant] = {
             before=Family(
                 scale=(),
                 rotary=RotaryKind(pairing="interleaved", table="half", width="rotary_dim"),
-                score_precision="float32",
                 dropout="attn_dropout.p",
                 output_dropout="resid_dropout.p",
                 projections=Projections(o="out_proj"),
@@ -829,7 +826,6 @@ FAMILIES: Mapping[str, Family | Variant] = {
             rotary=RotaryKind(
                 pairing="interleaved", table="half", width="rotary_dim", precision="float32"
             ),
-            score_precision="float32",
             dropout="attention_dropout",
             output_dropout="resid_dropout.p",
             projections=Projections(fused="qkv_proj", layout="quarters", o="out_proj"),
@@ -838,7 +834,6 @@ FAMILIES: Mapping[str, Family | Variant] = {
             before=Family(
                 scale=(),
                 rotary=RotaryKind(pairing="interleaved", table="half", width="rotary_dim"),
-                score_precision="float32",
                 dropout="attn_dropout.p",
                 output_dropout="resid_dropout.p",
                 projections=Projections(fused="qkv_proj", layout="quarters", o="out_proj"),

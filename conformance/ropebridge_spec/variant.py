@@ -85,9 +85,9 @@ class Rotary:
     pairing: `half` turns dimensions (i, i + width/2) together, `interleaved` turns (2i, 2i + 1).
     width: how many dimensions of d_head rotate; the rest pass through.
     end: the dimensions that rotate: `leading` or `trailing`.
-    table: how the cos and sin tables lie: `full` is two equal halves; `repeated` has each frequency
-        twice in a row; `half` has each frequency once; `complex` has each once, as cos + i sin in
-        one tensor.
+    table: how the cos and sin tables lie: `full` is two equal halves, of which interleaved pairs
+        read the first; `repeated` has each frequency twice in a row; `half` has each frequency
+        once; `complex` has each once, as cos + i sin in one tensor.
     direction: `forward` turns (1, 0) towards (0, 1), `backward` the other way.
     values: values are rotated too, as keys are.
     precision: `input` rotates in the dtype of query and key; `float32` in at least float32, and
@@ -324,8 +324,6 @@ class Variant:
         key_bias: the bias of a key that depends on the values, or None.
         selector: what picks the keys that a query may see, or None.
         temperature: a factor on the query that grows with its position, or None.
-        score_precision: `float32` keeps scores in at least float32 up to the softmax; what
-            hook_attn_scores shows has the layer's dtype. `input` keeps them in that dtype.
         softcap: cap in cap * tanh(score / cap), applied before the mask; or None (Gemma 2,
             arXiv:2408.00118).
         sinks: name of the parameter (head,) of extra logits: each is a key that has no value. Or
@@ -365,7 +363,6 @@ class Variant:
     key_bias: KeyBias | None = None
     selector: Selector | None = None
     temperature: Temperature | None = None
-    score_precision: Literal["input", "float32"] = "input"
     softcap: float | None = None
     sinks: str | None = None
     causal: bool = True

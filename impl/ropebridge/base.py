@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ropebridge.calls import Signature, signature_of
 from ropebridge.checkpointing import Edits
-from ropebridge.hooks import HookPoint, ScorePoint
+from ropebridge.hooks import HookPoint
 from ropebridge.versions import sdpa_refuses_softcaps
 from ropebridge_spec import (
     FAMILIES,
@@ -133,8 +133,7 @@ class AttentionBridge(nn.Module):
         self.original_component, self._variant = component, variant
         self._signature = signature
         for spec in hook_order(variant, self.opted_in):
-            kind = ScorePoint if spec.name == "hook_attn_scores" else HookPoint
-            self.add_module(spec.name, kind(spec, f"{self.name}.{spec.name}", self._edits))
+            self.add_module(spec.name, HookPoint(spec, f"{self.name}.{spec.name}", self._edits))
 
     def _refuse_missing_component(self) -> None:
         if not self.optional:

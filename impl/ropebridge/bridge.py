@@ -21,6 +21,7 @@ from ropebridge.norms import affine, by_formula, normalise
 from ropebridge.position import PositionEmbeddingHooksMixin, Tables
 from ropebridge.rotary import fitting, rotate
 from ropebridge.selection import Given, allowed, handed_down, pick
+from ropebridge.stages.scores import score_keys, show_scores
 from ropebridge_spec import Latent, Norm, NotBound
 
 
@@ -482,11 +483,11 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         """Return z (batch, head, query, d_head_v) and the pattern (batch, head, query, key), with
         scores and pattern made whole, once, and shown (SCORE-1, PAT-1)."""
         rows, keys = slice(0, seen.query), slice(0, seen.key)
-        scores = self.hook("hook_attn_scores")(
-            kernels.score(q, k, seen.block(rows, keys), self.effective), fresh=True
-        )
+        mask = seen.block(rows, keys)
+        exact = score_keys(q, k, mask, self.effective)
+        scores = show_scores(exact, mask, q.dtype, self.hook("hook_attn_scores"))
         pattern = self.hook("hook_pattern")(
-            kernels.softmax(scores, self._sinks()), fresh=not torch.is_grad_enabled()
+            kernels.softmax(scores, self._sinks()).to(v.dtype), fresh=not torch.is_grad_enabled()
         )
         return kernels.mix(kernels.drop(pattern, dropout), v), pattern
 

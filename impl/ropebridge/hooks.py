@@ -199,26 +199,6 @@ class HookPoint(nn.Module):
         return f"{self.name}: {self.spec.axes}"
 
 
-class ScorePoint(HookPoint):
-    """Refuse NaN and +inf that an edit leaves before the softmax (SCORE-3)."""
-
-    def forward(self, tensor: Tensor, *, fresh: bool = False) -> Tensor:
-        """Show the scores; -inf is how a key is forbidden and stays allowed. An overflow that no
-        hook made is not theirs."""
-        if not self.watched or unreadable(tensor):
-            return super().forward(tensor, fresh=fresh)
-        before = version(tensor)
-        spoiled = before is None and not finite_or_forbidden(tensor)
-        shown = super().forward(tensor, fresh=fresh)
-        edited = shown is not tensor or before is None or version(shown) != before
-        if edited and not spoiled and not finite_or_forbidden(shown):
-            raise ContractError(
-                f"hook {self.name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite"
-                " numbers, or -inf to forbid a key"
-            )
-        return shown
-
-
 def remedy() -> str:
     """Return what to do so that a gradient flows, which depends on whether gradients are on."""
     if torch.is_grad_enabled():
@@ -250,8 +230,3 @@ def version(tensor: Tensor) -> int | None:
     """Return how often a tensor was written to; inference tensors and compiled graphs keep no
     count."""
     return None if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
-
-
-def finite_or_forbidden(scores: Tensor) -> bool:
-    """Return whether no score is NaN or +inf."""
-    return bool((scores < torch.inf).all())

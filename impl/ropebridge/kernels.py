@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ropebridge.masks import Visibility
+from ropebridge.products import grouped_product
+from ropebridge.stages.scores import score_keys
 from ropebridge_spec import Variant
 
 ROWS = 128
@@ -84,37 +86,17 @@ def explicit(
     """Return z (batch, head, query, d_head_v) by explicit scores and pattern, one block of rows at
     a time: for what the fused kernel cannot do."""
 
-    work = (
-        torch.promote_types(q.dtype, torch.float32)
-        if variant.score_precision == "float32"
-        else q.dtype
-    )
+    wide = torch.promote_types(q.dtype, torch.float32)
+    q, k = q.to(wide), k.to(wide)
 
     def block(rows: slice) -> Tensor:
         # dropout draws for whole rows, watched or not
         keys = slice(0, seen.key) if dropout else seen.keys_of(rows)
-        pattern = softmax(
-            score(q[:, :, rows].to(work), k[:, :, keys].to(work), seen.block(rows, keys), variant),
-            sinks,
-        ).to(v.dtype)
+        scores = score_keys(q[:, :, rows], k[:, :, keys], seen.block(rows, keys), variant)
+        pattern = softmax(scores, sinks).to(v.dtype)
         return mix(F.dropout(pattern, dropout), v[:, :, keys])
 
     return by_rows(block, q.shape[2])
-
-
-def score(q: Tensor, k: Tensor, mask: Tensor | None, variant: Variant) -> Tensor:
-    """Return (batch, head, query, key): scaled, softcapped, masked scores. The scale goes into the
-    query first, or float16 would overflow."""
-    scores = grouped_product(q * variant.scale, k.transpose(2, 3))
-    dtype = scores.dtype
-    if variant.softcap is not None:
-        scores = scores.to(torch.promote_types(dtype, torch.float32))
-        scores = torch.tanh(scores / variant.softcap) * variant.softcap
-    if mask is None:
-        return scores.to(dtype)
-    if mask.dtype == torch.bool:
-        return scores.masked_fill_(~mask, -torch.inf).to(dtype)
-    return (scores + mask).to(dtype)
 
 
 def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
@@ -142,11 +124,3 @@ def drop(pattern: Tensor, dropout: float) -> Tensor:
 def mix(pattern: Tensor, v: Tensor) -> Tensor:
     """Return z = pattern v, (batch, head, query, d_head_v)."""
     return grouped_product(pattern, v)
-
-
-def grouped_product(rows: Tensor, shared: Tensor) -> Tensor:
-    """Return (batch, head, pos, n) times (batch, kv_head, n, m): the heads of a group stacked along
-    the rows, nothing copied."""
-    batch, heads, pos, n = rows.shape
-    stacked = rows.reshape(batch, shared.shape[1], heads // shared.shape[1] * pos, n)
-    return (stacked @ shared).view(batch, heads, pos, shared.shape[-1])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ropebridge import kernels
 from ropebridge.mixing import side_by_side, strengths, subtract
 from ropebridge.norms import affine
+from ropebridge.products import grouped_product
 from ropebridge.proof import POS, ProofCall, held, left, proof_calls
 from ropebridge_spec import (
     AttachError,
@@ -264,7 +265,7 @@ def float32_bounds(
     q = by_head(kept, attention_inputs(variant)[0]).transpose(1, 2)
     k, v = kept["keys"], kept["values"]
     scores, pattern = kept["hook_attn_scores"], kept["hook_pattern"]
-    magnitude = kernels.grouped_product(
+    magnitude = grouped_product(
         q.abs() * abs(variant.scale) * hottest(variant), k.abs().transpose(2, 3)
     )
     delta = (magnitude * bounds.growth(NORM_ROUNDINGS, dtype)).amax(-1, keepdim=True)

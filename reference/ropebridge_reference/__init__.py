@@ -21,7 +21,7 @@ from ropebridge_reference.project import (
     with_rotary_part,
 )
 from ropebridge_reference.rotary import rotate, turns
-from ropebridge_reference.scores import scale_by_temperature, score_keys, temperature_at
+from ropebridge_reference.scores import scale_by_temperature, score_keys, temperature_at, unrounded
 from ropebridge_reference.split import split_inputs
 from ropebridge_reference.weights import Affine, Weights
 
@@ -62,5 +62,6 @@ __all__ = [
     "sum_of_results",
     "temperature_at",
     "turns",
+    "unrounded",
     "with_rotary_part",
 ]

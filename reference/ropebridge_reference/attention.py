@@ -29,7 +29,7 @@ from ropebridge_reference.project import (
     with_rotary_part,
 )
 from ropebridge_reference.rotary import rotate, turns
-from ropebridge_reference.scores import scale_by_temperature, score_keys
+from ropebridge_reference.scores import scale_by_temperature, score_keys, unrounded
 from ropebridge_reference.split import split_inputs
 from ropebridge_reference.weights import Affine, Weights
 from ropebridge_spec import ContractError, OptIn, Variant
@@ -177,14 +177,10 @@ def attention_layer(
     bias = biased(
         bias, past, None if select is None else select(x, c.q, tables), weights, variant, stages
     )
-    s = shown_in(
-        x.dtype,
-        "hook_attn_scores",
-        stages.scores(
-            stages.scale_by_temperature(q, positions, variant.temperature), past.key, bias, variant
-        ),
-        at,
+    s = stages.scores(
+        stages.scale_by_temperature(q, positions, variant.temperature), past.key, bias, variant
     )
+    s = unrounded(at("hook_attn_scores", s.to(x.dtype)), s)
     p = at("hook_pattern", stages.pattern(s, weights.sinks).to(x.dtype))
     g = gates(c.q if variant.gate_rises and c.q is not None else x, weights, variant, at, stages)
     z = stages.gated(
@@ -238,14 +234,6 @@ def mixed(p: Tensor, v: Tensor, weights: Weights, variant: Variant, stages: Stag
         given(weights.lambdas, "lambdas", "DIFF-1"),
         variant.differential,
     )
-
-
-def shown_in(dtype: torch.dtype, name: str, value: Tensor, at: At) -> Tensor:
-    """Return a value that hooks are shown rounded to `dtype`; where nobody touches it, the layer
-    goes on with it as it was."""
-    rounded = value.to(dtype)
-    left = at(name, rounded)
-    return value if left is rounded else left
 
 
 def kept(past: Past | None, made: list[Tensor], stages: Stages) -> Past:

@@ -16,13 +16,9 @@ Scores = Float[Tensor, "batch head query key"]
 
 
 def score_keys(q: Query, k: Key, bias: Bias, variant: Variant) -> Scores:
-    """Return the scores, scaled, softcapped and masked. Each kv head serves one group of query
-    heads: head = (kv_head group)."""
-    wide = (
-        torch.promote_types(q.dtype, torch.float32)
-        if variant.score_precision == "float32"
-        else q.dtype
-    )
+    """Return the scores in at least float32, scaled, softcapped and masked. Each kv head serves one
+    group of query heads: head = (kv_head group)."""
+    wide = torch.promote_types(q.dtype, torch.float32)
     q, k = q.to(wide), k.to(wide)
     q = rearrange(
         q * variant.scale,
@@ -33,8 +29,16 @@ def score_keys(q: Query, k: Key, bias: Bias, variant: Variant) -> Scores:
         q, k, "batch query kv_head group d, batch key kv_head d -> batch kv_head group query key"
     )
     s = rearrange(s, "batch kv_head group query key -> batch (kv_head group) query key")
-    work = torch.promote_types(s.dtype, torch.float32)
-    return (softcap(s.to(work), variant.softcap) + bias.to(work)).to(s.dtype)
+    return softcap(s, variant.softcap) + bias.to(wide)
+
+
+def unrounded(left: Scores, s: Scores) -> Scores:
+    """Return what hooks left of the rounded scores; where that is what rounding made of s, s."""
+    if left.dtype == s.dtype:
+        return left
+    untouched = (left == s.to(left.dtype)) & s.isfinite()
+    lost = torch.where(untouched, s - left, 0.0).detach()  # the gradient is that of `left`
+    return left + lost
 
 
 def softcap(s: Scores, cap: float | None) -> Scores:

@@ -51,10 +51,11 @@ def edit_in_place(value: Tensor) -> None:
 
 
 def zero_one_head(axis: int, length: int) -> Callable[[Tensor], None]:
-    """Set the last head to zero, in place."""
+    """Set the last head to zero, in place; forbidden scores stay forbidden (SCORE-6)."""
 
     def edit(value: Tensor) -> None:
-        value.narrow(axis, value.shape[axis] - length, length).zero_()
+        head = value.narrow(axis, value.shape[axis] - length, length)
+        head.masked_fill_(head.isfinite(), 0.0)
 
     return edit
 

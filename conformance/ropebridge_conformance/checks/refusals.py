@@ -86,6 +86,45 @@ def scores_that_are_no_numbers_are_refused(bench: Bench, q: Question) -> Finding
     )
 
 
+def a_forbidden_key_stays_forbidden(bench: Bench, q: Question) -> Finding:
+    """SCORE-6: zeros in place of the scores, given back or left in place, are refused where a query
+    may not see a key; the same edit of the other scores is not."""
+    layer, call = prepared(bench, q)
+    forbidden: list[bool] = []
+    look = ("hook_attn_scores", lambda tensor, hook: forbidden.append(has_forbidden(tensor)))
+    layer.run(call.inputs, [look])
+    if not any(forbidden):
+        return vacuous("every query may see every key")
+    for edit in (torch.zeros_like, wipe):
+        if refusal(layer, call, "hook_attn_scores", edit) is None:
+            return failed(
+                "an edit that left 0 at keys that their query may not see was taken; clause SCORE-6"
+                " requires that it is refused",
+                divergent="hook_attn_scores",
+            )
+    words = refusal(
+        layer,
+        call,
+        "hook_attn_scores",
+        lambda scores: torch.where(scores == -torch.inf, scores, 0.0),
+    )
+    if words is None:
+        return passed()
+    return failed(
+        f"zeros at keys that may be seen were refused: {words}", divergent="hook_attn_scores"
+    )
+
+
+def wipe(tensor: Tensor) -> None:
+    """Leave zeros in place."""
+    tensor.zero_()
+
+
+def has_forbidden(scores: Tensor) -> bool:
+    """Return whether a key is forbidden to a query."""
+    return bool((scores == -torch.inf).any())
+
+
 def a_mask_that_does_not_fit_is_refused(bench: Bench, q: Question) -> Finding:
     """MASK-4: a mask of another form or shape is refused; that of the scenario is not."""
     layer, call = prepared(bench, q)
@@ -237,6 +276,13 @@ CHECKS = (
         clause("SCORE-3"),
         scores_that_are_no_numbers_are_refused,
         ("prefill",),
+        scores_alone,
+    ),
+    Check(
+        "a_forbidden_key_stays_forbidden",
+        clause("SCORE-6"),
+        a_forbidden_key_stays_forbidden,
+        ("left_padding",),
         scores_alone,
     ),
     Check(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from einops import repeat
@@ -33,7 +34,7 @@ from ropebridge_conformance.mutants.mutant import (
     shows_as,
     turns_to,
 )
-from ropebridge_conformance.subjects.reference import show
+from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run, show
 from ropebridge_reference import (
     Weights,
     bias_keys,
@@ -112,9 +113,8 @@ def scores_negated(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tens
 
 
 def scores_in_bfloat16(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
-    return score_keys(
-        q.bfloat16(), k.bfloat16(), bias, replace(variant, score_precision="input")
-    ).to(q.dtype)
+    scores = score_keys(q.bfloat16(), k.bfloat16(), bias, variant)
+    return scores.bfloat16().to(scores.dtype)
 
 
 def scores_in_float32(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
@@ -152,7 +152,36 @@ def unguarded(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor
     return shown
 
 
+def goes_on_with_rounded_scores(layer: ReferenceLayer) -> Run:
+    """Make a fault: where somebody watches, softmax is given the scores as they were rounded to be
+    shown."""
+
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
+        dtype, stages = inputs["hidden_states"].dtype, layer.factory.stages
+
+        def pattern(scores: Tensor, sinks: Tensor | None) -> Tensor:
+            rounded: Tensor = stages.pattern(scores.to(dtype).to(scores.dtype), sinks)
+            return rounded
+
+        coarse = replace(layer.factory, stages=replace(stages, pattern=pattern))
+        watched = replace(layer, factory=coarse) if hooks else layer
+        return watched.call(inputs, hooks, backward)
+
+    return run
+
+
 MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "scores_rounded_to_be_shown",
+        "where somebody watches, softmax is given the scores as they are shown",
+        "hook_out",
+        half,
+        around=goes_on_with_rounded_scores,
+        clause="LOOK-1",
+        arms=("watching_costs_no_accuracy",),
+    ),
     Mutant(
         "temperature_forgotten",
         "the query has no temperature",
@@ -330,5 +359,13 @@ MUTANTS: tuple[Mutant, ...] = (
         show=unguarded,
         clause="SCORE-3",
         arms=("scores_that_are_no_numbers_are_refused",),
+    ),
+    Mutant(
+        "forbidden_keys_let_in",
+        "numbers at forbidden keys are taken",
+        "hook_attn_scores",
+        show=unguarded,
+        clause="SCORE-6",
+        arms=("a_forbidden_key_stays_forbidden",),
     ),
 )

@@ -55,6 +55,7 @@ GAPS = {
     ),
     "EDIT-3": "hooks of torch take any replacement",
     "SCORE-3": "hooks of torch take any replacement",
+    "SCORE-6": "hooks of torch take any replacement",
     "FIRE-3": "a hook that never fires is nobody's error",
     "ARG-1": "modules pass on what they do not name",
     "GRAD-1": (

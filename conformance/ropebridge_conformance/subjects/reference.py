@@ -48,25 +48,32 @@ GAPS = {
 
 
 def show(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
-    """Show a copy to each hook in turn; the layer goes on with what they leave."""
+    """Show a copy to each hook in turn; the layer goes on with what they leave, contiguous whether
+    or not anybody watches."""
     if not hooks:
-        return value
+        return value.contiguous()
     copy = shown = value.clone(memory_format=torch.contiguous_format)
     for fn in hooks:
         shown = accepted(name, fn(shown, hook=SimpleNamespace(name=f"blocks.0.attn.{name}")), shown)
     edited = shown is not copy or may_be_written_to(shown)
-    if (
-        name == "hook_attn_scores"
-        and edited
-        and not shown.is_meta
-        and spoiled(shown)
-        and not spoiled(value)
-    ):
-        raise ContractError(
-            f"hook {name!r} left NaN or +inf in the scores; clause SCORE-3 requires finite numbers,"
-            " or -inf to forbid a key"
-        )
+    if name == "hook_attn_scores" and edited and not shown.is_meta:
+        refuse_unfit_scores(shown, value)
     return shown
+
+
+def refuse_unfit_scores(left: Tensor, scores: Tensor) -> None:
+    """Refuse what an edit may not leave of scores: NaN and +inf (SCORE-3), and numbers at keys that
+    are forbidden (SCORE-6)."""
+    if spoiled(left) and not spoiled(scores):
+        raise ContractError(
+            "hook 'hook_attn_scores' left NaN or +inf in the scores; clause SCORE-3 requires finite"
+            " numbers, or -inf to forbid a key"
+        )
+    if bool(((scores == -torch.inf) & (left > -torch.inf)).any()):
+        raise ContractError(
+            "hook 'hook_attn_scores' left numbers at keys that their query may not see; clause"
+            " SCORE-6 requires -inf there"
+        )
 
 
 def accepted(name: str, replacement: Any, shown: Tensor) -> Tensor:
