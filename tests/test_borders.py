@@ -74,6 +74,51 @@ def test_a_file_imports_only_what_its_wing_may(package, path):
     assert not foreign
 
 
+def module_name(package, path):
+    """The name under which a file is imported."""
+    parts = path.relative_to(PACKAGES[package]).with_suffix("").parts
+    return ".".join([package, *parts]).removesuffix(".__init__")
+
+
+def imported_modules(path, modules):
+    """The modules of the same package that a file imports, for types alone too, wherever in it."""
+    for node in nodes_of(path):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            yield from inside
+            if node.module in modules and len(inside) < len(node.names):
+                yield node.module
+
+
+def circle(imports):
+    """Modules that import each other in a circle, and those that need them."""
+    left = dict(imports)
+    while True:
+        free = [name for name, others in left.items() if not set(others) & left.keys()]
+        if not free:
+            return sorted(left)
+        for name in free:
+            del left[name]
+        if not left:
+            return []
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_files_import_each_other_in_a_circle(package):
+    files = {module_name(package, path): path for path in PACKAGES[package].rglob("*.py")}
+    imports = {
+        name: set(imported_modules(path, files.keys())) - {name} for name, path in files.items()
+    }
+    assert circle(imports) == []
+
+
 def test_the_judge_names_the_bridge_by_its_import_path_alone():
     """The bridge is one subject among others."""
     for path in PACKAGES["ropebridge_conformance"].rglob("*.py"):

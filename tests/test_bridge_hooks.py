@@ -529,7 +529,7 @@ def test_an_edit_in_place_does_not_reach_a_raw_hook_on_the_projection(
 ) -> None:
     """EDIT-2, with gradients: what the projection gave is somebody else's too."""
     kept: list[Tensor] = []
-    projection = bridge.submodule(role if role in bridge._roles else "qkv")
+    projection = bridge.submodule(role if role in bridge.roles else "qkv")
     handle = projection.register_forward_hook(lambda module, args, out: kept.append(out))
     output(bridge, bridge.get_random_inputs(2, 9, seed=0), **{name: wipe})
     handle.remove()

@@ -10,6 +10,7 @@ import torch
 from ropebridge_conformance import zoo
 from ropebridge_conformance.bench import Bench, watched
 from ropebridge_conformance.checks import CHECK_BY_NAME
+from ropebridge_conformance.findings import failed, passed
 from ropebridge_conformance.judge import judge
 from ropebridge_conformance.oracle import (
     MASKING,
@@ -22,7 +23,6 @@ from ropebridge_conformance.oracle import (
     expect,
     unchanged,
 )
-from ropebridge_conformance.questions import failed, passed
 from ropebridge_conformance.reads import ReadValues, remembered
 from ropebridge_conformance.scenarios import SCENARIO_BY_ID, calls, possible
 from ropebridge_conformance.subjects.reference import Factory

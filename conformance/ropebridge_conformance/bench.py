@@ -7,10 +7,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
+from ropebridge_conformance.findings import Finding
 from ropebridge_conformance.gradients import (
     Backward,
     Derivatives,
@@ -24,9 +25,6 @@ from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.verdicts import Outcome
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_spec import HookSpec, OptIn, Subject, hook_order, ungrouped
-
-if TYPE_CHECKING:  # questions are about a bench's layers
-    from ropebridge_conformance.questions import Finding
 
 Watch = Literal["all", "fused", "none"]
 KEPT = 128

@@ -11,10 +11,11 @@ import torch
 from ropebridge_conformance.answers import NotShown
 from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.checks import CHECK_BY_NAME, CHECKS
+from ropebridge_conformance.findings import Finding, failed
 from ropebridge_conformance.heat import heat_map
 from ropebridge_conformance.ids import DTYPES
 from ropebridge_conformance.known_failures import KnownFailure, covering
-from ropebridge_conformance.questions import About, Finding, Question, failed
+from ropebridge_conformance.questions import About, Question
 from ropebridge_conformance.verdicts import Outcome, Verdict
 from ropebridge_conformance.zoo import chosen_cases
 

@@ -11,9 +11,10 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
+from ropebridge_conformance.findings import Finding, failed
 from ropebridge_conformance.judge import expected_to_fail, verdict
 from ropebridge_conformance.processes import processes
-from ropebridge_conformance.questions import Finding, Question, failed
+from ropebridge_conformance.questions import Question
 from ropebridge_conformance.verdicts import Outcome, Verdict
 from ropebridge_conformance.worker import Loaded, Ready, Refused, Task, serve
 

@@ -9,10 +9,9 @@ from typing import Literal
 import torch
 
 from ropebridge_conformance.bench import Bench, hooks_of
-from ropebridge_conformance.compare import Difference
+from ropebridge_conformance.findings import Finding
 from ropebridge_conformance.ids import DTYPES, Id
 from ropebridge_conformance.scenarios import SCENARIO_BY_ID, Scenario, possible
-from ropebridge_conformance.verdicts import Outcome
 from ropebridge_conformance.zoo import CASE_BY_ID, Specimen, specimen
 from ropebridge_spec import HOOKS, HookSpec, Variant
 
@@ -49,34 +48,6 @@ class Question:
     def situation(self) -> Scenario:
         """Return how the layer is called."""
         return SCENARIO_BY_ID[self.scenario]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Hold what a check found: an outcome other than unsupported and known-failure, which are not a
-    check's to give."""
-
-    outcome: Outcome
-    reason: str = ""
-    difference: Difference | None = None
-    divergent: str | None = None
-
-
-def passed(difference: Difference | None = None) -> Finding:
-    """Return the finding that the clause is kept."""
-    return Finding(Outcome.PASS, difference=difference)
-
-
-def failed(
-    reason: str, difference: Difference | None = None, divergent: str | None = None
-) -> Finding:
-    """Return the finding that the clause is broken, first at hook point `divergent`."""
-    return Finding(Outcome.FAIL, reason, difference, divergent)
-
-
-def vacuous(reason: str) -> Finding:
-    """Return the finding that the input could not have shown a fault."""
-    return Finding(Outcome.VACUOUS, reason)
 
 
 About = Literal["layer", "class"]

@@ -411,6 +411,11 @@ class Variant:
         return self.heads // self.kv_heads
 
     @property
+    def norms_before_rotation(self) -> bool:
+        """Return whether query and key are normalised, and that before they are rotated."""
+        return self.norm is not None and not self.norm.after_rotation
+
+    @property
     def z_heads(self) -> int:
         """Return how many heads hook_z has: pairs of heads have one between them (DIFF-1)."""
         return self.heads // 2 if self.differential else self.heads

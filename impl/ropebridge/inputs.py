@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ropebridge.masks import Visibility
 from ropebridge_spec import Variant, shared_key
 
-if TYPE_CHECKING:
-    from ropebridge.bridge import PositionEmbeddingsAttentionBridge
+
+class Layer(Protocol):
+    """Name what random inputs are made by: a bridge with a rotary module."""
+
+    original_component: nn.Module | None
+    rotary_emb: nn.Module | None
+    requires_attention_mask: bool
+
+    @property
+    def variant(self) -> Variant:
+        """Return what the layer computes."""
+
+    def make_tables(self, hidden_states: Tensor, position_ids: Tensor) -> Any:
+        """Return the tables of the model's own rotary module."""
+
+    def submodule(self, role: str) -> nn.Module:
+        """Return the module in a role."""
 
 
 def random_inputs(
-    bridge: PositionEmbeddingsAttentionBridge,
+    bridge: Layer,
     batch: int,
     pos: int,
     device: torch.device | str | None,
@@ -31,9 +47,8 @@ def random_inputs(
     device, dtype = torch.device(device or like.device), dtype or like.dtype
     draw = generator_for(seed, generator)
     shape = (batch, pos, bridge.variant.d_model)
-    hidden_states = torch.randn(
-        shape, generator=draw, device=draw.device if draw else device, dtype=torch.float32
-    ).to(device, dtype)
+    like = torch.empty(0, device=device, dtype=dtype)
+    hidden_states = draw_like(like, shape, draw)
     padded = paddings(batch, left_padding, device)
     ids = position_ids(pos, padded) if left_padding else position_ids(pos, padded)[:1]
     source, kv_ids = (
@@ -62,21 +77,22 @@ def random_inputs(
     }
 
 
-def shared(
-    bridge: PositionEmbeddingsAttentionBridge, like: Tensor, draw: torch.Generator | None
-) -> dict[str, Any]:
+def draw_like(like: Tensor, shape: Sequence[int], draw: torch.Generator | None) -> Tensor:
+    """Return standard normal numbers of a shape, in the dtype and on the device of a tensor; drawn
+    in float32, where the generator is."""
+    device = draw.device if draw else like.device
+    numbers = torch.randn(shape, generator=draw, device=device, dtype=torch.float32)
+    return numbers.to(like.device, like.dtype)
+
+
+def shared(bridge: Layer, like: Tensor, draw: torch.Generator | None) -> dict[str, Any]:
     """Return where a layer leaves its keys and values, and made-up ones in their place for a layer
     that is given an earlier one's (KV-1)."""
     variant, (batch, pos, _) = bridge.variant, like.shape
     if variant.shared_kv_argument is None:
         return {variant.calling.kept_kv_argument: {}} if variant.calling.kept_kv_argument else {}
     shapes = [(batch, variant.kv_heads, pos, width) for width in (variant.d_head, variant.d_head_v)]
-    pair = tuple(
-        torch.randn(shape, generator=draw, device=draw.device if draw else like.device).to(
-            like.device, like.dtype
-        )
-        for shape in shapes
-    )
+    pair = tuple(draw_like(like, shape, draw) for shape in shapes)
     return {variant.shared_kv_argument: {shared_key(bridge.original_component): pair}}
 
 
@@ -85,16 +101,10 @@ def added(variant: Variant, like: Tensor, draw: torch.Generator | None) -> dict[
     if variant.added_value is None:
         return {}
     shape = (*like.shape[:2], variant.kv_heads * variant.d_head_v)
-    return {
-        variant.added_value: (
-            torch.randn(shape, generator=draw, device=draw.device if draw else like.device).to(
-                like.device, like.dtype
-            )
-        )
-    }
+    return {variant.added_value: draw_like(like, shape, draw)}
 
 
-def named_layer(bridge: PositionEmbeddingsAttentionBridge) -> dict[str, int]:
+def named_layer(bridge: Layer) -> dict[str, int]:
     """Return the argument that names a layer, for a module that several layers share: one of those
     whose adapters it holds; nothing for other modules."""
     module: Any = bridge.original_component
@@ -121,13 +131,7 @@ def other_sequence(
     if variant.source is None:
         return {}
     shape = (like.shape[0], SOURCE, variant.d_model)
-    return {
-        variant.source.argument: (
-            torch.randn(shape, generator=draw, device=draw.device if draw else like.device).to(
-                like.device, like.dtype
-            )
-        )
-    }
+    return {variant.source.argument: draw_like(like, shape, draw)}
 
 
 def with_source(variant: Variant, ids: Tensor) -> Tensor:
@@ -165,12 +169,12 @@ def position_arguments(variant: Variant, ids: Tensor) -> dict[str, Tensor]:
     return {variant.temperature.factor_argument: 1.0 + 0.1 * ids[:, None, :, None].float()}
 
 
-def gets_tables_anyway(bridge: PositionEmbeddingsAttentionBridge) -> bool:
+def gets_tables_anyway(bridge: Layer) -> bool:
     """Return whether a layer that does not rotate is handed tables all the same."""
     return bridge.rotary_emb is not None and bridge.variant.calling.tables == "all"
 
 
-def floating_parameter(bridge: PositionEmbeddingsAttentionBridge) -> Tensor:
+def floating_parameter(bridge: Layer) -> Tensor:
     """Return a parameter whose device and dtype are the module's own; a quantised module may hold
     none, then torch's default."""
     assert bridge.original_component is not None

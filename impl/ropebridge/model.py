@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import zip_longest
-from os import PathLike
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -398,15 +396,6 @@ class BridgedModel:
         with self.hooks([(name, keep) for name in self._names(names_filter)]):
             output = self.model(*args, **kwargs)
         return output, cache
-
-    def plot(
-        self, path: str | PathLike[str], inputs: Tensor | Mapping[str, Any], **options: Any
-    ) -> Path:
-        """Write the patterns of one run, as a picture (`.png`) or a page to look round in
-        (`.html`): `ropebridge.plots.plot_patterns`."""
-        from ropebridge.plots import plot_patterns
-
-        return plot_patterns(self, inputs, path, **options)
 
     def _refuse_detached(self) -> None:
         if len(self._in_force) < len(self.layers):

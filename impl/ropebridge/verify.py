@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ropebridge import kernels
-from ropebridge.mixing import side_by_side, strengths, subtract
-from ropebridge.norms import affine
+from ropebridge.heads import Heads
 from ropebridge.products import grouped_product
 from ropebridge.proof import POS, ProofCall, held, left, proof_calls
+from ropebridge.stages.differential import side_by_side, strengths, subtract
+from ropebridge.stages.mix import mix_values
+from ropebridge.stages.norm import affine
 from ropebridge_spec import (
     AttachError,
     RopebridgeError,
@@ -241,7 +242,7 @@ def record(
     kept: dict[str, Tensor] = {}
     remember = type(twin)._remember
 
-    def remember_and_keep(heads: Mapping[str, Tensor], call: Call) -> tuple[Tensor, Tensor]:
+    def remember_and_keep(heads: Heads, call: Call) -> tuple[Tensor, Tensor]:
         kept["keys"], kept["values"] = remember(twin, heads, call)
         return kept["keys"], kept["values"]
 
@@ -275,10 +276,8 @@ def float32_bounds(
         + pattern * (2 * delta).expm1()
     )
     v = v if variant.differential is None else side_by_side(v)
-    z = kernels.mix(pattern, v)
-    z_bound = bounds.fused(
-        z, kernels.mix(pattern, v.abs()), delta, keys=k.shape[2] + 1, dtype=dtype
-    )
+    z = mix_values(pattern, v)
+    z_bound = bounds.fused(z, mix_values(pattern, v.abs()), delta, keys=k.shape[2] + 1, dtype=dtype)
     z_bound = finished(twin, z.transpose(1, 2), z_bound.transpose(1, 2), kept)
     out_bound = z_bound.flatten(-2) @ outward(twin, kept).abs()
     return pattern_bound, out_bound + bounds.UNIT[dtype] * kept["hook_out"].abs()

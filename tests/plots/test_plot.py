@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ropebridge import attach
-from ropebridge.plots import PlotError
+from ropebridge.plots import PlotError, plot_patterns
 from ropebridge.plots.page import quantise
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def read_page(path):
 
 
 def test_a_page_holds_every_heads_pattern(bridged, tokens, tmp_path):
-    path = bridged.plot(tmp_path / "new" / "patterns.html", tokens, row=1)
+    path = plot_patterns(bridged, tokens, tmp_path / "new" / "patterns.html", row=1)
     data, weights = read_page(path)
     _, cache = bridged.run_with_cache(
         tokens, names_filter=lambda name: name.endswith("hook_pattern")
@@ -49,12 +49,14 @@ def test_a_page_holds_every_heads_pattern(bridged, tokens, tmp_path):
 
 
 def test_chosen_heads_come_in_the_order_asked_for(bridged, tokens, tmp_path):
-    data, weights = read_page(bridged.plot(tmp_path / "a.html", tokens, heads=[(1, 2), (0, 1)]))
+    data, weights = read_page(
+        plot_patterns(bridged, tokens, tmp_path / "a.html", heads=[(1, 2), (0, 1)])
+    )
     assert data["heads"] == [[1, 2], [0, 1]]
     assert weights.shape == (2, 12, 12)
-    assert read_page(bridged.plot(tmp_path / "b.html", tokens, layers=[1], heads=[0, 3]))[0][
-        "heads"
-    ] == [[1, 0], [1, 3]]
+    assert read_page(plot_patterns(bridged, tokens, tmp_path / "b.html", layers=[1], heads=[0, 3]))[
+        0
+    ]["heads"] == [[1, 0], [1, 3]]
 
 
 def test_a_byte_keeps_a_weight_as_closely_as_is_said():
@@ -67,8 +69,12 @@ def test_a_byte_keeps_a_weight_as_closely_as_is_said():
 
 @pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])
 def test_a_picture_is_written(bridged, tokens, tmp_path, ending):
-    path = bridged.plot(
-        tmp_path / f"patterns{ending}", tokens, layers=[0], tokens=["$a$", *"bcdefghijkl"]
+    path = plot_patterns(
+        bridged,
+        tokens,
+        tmp_path / f"patterns{ending}",
+        layers=[0],
+        tokens=["$a$", *"bcdefghijkl"],
     )
     assert path.read_bytes()[:4] == {".png": b"\x89PNG", ".svg": b"<?xm", ".pdf": b"%PDF"}[ending]
 
@@ -122,12 +128,12 @@ def test_a_picture_shows_the_weights_of_its_heads(panels):
 )
 def test_what_cannot_be_drawn_is_refused(bridged, tokens, tmp_path, name, options, message):
     with pytest.raises(PlotError, match=re.escape(message)):
-        bridged.plot(tmp_path / name, tokens, **options)
+        plot_patterns(bridged, tokens, tmp_path / name, **options)
 
 
 def test_embeddings_instead_of_ids_are_numbered(bridged, tokens, tmp_path):
     embedded = bridged.model.get_input_embeddings().weight[None, :3].detach()
-    data, _ = read_page(bridged.plot(tmp_path / "p.html", {"inputs_embeds": embedded}))
+    data, _ = read_page(plot_patterns(bridged, {"inputs_embeds": embedded}, tmp_path / "p.html"))
     assert data["tokens"] == ["0", "1", "2"]
 
 
@@ -138,10 +144,11 @@ import sys, torch
 sys.modules[{package!r}] = None
 from transformers import LlamaConfig, LlamaForCausalLM
 from ropebridge import attach
+from ropebridge.plots import plot_patterns
 sizes = dict(vocab_size=9, hidden_size=16, intermediate_size=8, num_hidden_layers=1)
 config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
 bridged = attach(LlamaForCausalLM(config), verify=False)
-bridged.plot({str(tmp_path / name)!r}, torch.ones(1, 3, dtype=torch.long))
+plot_patterns(bridged, torch.ones(1, 3, dtype=torch.long), {str(tmp_path / name)!r})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (

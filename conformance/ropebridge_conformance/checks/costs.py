@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.checks.firing import complaint_about, first_amiss
 from ropebridge_conformance.compare import Difference
-from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed
+from ropebridge_conformance.findings import Finding, failed, passed
+from ropebridge_conformance.questions import Check, Question, clause
 from ropebridge_conformance.scenarios import CallInputs, Scenario, calls, possible, tables_go_on
 from ropebridge_conformance.traces import record
 from ropebridge_conformance.zoo import specimen

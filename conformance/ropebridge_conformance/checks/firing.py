@@ -6,16 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ropebridge_conformance.bench import Bench, hooks_of
-from ropebridge_conformance.questions import (
-    Check,
-    Finding,
-    Question,
-    any_hook,
-    axes_clause,
-    clause,
-    failed,
-    passed,
-)
+from ropebridge_conformance.findings import Finding, failed, passed
+from ropebridge_conformance.questions import Check, Question, any_hook, axes_clause, clause
 from ropebridge_conformance.scenarios import CORE_CALLS, OPTED, Scenario, calls
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.zoo import Specimen

@@ -8,16 +8,9 @@ from torch import Tensor
 
 from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.compare import compare
+from ropebridge_conformance.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.gradients import Backward, expected_gradients, served
-from ropebridge_conformance.questions import (
-    Check,
-    Finding,
-    Question,
-    clause,
-    failed,
-    passed,
-    vacuous,
-)
+from ropebridge_conformance.questions import Check, Question, clause
 from ropebridge_conformance.scenarios import Scenario, possible
 from ropebridge_spec import HookSpec, Variant
 

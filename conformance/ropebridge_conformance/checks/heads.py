@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.bench import Bench, watched
-from ropebridge_conformance.questions import Check, Finding, Question, failed, passed
+from ropebridge_conformance.findings import Finding, failed, passed
+from ropebridge_conformance.questions import Check, Question
 from ropebridge_conformance.scenarios import calls
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_spec import HookSpec, Variant

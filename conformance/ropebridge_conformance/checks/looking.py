@@ -8,8 +8,9 @@ import torch
 from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.checks.parity import joined, whole_call
 from ropebridge_conformance.compare import compare
+from ropebridge_conformance.findings import Finding, failed, passed
 from ropebridge_conformance.oracle import Expectation
-from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed
+from ropebridge_conformance.questions import Check, Question, clause
 from ropebridge_conformance.scenarios import CORE_CALLS, OPTED, calls
 from ropebridge_conformance.traces import record
 from ropebridge_conformance.witness import carried_bounds, live_rows

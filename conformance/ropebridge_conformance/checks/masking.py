@@ -11,15 +11,8 @@ from torch import Tensor
 
 from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.checks.values import judge_stage, judge_unwatched
-from ropebridge_conformance.questions import (
-    Check,
-    Finding,
-    Question,
-    clause,
-    failed,
-    passed,
-    vacuous,
-)
+from ropebridge_conformance.findings import Finding, failed, passed, vacuous
+from ropebridge_conformance.questions import Check, Question, clause
 from ropebridge_conformance.scenarios import CallInputs, Scenario, calls, own_keys, possible
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.verdicts import Outcome

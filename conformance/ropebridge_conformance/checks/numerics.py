@@ -11,17 +11,9 @@ from torch import Tensor
 from ropebridge_conformance.bench import Bench, watched
 from ropebridge_conformance.checks.values import judge_stage
 from ropebridge_conformance.compare import Difference, compare
+from ropebridge_conformance.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.oracle import Context, Expectation, context_of, expect, fitting, role_of
-from ropebridge_conformance.questions import (
-    Check,
-    Finding,
-    Question,
-    clause,
-    failed,
-    passed,
-    vacuous,
-    value_clause,
-)
+from ropebridge_conformance.questions import Check, Question, clause, value_clause
 from ropebridge_conformance.scenarios import Scenario, calls, possible, tables_go_on, takes_tables
 from ropebridge_conformance.traces import record
 from ropebridge_reference import rotate, turns

@@ -12,17 +12,10 @@ from torch import Tensor
 from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.bench import watched as watched_names
 from ropebridge_conformance.compare import Difference, compare
+from ropebridge_conformance.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.mutants import MUTANT_BY_NAME
 from ropebridge_conformance.oracle import Expectation
-from ropebridge_conformance.questions import (
-    Check,
-    Finding,
-    Question,
-    clause,
-    failed,
-    passed,
-    vacuous,
-)
+from ropebridge_conformance.questions import Check, Question, clause
 from ropebridge_conformance.scenarios import CORE_CALLS, CallInputs, calls, takes_tables
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.verdicts import Outcome

@@ -13,16 +13,8 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.bench import Bench, hooks_of
-from ropebridge_conformance.questions import (
-    Check,
-    Finding,
-    Question,
-    any_hook,
-    clause,
-    failed,
-    passed,
-    vacuous,
-)
+from ropebridge_conformance.findings import Finding, failed, passed, vacuous
+from ropebridge_conformance.questions import Check, Question, any_hook, clause
 from ropebridge_conformance.scenarios import CallInputs, calls
 from ropebridge_spec import HookSpec, arguments_of
 

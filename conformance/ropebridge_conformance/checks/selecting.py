@@ -8,15 +8,8 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.bench import Bench, watched
-from ropebridge_conformance.questions import (
-    Check,
-    Finding,
-    Question,
-    clause,
-    failed,
-    passed,
-    vacuous,
-)
+from ropebridge_conformance.findings import Finding, failed, passed, vacuous
+from ropebridge_conformance.questions import Check, Question, clause
 from ropebridge_conformance.scenarios import Scenario, calls
 from ropebridge_conformance.traces import record
 from ropebridge_spec import Variant

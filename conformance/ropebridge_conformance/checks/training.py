@@ -14,8 +14,9 @@ from torch import Tensor
 from ropebridge_conformance.answers import Values
 from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.compare import compare
+from ropebridge_conformance.findings import Finding, failed, passed
 from ropebridge_conformance.oracle import Expectation, context_of, expect
-from ropebridge_conformance.questions import Check, Finding, Question, clause, failed, passed
+from ropebridge_conformance.questions import Check, Question, clause
 from ropebridge_conformance.scenarios import SCENARIO_BY_ID, Scenario, calls, possible
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.zoo import Specimen

@@ -9,19 +9,10 @@ from torch import Tensor
 
 from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.compare import Difference, compare, fits
+from ropebridge_conformance.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.mutants import Mutant, foils
 from ropebridge_conformance.oracle import Context, Expectation, expect, foil_of
-from ropebridge_conformance.questions import (
-    Check,
-    Finding,
-    Question,
-    any_hook,
-    clause,
-    failed,
-    passed,
-    vacuous,
-    value_clause,
-)
+from ropebridge_conformance.questions import Check, Question, any_hook, clause, value_clause
 from ropebridge_conformance.scenarios import CORE_CALLS, OPTED, Scenario
 from ropebridge_conformance.traces import Trace
 from ropebridge_conformance.zoo import Specimen

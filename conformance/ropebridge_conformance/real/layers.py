@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from ropebridge_conformance.bench import hooks_of
 from ropebridge_conformance.checks.firing import judge_axes, judge_order
 from ropebridge_conformance.checks.values import judge_stage
+from ropebridge_conformance.findings import Finding
 from ropebridge_conformance.oracle import context_of
-from ropebridge_conformance.questions import Finding
 from ropebridge_conformance.real.recording import Recorded
 from ropebridge_conformance.verdicts import Verdict
 

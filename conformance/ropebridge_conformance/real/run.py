@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ropebridge_conformance.console_tables import summary
-from ropebridge_conformance.questions import Finding
+from ropebridge_conformance.findings import Finding
 from ropebridge_conformance.real import checkpoint
 from ropebridge_conformance.real.greedy import continuation, judge_tokens
 from ropebridge_conformance.real.heads import choose

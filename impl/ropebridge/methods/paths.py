@@ -93,7 +93,8 @@ def site_of(bridged: BridgedModel, receiver: Receiver) -> tuple[str, int]:
             f"receiver {receiver!r} names layer {layer}; the model has {len(bridged.layers)},"
             " counted from 0"
         )
-    heads = bridged.layers[layer].heads_of(role)
+    variant = bridged.layers[layer].variant
+    heads = variant.heads if role == "q" else variant.kv_heads
     if not 0 <= head < heads:
         raise MethodError(
             f"receiver {receiver!r} names head {head}; layer {layer} has {heads} heads for {role},"

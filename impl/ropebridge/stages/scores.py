@@ -1,4 +1,4 @@
-"""Scores: what softmax is given (clauses SCORE-1, SCORE-3 and SCORE-6)."""
+"""Scores: what softmax is given (clauses SCORE-1, SCORE-3, SCORE-4 and SCORE-6)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropebridge.calls import Call
 from ropebridge.hooks import HookPoint, unreadable, version
 from ropebridge.products import grouped_product
 from ropebridge_spec import ContractError, Variant
@@ -29,6 +30,21 @@ def score_keys(q: Tensor, k: Tensor, mask: Tensor | None, variant: Variant) -> T
     if mask.dtype == torch.bool:
         return scores.masked_fill_(~mask, -torch.inf)
     return scores + mask.to(wide)
+
+
+def scale_by_temperature(q: Tensor, call: Call, variant: Variant) -> Tensor:
+    """Return (batch, pos, head, d_head): the query times the family's temperature at its position
+    (SCORE-4)."""
+    temperature = variant.temperature
+    if temperature is None:
+        return q
+    if temperature.factor_argument is not None:
+        return q if call.temperature is None else (q * call.temperature.transpose(1, 2)).to(q.dtype)
+    position = call.counted() if temperature.counted else call.ids()
+    position = position.to(torch.promote_types(q.dtype, torch.float32))
+    steps = torch.floor((position + temperature.shift) / temperature.length)
+    factor = 1 + temperature.beta * torch.log1p(steps)  # (batch or 1, pos)
+    return (q * factor[..., None, None]).to(q.dtype)
 
 
 def show_scores(

@@ -3,11 +3,51 @@ allow."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ropebridge.base import AttentionBridge
+from ropebridge.heads import Heads
+from ropebridge.position import Tables
 from ropebridge_spec import Rotary
+
+
+def rotate_heads(heads: Heads, tables: Tables | None, layer: AttentionBridge) -> Heads:
+    """Return the heads, query and key as hook_rot_q and hook_rot_k left them, and in a family that
+    rotates values the value as hook_rot_v did (ROT-3). In a layer that does not rotate the hooks
+    are shown query and key as they are."""
+    rotary = layer.variant.rotary
+    q = show_rotation(heads.q, "hook_rot_q", tables, layer)
+    if heads.k is None:
+        return replace(heads, q=q)
+    k = show_rotation(heads.k, "hook_rot_k", tables, layer)
+    if rotary is None or not rotary.values or heads.v is None:
+        return replace(heads, q=q, k=k)
+    return replace(heads, q=q, k=k, v=show_rotation(heads.v, "hook_rot_v", tables, layer))
+
+
+def show_rotation(x: Tensor, hook: str, tables: Tables | None, layer: AttentionBridge) -> Tensor:
+    """Return (batch, pos, heads, width): heads rotated by the tables of their positions, as a hook
+    left them."""
+    rotary = layer.variant.rotary
+    if rotary is None or tables is None:
+        return layer.hook(hook)(x)
+    cos, sin = tables_for(x.shape[1], tables)
+    return layer.hook(hook)(rotate(x, cos, sin, rotary), fresh=True)
+
+
+def tables_for(pos: int, tables: Tables) -> Tables:
+    """Return the last rows of cos and sin, (batch or 1, pos, rotary_dim), for so many positions;
+    where there are fewer, rows that turn nothing after them (KV-2)."""
+    cos, sin = tables
+    missing = pos - cos.shape[1]
+    if missing > 0:
+        # (batch or 1, pos, rotary_dim): the positions of another sequence come last
+        return pad(cos, (0, 0, 0, missing), value=1.0), pad(sin, (0, 0, 0, missing))
+    return cos[:, -pos:], sin[:, -pos:]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
@@ -66,13 +106,3 @@ def lay(table: Tensor, rotary: Rotary) -> Tensor:
         by_copy: Tensor = table.unflatten(-1, (-1, 2)).transpose(-1, -2)  # (..., 2, pair)
         return by_copy.flatten(-2)
     return torch.cat([table, table], dim=-1)
-
-
-def fitting(tables: tuple[Tensor, Tensor], pos: int) -> tuple[Tensor, Tensor]:
-    """Return cos and sin (batch or 1, pos, rotary_dim): their last rows, for so many positions;
-    where there are fewer, rows that turn nothing after them (KV-2)."""
-    cos, sin = tables
-    if cos.shape[1] == pos:
-        return tables
-    beyond = (0, 0, 0, max(pos - cos.shape[1], 0))
-    return pad(cos[:, -pos:], beyond, value=1.0), pad(sin[:, -pos:], beyond)

@@ -4,18 +4,19 @@ as booleans."""
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ropebridge.base import AttentionBridge
 from ropebridge.masks import Visibility
 from ropebridge_spec import ContractError, Selector
 
 
 @dataclass(frozen=True)
-class Given:
+class SelectorInputs:
     """Hold what a selector may ask for.
 
     hidden_states: (batch, pos, d_model). q_latent: (batch, pos, q_rank), or None. tables: (cos,
@@ -31,30 +32,53 @@ class Given:
     cache: Any
 
 
-def handed_down(name: str, argument: str, picks: Tensor | None) -> Tensor:
-    """Return an earlier layer's picks, without which a layer that has no selector cannot go on
-    (SEL-1)."""
+def pick_keys(
+    inputs: SelectorInputs | None, picks: Tensor | None, seen: Visibility, layer: AttentionBridge
+) -> Tensor | None:
+    """Return what the layer's own selector picks, or an earlier layer's did and handed down, in the
+    shape that `Selector.picks` says; None in a family that selects no keys.
+
+    Raises:
+        ContractError: a layer that has no selector was handed no picks.
+    """
+    selector = layer.variant.selector
+    if selector is None or inputs is None:
+        return picks
+    if selector.picks_argument is None:
+        return call_selector(getattr(layer.wrapped, selector.module), selector, inputs, seen)
     if picks is None:
         raise ContractError(
-            f"{name!r} was given no {argument}, and picks no keys of its own; clause SEL-1 requires"
-            " an earlier layer's"
+            f"{layer.name!r} was given no {selector.picks_argument}, and picks no keys of its own;"
+            " clause SEL-1 requires an earlier layer's"
         )
     return picks
 
 
-def pick(module: nn.Module, selector: Selector, given: Given, seen: Visibility) -> Tensor:
-    """Return what the selector gives, in its family's form; each argument under the name that
+def among_picks(
+    seen: Visibility, picks: Tensor | None, heads: int, layer: AttentionBridge
+) -> Visibility:
+    """Return what may be seen, of the keys that were picked."""
+    selector = layer.variant.selector
+    if selector is None or picks is None:
+        return seen
+    return replace(seen, picked=allowed(picks, selector, heads, seen.key))
+
+
+def call_selector(
+    module: nn.Module, selector: Selector, inputs: SelectorInputs, seen: Visibility
+) -> Tensor:
+    """Return what a selector gives, in its family's form; each argument under the name that
     transformers has for it."""
-    x = given.hidden_states
+    x = inputs.hidden_states
     # position_ids: ([axis,] batch, pos)
     arguments = {
         "hidden_states": x,
-        "q_resid": given.q_latent,
-        "position_embeddings": given.tables,
+        "q_resid": inputs.q_latent,
+        "position_embeddings": inputs.tables,
         "attention_mask": mask_for(selector, seen, x.shape[0]),
-        "position_ids": given.position_ids.expand(*given.position_ids.shape[:-2], x.shape[0], -1),
-        "past_key_values": given.cache,
-        "cache": given.cache,
+        "position_ids": inputs.position_ids.expand(*inputs.position_ids.shape[:-2], x.shape[0], -1),
+        "past_key_values": inputs.cache,
+        "cache": inputs.cache,
     }
     wanted = inspect.signature(module.forward).parameters
     unknown = [name for name in wanted if name not in arguments]
