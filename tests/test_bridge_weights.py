@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ropebridge import SubmoduleError, attach
 from ropebridge_conformance.recipes import build_model, inputs_of
-from ropebridge_conformance.zoo import randomise
-from ropebridge_spec import UnsupportedAttention
+from ropebridge_conformance.zoo import attention_layer, randomise
+from ropebridge_spec import UnsupportedAttention, describe
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +81,16 @@ def test_a_gradient_through_a_view_reaches_the_module(llama: Any) -> None:
     llama.W_Q[2].sum().backward()
     grad = llama.submodule("q").weight.grad.unflatten(0, (6, 20))
     assert grad.flatten(1).any(1).tolist() == [False, False, True, False, False, False]
+
+
+@pytest.mark.parametrize("name", ["phi3", "gpt_neox", "falcon"])
+def test_kv_heads_of_a_fused_projection_are_what_its_rows_leave(build: Any, name: str) -> None:
+    """Whatever the config names: GPT-NeoX does not read `num_key_value_heads`."""
+    model = build(name)
+    layer = attention_layer(model, 0)
+    wanted = describe(layer)
+    model.config.num_key_value_heads = 3 if wanted.kv_heads != 3 else 1
+    assert describe(layer) == wanted
 
 
 @pytest.mark.parametrize("name", ["phi3", "gpt_neox"], ids=["blocks", "heads"])

@@ -181,11 +181,11 @@ def read_widths(module: Any, family: Family) -> dict[str, int]:
     module's own counts or the config's."""
     names, d_head = family.projections, head_width(module)
     if names.fused is not None:
-        d_model, (heads, kv_heads) = features(module, names.fused, "in_features"), counts(module)
+        heads = query_heads(module)
         return {
-            "d_model": d_model,
+            "d_model": features(module, names.fused, "in_features"),
             "heads": heads,
-            "kv_heads": kv_heads,
+            "kv_heads": fused_kv_heads(module, names.fused, heads, d_head),
             "d_head": d_head,
             "d_head_v": d_head,
         }
@@ -248,17 +248,27 @@ def features(module: Any, name: str, side: str, within: str | None = None) -> in
     return width
 
 
-def counts(module: Any) -> tuple[int, int]:
-    """Return query heads and kv heads, under the names that transformers has for them."""
-    for heads, kv_heads in (
-        ("num_heads", "num_kv_heads"),
-        ("num_heads", "num_key_value_heads"),
-        ("num_attention_heads", "num_attention_heads"),
-    ):
-        if hasattr(module, heads) and hasattr(module, kv_heads):
-            return int(getattr(module, heads)), int(getattr(module, kv_heads))
-    found = int(module.config.num_attention_heads)
-    return found, int(getattr(module.config, "num_key_value_heads", None) or found)
+def query_heads(module: Any) -> int:
+    """Return how many query heads there are, under the names that transformers has for it."""
+    for name in ("num_heads", "num_attention_heads"):
+        if hasattr(module, name):
+            return int(getattr(module, name))
+    return int(module.config.num_attention_heads)
+
+
+def fused_kv_heads(module: Any, fused: str, heads: int, d_head: int) -> int:
+    """Return how many kv heads there are: what is left of the rows of a fused projection after
+    those of the query. A config may name another number, which its class does not read."""
+    rows = features(module, fused, "out_features")
+    left = rows - heads * d_head
+    if left <= 0 or left % (2 * d_head):
+        raise UnsupportedAttention(
+            f"the {fused!r} of {type(module).__name__} gives {rows} rows, and {heads} query heads"
+            f" of {d_head} leave {left} of them, which are no keys and values of {d_head} each\n"
+            "  describe it by a Variant of your own:"
+            f" families={{**FAMILIES, {type(module).__name__!r}: Variant(...)}}"
+        )
+    return left // (2 * d_head)
 
 
 def read_latent_widths(module: Any) -> dict[str, int]:

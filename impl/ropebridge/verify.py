@@ -23,6 +23,7 @@ from ropebridge.proof import POS, ProofCall, held, left, proof_calls
 from ropebridge.stages.differential import side_by_side, strengths, subtract
 from ropebridge.stages.mix import mix_values
 from ropebridge.stages.norm import affine
+from ropebridge.weights import is_sharded
 from ropebridge_spec import (
     AttachError,
     RopebridgeError,
@@ -213,7 +214,7 @@ def float64_twin(
     """Return a bridge over a float64 copy of the module, which runs eager, in eval mode and without
     anyone's hooks; the original is not touched."""
     assert bridge.original_component is not None
-    module: Any = copy_without_hooks(bridge.original_component).double().eval()
+    module: Any = whole_copy(bridge.original_component).double().eval()
     if hasattr(module, "config"):
         module.config._attn_implementation = "eager"
     twin = type(bridge)(bridge.name, None, bridge.submodules, families=bridge.families)
@@ -223,15 +224,32 @@ def float64_twin(
     return twin, module
 
 
-def copy_without_hooks(module: nn.Module) -> nn.Module:
+def whole_copy(module: nn.Module) -> nn.Module:
     """Return a deep copy in which no torch hook fires: what users hooked is not to see the inputs
-    of a proof."""
-    tables = (
+    of a proof. It holds on one device what a tensor-parallel model shares out among several:
+    weights are gathered, so each rank must ask for it.
+
+    Tensor parallelism replaces the forward of a submodule on its instance, and a copy of that would
+    run the original.
+    """
+    hooks = (
         table
         for part in module.modules()
         for table in (part._forward_hooks, part._forward_pre_hooks)
     )
-    return copy.deepcopy(module, {id(table): OrderedDict() for table in tables})
+    copied: dict[int, Any] = {id(table): OrderedDict() for table in hooks}
+    for part in module.modules():
+        sharded: list[Any] = [
+            weight for weight in part.parameters(recurse=False) if is_sharded(weight)
+        ]
+        copied |= {id(weight): nn.Parameter(weight.full_tensor()) for weight in sharded}
+        if sharded and "forward" in vars(part):
+            copied[id(vars(part)["forward"])] = type(part).forward
+    twin = copy.deepcopy(module, copied)
+    for part in twin.modules():
+        if vars(part).get("forward") is type(part).forward:
+            del vars(part)["forward"]
+    return twin
 
 
 def record(

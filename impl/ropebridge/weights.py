@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,11 @@ def linear_in(projection: nn.Module, variant: Variant) -> nn.Module:
     """Return the linear map that a family's projection wraps; itself, where it wraps none."""
     within = variant.projections.within
     return projection if within is None else projection.get_submodule(within)
+
+
+def is_sharded(weight: Any) -> bool:
+    """Return whether each rank of a tensor-parallel model holds a part of a weight."""
+    return hasattr(weight, "full_tensor")
 
 
 def has_own_weight(projection: nn.Linear) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ropebridge.weights import has_own_weight, linear_in
+from ropebridge.weights import has_own_weight, is_sharded, linear_in
 from ropebridge_spec import OptIn, SubmoduleError, UnsupportedAttention, Variant
 
 
@@ -100,23 +100,10 @@ def validate_opt_ins(
     share a latent."""
     split = [choice for choice in chosen if choice != "attn_result"]
     if split and not variant.splits:
-        adapted = (
-            "share an adapter beside their projection (clause PROJ-1)"
-            if variant.projections.beside
-            else ""
-        )
-        shares = (
-            adapted or "share a latent (clause LAT-1)"
-            if variant.latent
-            else "share a bias of their values (clause SCORE-5)"
-            if variant.key_bias
-            else ""
-        )
-        why = shares or "have a key or value of another's (clause KV-1)"
         raise UnsupportedAttention(
             f"{name!r}: use_{split[0]} gives each head an input of its own, and the heads of"
-            f" {type(component).__name__} {why}\n  leave the opt-in off, and edit hook_q, hook_k or"
-            " hook_v instead"
+            f" {type(component).__name__} {what_heads_share(variant)}\n  leave the opt-in off, and"
+            " edit hook_q, hook_k or hook_v instead"
         )
     for role in per_head_roles(variant, chosen):
         attribute, module = roles[role], linear_in(component.get_submodule(roles[role]), variant)
@@ -126,6 +113,23 @@ def validate_opt_ins(
                 f" {attribute!r}, which is a {type(module).__name__}\n  merge or dequantise it into"
                 " torch.nn.Linear first, or leave the opt-in off"
             )
+        if is_sharded(module.weight):
+            raise UnsupportedAttention(
+                f"{name!r}: {', '.join(f'use_{c}' for c in chosen)} needs the weight of"
+                f" {attribute!r}, of which each rank of a tensor-parallel model holds a part\n "
+                " load the model without tp_plan, or leave the opt-in off"
+            )
+
+
+def what_heads_share(variant: Variant) -> str:
+    """Return why a layer's inputs cannot be split by head."""
+    if variant.projections.beside:
+        return "share an adapter beside their projection (clause PROJ-1)"
+    if variant.latent:
+        return "share a latent (clause LAT-1)"
+    if variant.key_bias:
+        return "share a bias of their values (clause SCORE-5)"
+    return "have a key or value of another's (clause KV-1)"
 
 
 def part_of(component: nn.Module, attribute: str) -> object:
