@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from ropebridge_spec import HOOKS
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = {
     "ropebridge_spec": ROOT / "conformance" / "ropebridge_spec",
@@ -203,6 +205,9 @@ def packages_in(package):
     return [info for info in infos if info.ispkg]
 
 
+PAGE = PACKAGES["ropebridge_reference"] / "attention.py"
+
+
 def lines_of_body(function):
     """Return how many lines the statements of a function take, its docstring aside."""
     first = function.body[1 if ast.get_docstring(function) is not None else 0 :]
@@ -215,9 +220,45 @@ def lines_of_body(function):
     ids=lambda p: f"{p.parent.name}/{p.name}",
 )
 def test_functions_can_be_read_at_a_glance(path):
-    """The body of none, its docstring aside, is longer than 45 lines of at most 100 columns."""
+    """The body of none, its docstring aside, is longer than 45 lines of at most 100 columns; but
+    for the one that is the page on which all hook points stand in their order."""
     functions = [node for node in nodes_of(path) if isinstance(node, ast.FunctionDef)]
-    assert [f.name for f in functions if lines_of_body(f) > 45] == []
+    long = [f.name for f in functions if lines_of_body(f) > 45]
+    assert long == (["attention_layer"] if path == PAGE else [])
+
+
+@pytest.mark.parametrize("package", ["ropebridge_reference", "ropebridge"])
+def test_most_functions_are_short(package):
+    """Docstrings and signatures counted: half of them have at most 10 lines, nine in ten at most
+    30."""
+    lengths = sorted(
+        node.end_lineno - node.lineno + 1
+        for path in PACKAGES[package].rglob("*.py")
+        for node in nodes_of(path)
+        if isinstance(node, ast.FunctionDef)
+    )
+    assert lengths[len(lengths) // 2] <= 10
+    assert lengths[len(lengths) * 9 // 10] <= 30
+
+
+def test_the_page_of_the_reference_is_the_order_of_the_hooks():
+    """Each hook point is an assignment; a norm that comes after rotation stands there again."""
+    (page,) = (
+        node
+        for node in nodes_of(PAGE)
+        if isinstance(node, ast.FunctionDef) and node.name == "attention_layer"
+    )
+    calls = [
+        node
+        for node in ast.walk(page)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "at"
+    ]
+    names = [call.args[0].value for call in sorted(calls, key=lambda call: call.lineno)]
+    late = names.index("hook_rot_v") + 1
+    assert names[late : late + 2] == ["hook_q_normed", "hook_k_normed"]
+    assert names.count("hook_out") == 2  # of results, and of z
+    page_order = names[:late] + names[late + 2 : -1]
+    assert page_order == [hook.name for hook in HOOKS]
 
 
 ON_HOOKS = [

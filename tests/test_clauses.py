@@ -14,7 +14,7 @@ from ropebridge_reference import (
     clip,
     exclude,
     gated,
-    latent,
+    make_latent,
     normalise,
     of_the_largest,
     open_gate,
@@ -125,7 +125,7 @@ def test_a_layer_that_is_given_keys_and_values_has_no_hooks_for_its_own() -> Non
 def test_latents_are_brought_down_normed_and_scaled() -> None:
     """LAT-1."""
     x, down = torch.tensor([[[3.0, 4.0]]], dtype=torch.float64), torch.eye(2, dtype=torch.float64)
-    got = latent(x, down, None, Affine(), RMS, 2.0)
+    got = make_latent(x, down, None, Affine(), RMS, 2.0)
     assert got.flatten().tolist() == pytest.approx(
         [2 * 3 / math.sqrt(12.5), 2 * 4 / math.sqrt(12.5)]
     )
@@ -169,7 +169,7 @@ def test_what_a_layer_returns_is_part_of_its_description() -> None:
 def test_the_latent_as_it_was_may_stand_beside_the_normed_one() -> None:
     """LAT-1."""
     x, down = torch.tensor([[[3.0, 4.0]]], dtype=torch.float64), torch.eye(2, dtype=torch.float64)
-    assert latent(x, down, None, Affine(), RMS, 2.0, True).flatten().tolist() == pytest.approx(
+    assert make_latent(x, down, None, Affine(), RMS, 2.0, True).flatten().tolist() == pytest.approx(
         [6 / math.sqrt(12.5), 8 / math.sqrt(12.5), 3, 4]
     )
     beside = replace(

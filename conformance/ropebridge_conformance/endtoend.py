@@ -29,14 +29,15 @@ from ropebridge_conformance.carried import (
     heads_of,
     join_parts,
 )
-from ropebridge_conformance.oracle import Expectation, fitting
+from ropebridge_conformance.oracle import Expectation
 from ropebridge_reference import (
     Affine,
     Past,
     Weights,
     make_pattern,
     of_the_largest,
-    output,
+    project_output,
+    rows_for,
     scale_by_temperature,
     score_keys,
     side_by_side,
@@ -216,7 +217,7 @@ def carry_norm_and_rotation(
 
 def carry_rotation_by_tables(x: WithError, tables: Tables, rotary: Rotary, dtype: str) -> WithError:
     """Carry value and error through ROT-1, ROT-3: the stage on the value, and its bound."""
-    cos, sin = fitting(tables, x.value.shape[1])
+    cos, sin = rows_for(x.value.shape[1], *tables)
     return carry_rotation(x, turns(cos.double(), sin.double(), rotary), rotary, dtype)
 
 
@@ -288,10 +289,10 @@ def carry_output(z: WithError, weights: Weights, variant: Variant, dtype: str) -
     """Carry value and error through OUT-1: the stage on the value, and its bound."""
     b = None if weights.b_O is None else weights.b_O.abs()
     value, magnitude = (
-        output(z.value, weights.W_O, weights.b_O),
-        output(z.value.abs() + z.error, weights.W_O.abs(), b),
+        project_output(z.value, weights.W_O, weights.b_O),
+        project_output(z.value.abs() + z.error, weights.W_O.abs(), b),
     )
     own = bounds.linear(
         value, magnitude, terms=variant.z_heads * variant.d_z, dtype=dtype, product=magnitude
     )
-    return Expectation(value, output(z.error, weights.W_O.abs(), None) + own)
+    return Expectation(value, project_output(z.error, weights.W_O.abs(), None) + own)

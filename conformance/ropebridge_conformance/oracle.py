@@ -34,12 +34,14 @@ from ropebridge_reference import (
     Past,
     Stages,
     Weights,
+    a_key_for_every_head,
+    copies,
+    join_source,
     of_the_largest,
     project_heads,
+    rows_for,
     side_by_side,
 )
-from ropebridge_reference.attention import a_key_for_every_head
-from ropebridge_reference.attention import joined as joined_states
 from ropebridge_spec import HOOK_BY_NAME, OptIn, Role, Variant, attention_inputs, bounds
 
 MASKING = ("causal_bias", "padding_bias", "bias_of_mask", "selection_bias")
@@ -167,11 +169,8 @@ class Context:
                 return self.values[name]
         source = "hook_q_latent" if role == "q" else "hook_kv_latent"
         x = self.values[source if source in self.values else "hook_in"]
-        x = (
-            x
-            if role == "q" or self.variant.source is None
-            else joined_states(x, self.values["hook_kv_in"], self.variant)
-        )
+        if role != "q" and self.variant.source is not None:
+            x = join_source(x, self.values["hook_kv_in"], self.variant.source)
         return heads_of(x, self.variant.heads if role == "q" else self.variant.kv_heads).value
 
 
@@ -180,14 +179,6 @@ def role_of(hook: str) -> Role:
     role = HOOK_BY_NAME[hook].role
     assert role is not None, f"{hook} is of none of the three"
     return role
-
-
-def fitting(tables: tuple[Tensor, Tensor], pos: int) -> tuple[Tensor, Tensor]:
-    """Return the last rows of the tables, or so many that nothing turns the positions beyond them
-    (KV-2)."""
-    cos, sin = (table[..., -pos:, :] for table in tables)
-    beyond = (0, 0, 0, pos - cos.shape[-2])
-    return torch.nn.functional.pad(cos, beyond, value=1.0), torch.nn.functional.pad(sin, beyond)
 
 
 def contexts_of(traces: Sequence[Trace], specimen: Specimen, scenario: Scenario) -> list[Context]:
@@ -337,12 +328,7 @@ def expected_input(hook: str, c: Context) -> Expectation:
 def expected_copies(hook: str, c: Context) -> Expectation:
     """Return what SPLIT-1 makes of the values before: copies of what hook_in left."""
     heads = c.variant.heads if hook in ("hook_attn_in", "hook_q_input") else c.variant.kv_heads
-    x = c.values["hook_in"]
-    shown: dict[str, Tensor] = {}
-    c.stages.split_inputs(
-        x, c.variant, c.opted_in, lambda name, value: shown.setdefault(name, value)
-    )
-    return exactly(shown[hook].expand(-1, -1, heads, -1))
+    return exactly(copies(c.values["hook_in"], heads))
 
 
 def expected_latent(hook: str, c: Context) -> Expectation:
@@ -457,7 +443,7 @@ def expected_rotation(hook: str, c: Context) -> Expectation:
         return exactly(x)
     rotary, (cos, sin) = (
         c.variant.rotary,
-        fitting((c.values["hook_cos"], c.values["hook_sin"]), x.shape[1]),
+        rows_for(x.shape[1], c.values["hook_cos"], c.values["hook_sin"]),
     )
     turn = c.stages.turns(cos, sin, rotary)
     value = c.stages.rotate(x, turn, rotary)

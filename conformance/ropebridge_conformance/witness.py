@@ -16,8 +16,7 @@ from ropebridge_conformance.scenarios import CallInputs
 from ropebridge_conformance.visibility import selected_bias
 from ropebridge_conformance.weights import read_weights
 from ropebridge_conformance.zoo import Specimen
-from ropebridge_reference import Past, attention_layer
-from ropebridge_reference.attention import joined
+from ropebridge_reference import Past, attention_layer, join_source
 
 
 @torch.no_grad()
@@ -113,7 +112,9 @@ def carried_bounds(specimen: Specimen, call: CallInputs, dtype: str) -> EndToEnd
         specimen.variant,
     )
     source, x = call.source(variant), call.given["hidden_states"].double()
-    x_kv = x if source is None else joined(x, source.double(), variant)
+    x_kv = x
+    if source is not None and variant.source is not None:
+        x_kv = join_source(x, source.double(), variant.source)
     given = (
         call.tables(variant),
         call.positions(variant),

@@ -4,25 +4,28 @@ to be read.
 Start with `attention.py`: its text is the order of the hooks.
 """
 
-from ropebridge_reference.attention import STAGES, Output, Past, Stages, attention_layer
+from ropebridge_reference.attention import Output, Select, attention_layer
 from ropebridge_reference.differential import side_by_side, strength, subtract
 from ropebridge_reference.gate import gated, open_gate
 from ropebridge_reference.key_bias import bias_keys, of_the_largest
+from ropebridge_reference.latent import make_latent
 from ropebridge_reference.masks import bias_of_mask, causal_bias, padding_bias, selection_bias
-from ropebridge_reference.mix import exclude, mix_values, output, result, sum_of_results
+from ropebridge_reference.memory import Past, recall
+from ropebridge_reference.mix import exclude, mix_values
 from ropebridge_reference.norm import normalise
+from ropebridge_reference.output import project_output, result, sum_of_results
 from ropebridge_reference.pattern import make_pattern
 from ropebridge_reference.project import (
     adapt,
     clip,
-    latent,
     multiply,
     project_heads,
     with_rotary_part,
 )
-from ropebridge_reference.rotary import rotate, turns
+from ropebridge_reference.rotary import rotate, rows_for, turns
 from ropebridge_reference.scores import scale_by_temperature, score_keys, temperature_at, unrounded
-from ropebridge_reference.split import split_inputs
+from ropebridge_reference.split import a_key_for_every_head, copies, join_source
+from ropebridge_reference.stages import STAGES, Stages
 from ropebridge_reference.weights import Affine, Weights
 
 __all__ = [
@@ -30,33 +33,38 @@ __all__ = [
     "Affine",
     "Output",
     "Past",
+    "Select",
     "Stages",
     "Weights",
+    "a_key_for_every_head",
     "adapt",
     "attention_layer",
     "bias_keys",
     "bias_of_mask",
     "causal_bias",
     "clip",
+    "copies",
     "exclude",
     "gated",
-    "latent",
+    "join_source",
+    "make_latent",
     "make_pattern",
     "mix_values",
     "multiply",
     "normalise",
     "of_the_largest",
     "open_gate",
-    "output",
     "padding_bias",
     "project_heads",
+    "project_output",
+    "recall",
     "result",
     "rotate",
+    "rows_for",
     "scale_by_temperature",
     "score_keys",
     "selection_bias",
     "side_by_side",
-    "split_inputs",
     "strength",
     "subtract",
     "sum_of_results",

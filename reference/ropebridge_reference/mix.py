@@ -1,4 +1,4 @@
-"""Clauses MIX-1, RES-1 and OUT-1: from pattern and values to the output."""
+"""Clauses MIX-1 and MIX-3: each head's mix of values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 Pattern = Float[Tensor, "batch head query key"]
 Value = Float[Tensor, "batch key kv_head d_head_v"]
 Z = Float[Tensor, "batch query head d_head_v"]
-W_O = Float[Tensor, "head d_head_v d_model"]
 
 
 def mix_values(p: Pattern, v: Value) -> Z:
@@ -42,28 +41,3 @@ def exclude(
         "head, batch query head, batch query head d -> batch query head d",
     )
     return (z.to(wide) - taken).to(z.dtype)
-
-
-def result(z: Z, W: W_O) -> Float[Tensor, "batch query head d_model"]:
-    """Return what each head adds to the output."""
-    return einsum(z, W, "batch query head d, head d d_model -> batch query head d_model")
-
-
-def output(
-    z: Z, W: W_O, b: Float[Tensor, " d_model"] | None
-) -> Float[Tensor, "batch query d_model"]:
-    """Return all heads together, and the bias; summed in at least float32, rounded once."""
-    wide = torch.promote_types(z.dtype, torch.float32)
-    y = einsum(z.to(wide), W.to(wide), "batch query head d, head d d_model -> batch query d_model")
-    return (y if b is None else y + b).to(z.dtype)
-
-
-def sum_of_results(
-    r: Float[Tensor, "batch query head d_model"], b: Float[Tensor, " d_model"] | None
-) -> Float[Tensor, "batch query d_model"]:
-    """Return the output where each head's result was made: their sum, and the bias."""
-    y = einsum(
-        r.to(torch.promote_types(r.dtype, torch.float32)),
-        "batch query head d_model -> batch query d_model",
-    )
-    return (y if b is None else y + b).to(r.dtype)

@@ -1,14 +1,14 @@
-"""Clauses LAT-1, PROJ-1 and CLIP-1: from the residual stream to the heads."""
+"""Clauses PROJ-1 and CLIP-1: from what the heads read to query, key and value."""
 
 from __future__ import annotations
 
 import torch
-from einops import einsum, rearrange, repeat
+from einops import einsum, repeat
 from jaxtyping import Float
 from torch import Tensor
 
 from ropebridge_reference.norm import normalise
-from ropebridge_reference.weights import Affine, Weights
+from ropebridge_reference.weights import Weights
 from ropebridge_spec import Norm
 
 
@@ -60,28 +60,6 @@ def with_rotary_part(
     return torch.cat(
         [k, rotary if norm is None else normalise(rotary, weights.k_rotary_norm, norm)], dim=-1
     )
-
-
-def latent(
-    x: Float[Tensor, "batch pos d_model"],
-    W: Float[Tensor, "d_model rank"],
-    b: Float[Tensor, " rank"] | None,
-    affine: Affine,
-    norm: Norm,
-    scale: float,
-    beside: bool = False,
-) -> Float[Tensor, "batch pos width"]:
-    """Return scale norm(x W + b); and x W + b itself beside it, where the family brings that up
-    too."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    y = einsum(x.to(wide), W.to(wide), "batch pos d_model, d_model rank -> batch pos rank")
-    c = rearrange((y if b is None else y + b).to(x.dtype), "batch pos rank -> batch pos 1 rank")
-    c = (
-        torch.cat([scale * normalise(c, affine, norm), c], dim=-1)
-        if beside
-        else scale * normalise(c, affine, norm)
-    )
-    return rearrange(c, "batch pos 1 width -> batch pos width")
 
 
 def multiply(x: Float[Tensor, "*axes"], factor: float) -> Float[Tensor, "*axes"]:

@@ -38,6 +38,18 @@ def turns(cos: Table, sin: Table, rotary: Rotary) -> Turns:
     return torch.stack([first, second], dim=-2)
 
 
+def rows_for(
+    pos: int,
+    cos: Float[Tensor, "table_batch table_pos rotary_dim"],
+    sin: Float[Tensor, "table_batch table_pos rotary_dim"],
+) -> tuple[Table, Table]:
+    """Return the last rows of the tables, for so many positions; where there are fewer, rows that
+    turn nothing after them: a sequence that comes after is not rotated (KV-2)."""
+    beyond = (cos.shape[0], max(pos - cos.shape[1], 0), cos.shape[2])
+    ones, zeros = cos.new_ones(beyond), sin.new_zeros(beyond)
+    return torch.cat([cos[:, -pos:], ones], dim=1), torch.cat([sin[:, -pos:], zeros], dim=1)
+
+
 def by_pair(table: Table, rotary: Rotary) -> Float[Tensor, "table_batch pos pair 2"]:
     """Return the two entries of a table that the two rows of each pair's matrix read."""
     if rotary.pairing == "interleaved" and rotary.table == "full":

@@ -12,11 +12,11 @@ from ropebridge_conformance.bench import Bench, watched
 from ropebridge_conformance.checks.values import judge_stage
 from ropebridge_conformance.compare import Difference, compare
 from ropebridge_conformance.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.oracle import Context, Expectation, context_of, expect, fitting, role_of
+from ropebridge_conformance.oracle import Context, Expectation, context_of, expect, role_of
 from ropebridge_conformance.questions import Check, Question, clause, value_clause
 from ropebridge_conformance.scenarios import Scenario, calls, possible, tables_go_on, takes_tables
 from ropebridge_conformance.traces import record
-from ropebridge_reference import rotate, turns
+from ropebridge_reference import rotate, rows_for, turns
 from ropebridge_spec import HookSpec, Variant, attention_inputs
 
 LEAN = math.sqrt(2 * math.log(2e9))
@@ -71,7 +71,7 @@ def tied(hook: str, c: Context, value: Tensor) -> Tensor:
         shown_as = float(torch.tensor(clip, dtype=getattr(torch, c.dtype)))
         clipped = (c.rotation_input(role_of(hook)).abs() == shown_as).double()
         turn = turns(
-            *fitting((c.values["hook_cos"], c.values["hook_sin"]), clipped.shape[1]), rotary
+            *rows_for(clipped.shape[1], c.values["hook_cos"], c.values["hook_sin"]), rotary
         )
         return rotate(clipped, torch.ones_like(turn), rotary) == 2  # of the pair both
     bound = c.clips(hook) if hook in CLIPPED else None

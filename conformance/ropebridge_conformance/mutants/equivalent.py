@@ -17,7 +17,13 @@ from ropebridge_conformance.mutants.applies import (
 )
 from ropebridge_conformance.mutants.mutant import Mutant, change
 from ropebridge_conformance.mutants.scores import scores_of_tiled_keys
-from ropebridge_reference import bias_of_mask, make_pattern, mix_values, output, score_keys
+from ropebridge_reference import (
+    bias_of_mask,
+    make_pattern,
+    mix_values,
+    project_output,
+    score_keys,
+)
 from ropebridge_spec import Variant
 
 
@@ -59,7 +65,7 @@ def mix_from_the_last_key(p: Tensor, v: Tensor) -> Tensor:
 
 
 def output_from_the_last_head(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    return output(z.flip(2), W.flip(0), b)
+    return project_output(z.flip(2), W.flip(0), b)
 
 
 EQUIVALENTS: tuple[Equivalent, ...] = (

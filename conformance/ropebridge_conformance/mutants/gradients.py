@@ -27,7 +27,7 @@ from ropebridge_reference import (
     make_pattern,
     mix_values,
     normalise,
-    output,
+    project_output,
     rotate,
     score_keys,
 )
@@ -121,7 +121,7 @@ def rotate_forwards_only(x: Tensor, turn: Tensor, rotary: Rotary) -> Tensor:
 
 
 def output_slightly_steeper(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    return output(scaled(z, 1.25), W, b)
+    return project_output(scaled(z, 1.25), W, b)
 
 
 def no_backward_hooks(layer: ReferenceLayer) -> Run:

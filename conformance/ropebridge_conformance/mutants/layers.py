@@ -24,7 +24,7 @@ from ropebridge_reference import (
     STAGES,
     make_pattern,
     mix_values,
-    output,
+    project_output,
 )
 from ropebridge_spec import HookFunction, Variant
 
@@ -153,7 +153,7 @@ def dropped_on_the_way(rate: float) -> Mapping[str, Callable[..., Tensor]]:
 
 
 def output_dropped_before_its_hook(rate: float) -> Mapping[str, Callable[..., Tensor]]:
-    return {"output": lambda z, W, b: dropout(output(z, W, b), rate)}
+    return {"output": lambda z, W, b: dropout(project_output(z, W, b), rate)}
 
 
 def drops_out(specimen: Specimen, scenario: Scenario) -> bool:

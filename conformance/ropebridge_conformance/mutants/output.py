@@ -27,41 +27,41 @@ from ropebridge_conformance.mutants.mutant import (
 )
 from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run
 from ropebridge_reference import (
-    output,
+    project_output,
     result,
     sum_of_results,
 )
 
 
 def output_without_bias(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    return output(z, W, None)
+    return project_output(z, W, None)
 
 
 def output_of_rolled_heads(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    return output(z, W.roll(1, 0), b)
+    return project_output(z, W.roll(1, 0), b)
 
 
 def output_with_bias_twice(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    return output(z, W, None if b is None else 2 * b)
+    return project_output(z, W, None if b is None else 2 * b)
 
 
 def output_one_late(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    return output(z.roll(1, 1), W, b)
+    return project_output(z.roll(1, 1), W, b)
 
 
 def output_of_the_first_heads(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    return output(z[:, :, :-1], W[:-1], b)
+    return project_output(z[:, :, :-1], W[:-1], b)
 
 
 def output_in_bfloat16(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    return output(z.bfloat16(), W.bfloat16(), b).to(z.dtype)
+    return project_output(z.bfloat16(), W.bfloat16(), b).to(z.dtype)
 
 
 def output_rounded_head_by_head(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     """Return a running sum in the layer's own dtype."""
-    total = torch.zeros_like(output(z, W, None))
+    total = torch.zeros_like(project_output(z, W, None))
     for head in range(z.shape[2]):
-        total = total + output(z[:, :, head : head + 1], W[head : head + 1], None)
+        total = total + project_output(z[:, :, head : head + 1], W[head : head + 1], None)
     return total if b is None else total + b
 
 

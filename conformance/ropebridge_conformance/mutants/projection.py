@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,20 +33,20 @@ from ropebridge_conformance.mutants.mutant import (
     Mutant,
     change,
     given_other,
+    goes_on_with,
     shows_as,
     turns_to,
 )
-from ropebridge_conformance.subjects.reference import ReferenceLayer
+from ropebridge_conformance.subjects.reference import ReferenceLayer, show
 from ropebridge_reference import (
     STAGES,
     Affine,
     Weights,
-    latent,
+    make_latent,
     project_heads,
-    split_inputs,
     with_rotary_part,
 )
-from ropebridge_spec import Norm, Variant
+from ropebridge_spec import HookFunction, Norm, Variant
 
 
 def project_without_bias(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
@@ -79,7 +79,7 @@ def latent_unscaled(
     scale: float,
     beside: bool = False,
 ) -> Tensor:
-    return latent(x, W, b, affine, norm, 1.0, beside)
+    return make_latent(x, W, b, affine, norm, 1.0, beside)
 
 
 def latent_normed_twice(
@@ -91,7 +91,7 @@ def latent_normed_twice(
     scale: float,
     beside: bool = False,
 ) -> Tensor:
-    normed = latent(x, W, b, affine, norm, scale)
+    normed = make_latent(x, W, b, affine, norm, scale)
     return torch.cat([normed, normed], -1) if beside else normed
 
 
@@ -161,32 +161,20 @@ def keys_bias_for_values(weights: Weights, variant: Variant) -> Weights:
     return replace(weights, b_V=weights.b_K)
 
 
-def every_head_reads_the_first(
-    x: Tensor, variant: Variant, opted_in: Any, at: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    x_q, x_k, x_v = split_inputs(x, variant, opted_in, at)
-    return x_q[:, :, :1].expand_as(x_q), x_k, x_v
+def first_heads_copy(x: Tensor) -> Tensor:
+    """Return the first head's copy for every head."""
+    return x[:, :, :1].expand_as(x)
 
 
-def copies_shown_and_not_read(
-    x: Tensor, variant: Variant, opted_in: Any, at: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    split_inputs(x, variant, opted_in, at)
-    return split_inputs(x, variant, (), at)
+def first_of_each_group(x: Tensor) -> Tensor:
+    """Return for three query heads what the first of them reads."""
+    return repeat(x[:, :, ::3], "batch pos group d_model -> batch pos (group head) d_model", head=3)
 
 
-def a_group_reads_its_first_head(
-    x: Tensor, variant: Variant, opted_in: Any, at: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Make the keys and values of three query heads, under hook_attn_in, of what the first of them
-    reads."""
-    x_q, x_k, x_v = split_inputs(x, variant, opted_in, at)
-    if "attn_in" not in opted_in:
-        return x_q, x_k, x_v
-    first = repeat(
-        x_k[:, :, ::3], "batch pos group d_model -> batch pos (group head) d_model", head=3
-    )
-    return x_q, first, first
+def copies_shown_and_not_read(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
+    """Make a fault: split inputs are shown, and heads read hook_in."""
+    left = show(name, value, hooks)
+    return value if name in ("hook_q_input", "hook_k_input", "hook_v_input") else left
 
 
 def other_sequence_shifted(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -375,7 +363,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "every query head reads the first one's input",
         "hook_q",
         opts_in_to("split_qkv_input"),
-        change(split_inputs=every_head_reads_the_first),
+        show=goes_on_with("hook_q_input", first_heads_copy),
         clause="SPLIT-1",
         arms=EDITS,
         foil=False,
@@ -385,17 +373,17 @@ MUTANTS: tuple[Mutant, ...] = (
         "split inputs are shown, and heads read hook_in",
         "hook_q_input",
         opts_in_to("split_qkv_input"),
-        change(split_inputs=copies_shown_and_not_read),
+        show=copies_shown_and_not_read,
         clause="SPLIT-1",
         arms=EDITS,
         foil=False,
     ),
     Mutant(
         "group_reads_first",
-        "the keys of a group are made of its first head's input",
-        "hook_k",
+        "the heads of a group read what its first head reads",
+        "hook_q",
         all_of(opts_in_to("attn_in"), shares_kv_heads_in_any_call),
-        change(split_inputs=a_group_reads_its_first_head),
+        show=goes_on_with("hook_attn_in", first_of_each_group),
         clause="SPLIT-3",
         arms=("an_edit_of_one_heads_input_moves_that_head_alone",),
         foil=False,

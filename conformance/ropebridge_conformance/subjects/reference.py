@@ -17,8 +17,15 @@ from ropebridge_conformance.scenarios import CallInputs, cache_layer, tables_for
 from ropebridge_conformance.selection import call_selector, picked
 from ropebridge_conformance.visibility import bias_of
 from ropebridge_conformance.weights import WeightsOnce
-from ropebridge_reference import STAGES, Output, Past, Stages, Weights, attention_layer
-from ropebridge_reference.attention import Select
+from ropebridge_reference import (
+    STAGES,
+    Output,
+    Past,
+    Select,
+    Stages,
+    Weights,
+    attention_layer,
+)
 from ropebridge_spec import (
     FAMILIES,
     HOOK_BY_NAME,
