@@ -25,7 +25,6 @@ from ropebridge_conformance.recipes import build_model, inputs_of
 from ropebridge_conformance.scenarios import SCENARIO_BY_ID, calls
 from ropebridge_conformance.subjects.reference import Factory as Reference
 from ropebridge_conformance.verdicts import Outcome
-from ropebridge_conformance.witness import accepted
 from ropebridge_conformance.zoo import COVER, attention_layer, randomise, specimen
 from ropebridge_spec import (
     ARGUMENTS,
@@ -33,6 +32,7 @@ from ropebridge_spec import (
     ContractError,
     UnsupportedAttention,
     VerificationError,
+    accepted_arguments,
     arguments_of,
     cache_update_keywords,
     describe,
@@ -80,11 +80,11 @@ def test_an_argument_that_is_called_safe_to_ignore_changes_nothing_in_hugging_fa
     """To the bit, where the class takes it: named, or among its keyword arguments."""
     layer = specimen(case, torch.float32, "cpu")
     kind, (call,) = type(layer.module), calls(SCENARIO_BY_ID["prefill"], layer, None)
-    given = accepted(layer.module, call.inputs)
+    given = accepted_arguments(type(layer.module), call.inputs)
     ignored = {
         name for name, argument in arguments_of(layer.variant).items() if argument.use == "ignored"
     } - set(given)
-    harmless = accepted(layer.module, {**given, **dict.fromkeys(ignored, True)})
+    harmless = accepted_arguments(type(layer.module), {**given, **dict.fromkeys(ignored, True)})
     alone = kind.forward(layer.module, **given)
     beside = kind.forward(layer.module, **harmless)
     assert torch.equal(beside[0], alone[0])
@@ -237,7 +237,7 @@ def test_a_bridge_that_drops_the_cache_does_not_pass_its_proof(
     """A prefill cannot tell; one step and three do."""
     from ropebridge import memory
 
-    monkeypatch.setattr(memory, "extended", lambda own, call: own)
+    monkeypatch.setattr(memory, "extend_cache", lambda own, call: own)
     with pytest.raises(
         VerificationError,
         match=(
@@ -259,7 +259,7 @@ def test_a_bridge_that_caches_other_values_does_not_pass_its_proof(
         call.cache.update(own[0], own[1] * 1.001, call.cache_layer, **call.update_with)
         return own
 
-    monkeypatch.setattr(memory, "extended", spoiled)
+    monkeypatch.setattr(memory, "extend_cache", spoiled)
     with pytest.raises(VerificationError, match="its cached values is off by"):
         attach(tiny())
 

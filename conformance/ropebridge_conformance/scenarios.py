@@ -18,6 +18,7 @@ from ropebridge_conformance.weights import adapted_layer
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_reference import Past
 from ropebridge_spec import OptIn, Source, Variant, layer_type, position_axes, shared_key
+from ropebridge_spec import cache_layer as number_in_cache
 
 BATCH, POS = 2, 13
 SOURCE = 5
@@ -254,8 +255,9 @@ def calls(scenario: Scenario, specimen: Specimen, layer: Any, seed: int = 0) -> 
 def cache_layer(given: Mapping[str, Any], module: Any, variant: Variant) -> int:
     """Return which layer of the cache is a call's: the module's own number or the one it is called
     for, further on by its offset."""
-    number = given.get(variant.calling.layer or "", getattr(module, "layer_idx", None))
-    return int(number or 0) + int(given.get(variant.calling.cache_offset or "", 0))
+    calling = variant.calling
+    named, offset = given.get(calling.layer or ""), given.get(calling.cache_offset or "")
+    return number_in_cache(module, named, offset)
 
 
 def handed(specimen: Specimen, given: dict[str, Any], first: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge_spec import Selector, Variant
+from ropebridge_spec import Selector, Variant, selector_arguments
 
 PICKED = 4
 """How many keys, or blocks of keys, are picked for a query."""
@@ -112,9 +112,7 @@ def call_selector(
     the positions."""
     x = given["hidden_states"]
     visible = (bias > -torch.inf)[:, :1].expand(x.shape[0], -1, -1, -1)
-    offered = {**given, "attention_mask": visible[:, 0] if selector.picks == "keys" else visible}
+    offered = {**given, "mask": visible[:, 0] if selector.picks == "keys" else visible}
     own = getattr(module, selector.module)
-    picks: Tensor = own(
-        **{name: offered[name] for name in inspect.signature(own.forward).parameters}
-    )
+    picks: Tensor = own(**selector_arguments(own, offered))
     return picks

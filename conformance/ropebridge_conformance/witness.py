@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from ropebridge_conformance.endtoend import EndToEnd, end_to_end
@@ -17,6 +16,7 @@ from ropebridge_conformance.visibility import selected_bias
 from ropebridge_conformance.weights import read_weights
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_reference import Past, attention_layer, join_source
+from ropebridge_spec import accepted_arguments
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def hugging_face(specimen: Specimen, calls: Sequence[CallInputs]) -> tuple[Tenso
         returned = dict(
             zip(
                 specimen.variant.calling.returns,
-                type(module).forward(module, **accepted(module, own.inputs)),
+                type(module).forward(module, **accepted_arguments(type(module), own.inputs)),
                 strict=True,
             )
         )
@@ -48,22 +48,6 @@ def hugging_face(specimen: Specimen, calls: Sequence[CallInputs]) -> tuple[Tenso
             else torch.cat([returned["pattern_own"], returned["pattern_source"]], -1)
         )
     return torch.cat(outs, 1), weights
-
-
-def accepted(module: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a module's forward takes by name; None for what it must be given and is not."""
-    parameters = dict(list(inspect.signature(type(module).forward).parameters.items())[1:])
-    anything = any(
-        parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
-    )
-    needed = {
-        p.name
-        for p in parameters.values()
-        if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD
-    }
-    return dict.fromkeys(needed) | {
-        name: value for name, value in given.items() if anything or name in parameters
-    }
 
 
 def additive(specimen: Specimen, call: CallInputs) -> Tensor:

@@ -284,6 +284,61 @@ def by_role(given: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     return renamed
 
 
+def accepted_arguments(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a class's forward takes of these arguments, by its own names; None for what it
+    must be given and is not."""
+    parameters = list(inspect.signature(kind.forward).parameters.values())[1:]  # type: ignore[attr-defined]
+    named = {parameter.name for parameter in parameters}
+    needed = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind == parameter.POSITIONAL_OR_KEYWORD
+    ]
+    anything = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
+    taken = {name: value for name, value in given.items() if anything or name in named}
+    return dict.fromkeys(needed) | taken
+
+
+def cache_layer(module: Any, named: Any = None, offset: Any = None) -> int:
+    """Return which layer of the cache is a call's: the one that it names, or the module's own
+    number; further on by an offset where the family has one."""
+    number = getattr(module, "layer_idx", None) if named is None else named
+    return int(number or 0) + int(offset or 0)
+
+
+SELECTOR_ARGUMENTS: Mapping[str, str] = {
+    "hidden_states": "hidden_states",
+    "q_resid": "q_latent",
+    "position_embeddings": "tables",
+    "attention_mask": "mask",
+    "position_ids": "position_ids",
+    "past_key_values": "cache",
+    "cache": "cache",
+}
+"""The names that transformers has for what a selector of keys is given (SEL-1), and what each
+means."""
+
+
+def selector_arguments(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a selector's forward takes, by its own names.
+
+    Args:
+        given: by the meanings in `SELECTOR_ARGUMENTS`.
+
+    Raises:
+        ContractError: the forward takes an argument whose meaning is not known (ARG-1).
+    """
+    wanted = inspect.signature(module.forward).parameters
+    unknown = [name for name in wanted if name not in SELECTOR_ARGUMENTS]
+    if unknown:
+        raise ContractError(
+            f"the selector {type(module).__name__} takes {', '.join(unknown)}, and what they mean"
+            " is not known (clause ARG-1)"
+        )
+    return {name: given[SELECTOR_ARGUMENTS[name]] for name in wanted}
+
+
 def cache_update_keywords(kind: type) -> tuple[str, ...]:
     """Return the names of the keyword arguments with which a class's forward calls `cache.update`,
     read from its source.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ropebridge import memory
 from ropebridge.base import AttentionBridge
-from ropebridge.calls import Call, read_call, returned
+from ropebridge.calls import Call, read_call, return_values
 from ropebridge.heads import Heads
 from ropebridge.inputs import random_inputs
 from ropebridge.kernels.choose import attend
@@ -143,7 +143,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         out = F.dropout(out, self.variant.output_dropout, self.wrapped.training)
 
         self._edits.end(self.name, call.position_embeddings)
-        return returned(self.variant.calling.returns, self.wrapped, call, out, pattern, picks)
+        return return_values(self.variant.calling.returns, self.wrapped, call, out, pattern, picks)
 
     def _project(self, x: Tensor, x_kv: Tensor, latents: Latents | None, call: Call) -> Heads:
         """Return query, key and value (batch, pos, heads, width), of the latents or straight of the
@@ -171,7 +171,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         """Return keys and values (batch, kv_head, key, width) of all positions (CACHE-1, EDIT-4,
         KV-1, KV-2)."""
         if heads.k is None or heads.v is None:
-            return memory.given(call, self.wrapped)
+            return memory.read_shared_kv(call, self.wrapped)
         own = heads.k.transpose(1, 2), heads.v.transpose(1, 2)  # (batch, kv_head, pos, width)
         return memory.remember(own, call, self.wrapped, self.variant)
 

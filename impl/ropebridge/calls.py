@@ -17,6 +17,7 @@ from ropebridge_spec import (
     UnsupportedAttention,
     Variant,
     arguments_of,
+    cache_layer,
     cache_update_keywords,
     meaning_of,
     parameter_in_role,
@@ -119,9 +120,10 @@ def read_call(
             or asks for what the layer does not do (ARG-1).
     """
     by_role = sort_by_role(name, signature, args, kwargs)
-    hidden_states = checked(name, by_role.get("hidden_states"), variant.d_model)
+    hidden_states = check_hidden_states(name, by_role.get("hidden_states"), variant.d_model)
     refuse_bidirectional(repr(name), variant, by_role.get("is_causal"))
-    cache, layer = by_role.get("cache"), layer_of(by_role, module)
+    cache = by_role.get("cache")
+    layer = cache_layer(module, by_role.get("layer"), by_role.get("cache_offset"))
     refuse_other_cache(name, cache, signature)
     mask = by_role.get("attention_mask")
     asked = bool(by_role.get("output_attentions")) or bool(
@@ -133,13 +135,15 @@ def read_call(
         attention_mask=mask,
         cache=cache,
         cache_layer=layer,
-        update_with={keyword: unnamed(signature, kwargs) for keyword in signature.update_keywords},
+        update_with={
+            keyword: unnamed_arguments(signature, kwargs) for keyword in signature.update_keywords
+        },
         position_ids=by_role.get("position_ids"),
         temperature=by_role.get("temperature"),
         shared_kv=by_role.get("shared_kv"),
         picks=by_role.get("picks"),
         added_value=by_role.get("added_value"),
-        source=source_of(by_role, variant.source, cache, layer),
+        source=read_source(by_role, variant.source, cache, layer),
         wants_pattern=asked,
         **offsets(cache, layer, hidden_states.shape[1], mask),
     )
@@ -168,7 +172,7 @@ def sort_by_role(
     return by_role
 
 
-def unnamed(signature: Signature, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def unnamed_arguments(signature: Signature, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments of a call that the class's forward does not name: what it passes
     on."""
     return {
@@ -195,7 +199,7 @@ def refuse_other_cache(name: str, cache: Any, signature: Signature) -> None:
         )
 
 
-def checked(name: str, hidden_states: Any, d_model: int) -> Tensor:
+def check_hidden_states(name: str, hidden_states: Any, d_model: int) -> Tensor:
     """Return the hidden states, of the shape clause IN-2 requires."""
     if not isinstance(hidden_states, Tensor):
         raise ContractError(
@@ -211,14 +215,6 @@ def checked(name: str, hidden_states: Any, d_model: int) -> Tensor:
     return hidden_states
 
 
-def layer_of(by_role: Mapping[str, Any], module: nn.Module) -> int:
-    """Return which layer of the cache is this call's: the module's own number or the one that is
-    named, further on by an offset where the family has one."""
-    return int(by_role.get("layer", getattr(module, "layer_idx", None)) or 0) + int(
-        by_role.get("cache_offset", 0)
-    )
-
-
 def offsets(cache: Any, layer: int, pos: int, mask: Any) -> dict[str, int]:
     """Return how many positions the cache has seen, and the position of the first key it will give
     back.
@@ -232,7 +228,7 @@ def offsets(cache: Any, layer: int, pos: int, mask: Any) -> dict[str, int]:
     return {"seen_before": int(cache.get_seq_length(layer)), "first_key": int(first_key)}
 
 
-def source_of(
+def read_source(
     by_role: Mapping[str, Any], source: Source | None, cache: Any, layer: int
 ) -> Tensor | None:
     """Return (batch, source, d_model): the states of another sequence; None where keys of it were
@@ -245,7 +241,7 @@ def source_of(
     return states
 
 
-def returned(
+def return_values(
     names: Sequence[str],
     module: nn.Module,
     call: Call,

@@ -70,10 +70,10 @@ def random_inputs(
         bridge.variant.calling.mask_in: mask,
         **source,
         **position_arguments(bridge.variant, ids),
-        **shared(bridge, hidden_states, draw),
-        **added(bridge.variant, hidden_states, draw),
-        **named_layer(bridge),
-        **handed_picks(bridge.variant, hidden_states),
+        **shared_kv(bridge, hidden_states, draw),
+        **random_added_value(bridge.variant, hidden_states, draw),
+        **layer_argument(bridge),
+        **random_picks(bridge.variant, hidden_states),
     }
 
 
@@ -85,7 +85,7 @@ def draw_like(like: Tensor, shape: Sequence[int], draw: torch.Generator | None) 
     return numbers.to(like.device, like.dtype)
 
 
-def shared(bridge: Layer, like: Tensor, draw: torch.Generator | None) -> dict[str, Any]:
+def shared_kv(bridge: Layer, like: Tensor, draw: torch.Generator | None) -> dict[str, Any]:
     """Return where a layer leaves its keys and values, and made-up ones in their place for a layer
     that is given an earlier one's (KV-1)."""
     variant, (batch, pos, _) = bridge.variant, like.shape
@@ -96,7 +96,9 @@ def shared(bridge: Layer, like: Tensor, draw: torch.Generator | None) -> dict[st
     return {variant.shared_kv_argument: {shared_key(bridge.original_component): pair}}
 
 
-def added(variant: Variant, like: Tensor, draw: torch.Generator | None) -> dict[str, Tensor]:
+def random_added_value(
+    variant: Variant, like: Tensor, draw: torch.Generator | None
+) -> dict[str, Tensor]:
     """Return made-up numbers for a layer that is handed what is added to its value (PROJ-1)."""
     if variant.added_value is None:
         return {}
@@ -104,7 +106,7 @@ def added(variant: Variant, like: Tensor, draw: torch.Generator | None) -> dict[
     return {variant.added_value: draw_like(like, shape, draw)}
 
 
-def named_layer(bridge: Layer) -> dict[str, int]:
+def layer_argument(bridge: Layer) -> dict[str, int]:
     """Return the argument that names a layer, for a module that several layers share: one of those
     whose adapters it holds; nothing for other modules."""
     module: Any = bridge.original_component
@@ -144,7 +146,7 @@ def with_source(variant: Variant, ids: Tensor) -> Tensor:
     )
 
 
-def handed_picks(variant: Variant, like: Tensor) -> dict[str, Tensor]:
+def random_picks(variant: Variant, like: Tensor) -> dict[str, Tensor]:
     """Return made-up picks for a layer that is handed an earlier one's (SEL-1): of each query its
     own position, and the one half way to it."""
     if variant.selector is None or variant.selector.picks_argument is None:

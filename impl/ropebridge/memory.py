@@ -16,7 +16,7 @@ Pair = tuple[Tensor, Tensor]
 """Keys and values, each (batch, kv_head, key, width)."""
 
 
-def given(call: Call, module: nn.Module) -> Pair:
+def read_shared_kv(call: Call, module: nn.Module) -> Pair:
     """Return the keys and values that an earlier layer left (KV-1)."""
     keys, values = call.shared_kv[shared_key(module)]
     return keys, values
@@ -27,17 +27,17 @@ def remember(own: Pair, call: Call, module: nn.Module, variant: Variant) -> Pair
     family leaves them (CACHE-1, EDIT-4), and for later layers (KV-1)."""
     pair = own
     if call.cache is not None and variant.source is not None and variant.source.place == "after":
-        pair = apart(own, call)
+        pair = extend_both_caches(own, call)
     elif call.cache is not None and variant.calling.extends_cache:
-        pair = extended(own, call)
+        pair = extend_cache(own, call)
     elif call.cache is not None:
-        pair = beside(call.cache.layers[call.cache_layer], own)
+        pair = read_cache(call.cache.layers[call.cache_layer], own)
     if variant.calling.kept_kv_argument is not None:
         call.shared_kv[shared_key(module)] = pair
     return pair
 
 
-def extended(own: Pair, call: Call) -> Pair:
+def extend_cache(own: Pair, call: Call) -> Pair:
     """Return own keys and values after those in the cache, updated as the wrapped class updates it
     (CACHE-1).
 
@@ -46,10 +46,9 @@ def extended(own: Pair, call: Call) -> Pair:
             of their own.
     """
     passed_on = {name: dict(arguments) for name, arguments in call.update_with.items()}
-    # RoFormer may be handed the caches of two sequences
-    cache = getattr(call.cache, "self_attention_cache", call.cache)
+    cache = cache_of_own_sequence(call.cache)
     keys, values = cache.update(*own, call.cache_layer, **passed_on)
-    if any(changed(arguments, call.update_with[name]) for name, arguments in passed_on.items()):
+    if any(differ(arguments, call.update_with[name]) for name, arguments in passed_on.items()):
         raise ContractError(
             f"a cache of the class {type(call.cache).__name__} changed the arguments of the call it"
             " was handed; clause ARG-1 refuses paged caches: generate with a DynamicCache or a"
@@ -58,12 +57,18 @@ def extended(own: Pair, call: Call) -> Pair:
     return keys, values
 
 
-def changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def cache_of_own_sequence(cache: Any) -> Any:
+    """Return the cache of a layer's own positions; RoFormer may be handed those of two
+    sequences."""
+    return getattr(cache, "self_attention_cache", cache)
+
+
+def differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two mappings hold other objects, or under other names."""
     return one.keys() != other.keys() or any(one[name] is not other[name] for name in one)
 
 
-def apart(own: Pair, call: Call) -> Pair:
+def extend_both_caches(own: Pair, call: Call) -> Pair:
     """Return own keys and values, then those of another sequence, which are cached apart and made
     once (KV-2)."""
     pos, layer, held = (
@@ -79,7 +84,7 @@ def apart(own: Pair, call: Call) -> Pair:
     return torch.cat([mine[0], beyond.keys], dim=2), torch.cat([mine[1], beyond.values], dim=2)
 
 
-def beside(layer: Any, own: Pair) -> Pair:
+def read_cache(layer: Any, own: Pair) -> Pair:
     """Return keys and values after those that lie in a layer of a cache, which stays as it is; in a
     static layer before its empty places."""
     held = int(layer.cumulative_length) if layer.is_compileable else layer.keys.shape[2]

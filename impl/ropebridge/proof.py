@@ -3,7 +3,6 @@ wrapped class is called."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,15 @@ from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache
 
 from ropebridge.inputs import SOURCE
-from ropebridge_spec import Variant, by_role, own_names, shared_key, takes_keywords
+from ropebridge.memory import cache_of_own_sequence
+from ropebridge_spec import (
+    Variant,
+    accepted_arguments,
+    by_role,
+    cache_layer,
+    own_names,
+    shared_key,
+)
 
 if TYPE_CHECKING:
     from ropebridge.bridge import PositionEmbeddingsAttentionBridge
@@ -53,15 +60,18 @@ def proof_calls(twin: PositionEmbeddingsAttentionBridge) -> Iterator[ProofCall]:
         **by_role(twin.get_random_inputs(BATCH, POS, seed=0, left_padding=LEFT_PADDING), variant),
         "cache": None,
     }
-    yield ProofCall(arguments(twin, fresh(given, variant)), arguments(twin, fresh(given, variant)))
+    yield ProofCall(
+        arguments(twin, with_empty_mapping(given, variant)),
+        arguments(twin, with_empty_mapping(given, variant)),
+    )
     if names["cache"] is None or variant.shared_kv_argument is not None:
         return
-    layer = cache_layer(twin, given)
+    layer = cache_layer(twin.wrapped, given.get(variant.calling.layer or ""))
     ours, theirs = new_cache(twin, layer), new_cache(twin, layer)
     for start, stop in SPANS if variant.calling.extends_cache else ((0, POS),):
-        span = part(given, variant, start, stop, theirs, layer)
+        span = cut_inputs(given, variant, start, stop, theirs, layer)
         by_module, by_bridge = (
-            {**fresh(span, variant), "cache": cache} for cache in (theirs, ours)
+            {**with_empty_mapping(span, variant), "cache": cache} for cache in (theirs, ours)
         )
         yield ProofCall(
             arguments(twin, by_module), arguments(twin, by_bridge), (theirs, ours, layer)
@@ -73,23 +83,8 @@ def arguments(twin: PositionEmbeddingsAttentionBridge, given: Mapping[str, Any])
     given and is not."""
     kind = type(twin.wrapped)
     names = own_names(kind, twin.variant)
-    own = {
-        name: value for role, value in given.items() if (name := names.get(role, role)) is not None
-    }
-    parameters = list(inspect.signature(kind.forward).parameters.values())[1:]
-    needed = [
-        p.name for p in parameters if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD
-    ]
-    named = {parameter.name for parameter in parameters}
-    return dict.fromkeys(needed) | {
-        name: value for name, value in own.items() if name in named or takes_keywords(kind)
-    }
-
-
-def cache_layer(twin: PositionEmbeddingsAttentionBridge, given: Mapping[str, Any]) -> int:
-    """Return which layer of the cache is the twin's."""
-    calling = twin.variant.calling
-    return int(given.get(calling.layer or "", getattr(twin.wrapped, "layer_idx", None)) or 0)
+    named = ((names.get(role, role), value) for role, value in given.items())
+    return accepted_arguments(kind, {name: value for name, value in named if name is not None})
 
 
 def new_cache(twin: PositionEmbeddingsAttentionBridge, layer: int) -> Any:
@@ -119,14 +114,14 @@ def new_cache(twin: PositionEmbeddingsAttentionBridge, layer: int) -> Any:
     return cache
 
 
-def fresh(span: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
+def with_empty_mapping(span: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     """Return the same inputs, with an empty mapping of their own to leave keys and values in
     (KV-1)."""
     leaves_in = variant.calling.kept_kv_argument
     return {**span, leaves_in: {}} if leaves_in is not None else dict(span)
 
 
-def part(
+def cut_inputs(
     given: Mapping[str, Any], variant: Variant, start: int, stop: int, cache: Any, layer: int
 ) -> dict[str, Any]:
     """Return the inputs of the positions from start to stop, which see keys up to stop, as far as
@@ -140,18 +135,20 @@ def part(
         0 if variant.calling.tables_of == "keys" or start == 0 else start + SOURCE * before,
         stop + SOURCE * before,
     )
-    cut = {name: along(name, value, variant, slice(start, stop)) for name, value in given.items()}
+    cut = {
+        name: cut_along(name, value, variant, slice(start, stop)) for name, value in given.items()
+    }
     cut["hidden_states"] = given["hidden_states"][:, start:stop]
     cut["position_embeddings"] = rows_of(given["position_embeddings"], rows)
     mask = given["attention_mask"].expand(-1, -1, POS, -1)  # (batch, 1, query, key)
-    cut["attention_mask"] = columns(mask[:, :, start:stop], variant, stop, cache, layer)
+    cut["attention_mask"] = mask_of_keys(mask[:, :, start:stop], variant, stop, cache, layer)
     if variant.source is not None:
         states = given[variant.source.argument]
         cut[variant.source.argument] = states[:, :0] if before and start else states
     return cut
 
 
-def along(name: str, value: Any, variant: Variant, span: slice) -> Any:
+def cut_along(name: str, value: Any, variant: Variant, span: slice) -> Any:
     """Return the positions of an input that a family adds: ids, temperatures, picks, what is added
     to the value."""
     temperature = variant.temperature
@@ -171,7 +168,7 @@ def rows_of(tables: Any, rows: slice) -> Any:
     return tables and tuple(table[..., rows, :] for table in tables)
 
 
-def columns(mask: Tensor, variant: Variant, stop: int, cache: Any, layer: int) -> Tensor:
+def mask_of_keys(mask: Tensor, variant: Variant, stop: int, cache: Any, layer: int) -> Tensor:
     """Return the mask (batch, 1, query, key) of the keys up to stop that the cache gives back, and
     of another sequence's."""
     source, beyond = variant.source, mask[..., :0]
@@ -181,14 +178,14 @@ def columns(mask: Tensor, variant: Variant, stop: int, cache: Any, layer: int) -
         return mask[..., : stop + SOURCE]
     if source is not None:
         mask, beyond = mask[..., :-SOURCE], mask[..., -SOURCE:]
-        cache = cache.self_attention_cache
+        cache = cache_of_own_sequence(cache)
     held, first = cache.get_mask_sizes(mask.shape[2], layer)
     return torch.cat([mask[..., first : first + held], beyond], dim=-1)
 
 
-def held(cache: Any, layer: int) -> dict[str, Tensor]:
+def cached_tensors(cache: Any, layer: int) -> dict[str, Tensor]:
     """Return what a cache holds of a layer's own positions: name -> (batch, head, key, width)."""
-    own = getattr(cache, "self_attention_cache", cache).layers[layer]
+    own = cache_of_own_sequence(cache).layers[layer]
     return {
         name: value
         for name, value in vars(own).items()
@@ -196,7 +193,9 @@ def held(cache: Any, layer: int) -> dict[str, Tensor]:
     }
 
 
-def left(inputs: Mapping[str, Any], module: Any, variant: Variant) -> dict[str, Tensor]:
+def kv_for_later_layers(
+    inputs: Mapping[str, Any], module: Any, variant: Variant
+) -> dict[str, Tensor]:
     """Return the keys and values (batch, kv_head, key, width) that a call left for later layers
     (KV-1); nothing where it leaves none."""
     name = variant.calling.kept_kv_argument

@@ -3,7 +3,6 @@ as booleans."""
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ropebridge.base import AttentionBridge
 from ropebridge.masks import Visibility
-from ropebridge_spec import ContractError, Selector
+from ropebridge_spec import ContractError, Selector, selector_arguments
 
 
 @dataclass(frozen=True)
@@ -69,25 +68,13 @@ def call_selector(
 ) -> Tensor:
     """Return what a selector gives, in its family's form; each argument under the name that
     transformers has for it."""
-    x = inputs.hidden_states
-    # position_ids: ([axis,] batch, pos)
-    arguments = {
-        "hidden_states": x,
-        "q_resid": inputs.q_latent,
-        "position_embeddings": inputs.tables,
-        "attention_mask": mask_for(selector, seen, x.shape[0]),
-        "position_ids": inputs.position_ids.expand(*inputs.position_ids.shape[:-2], x.shape[0], -1),
-        "past_key_values": inputs.cache,
-        "cache": inputs.cache,
+    batch, ids = inputs.hidden_states.shape[0], inputs.position_ids
+    given = {
+        **vars(inputs),
+        "position_ids": ids.expand(*ids.shape[:-2], batch, -1),  # ([axis,] batch, pos)
+        "mask": mask_for(selector, seen, batch),
     }
-    wanted = inspect.signature(module.forward).parameters
-    unknown = [name for name in wanted if name not in arguments]
-    if unknown:
-        raise ContractError(
-            f"the selector {type(module).__name__} takes {', '.join(unknown)}, and what they mean"
-            " is not known (clause ARG-1)"
-        )
-    picks: Tensor = module(**{name: value for name, value in arguments.items() if name in wanted})
+    picks: Tensor = module(**selector_arguments(module, given))
     return picks
 
 

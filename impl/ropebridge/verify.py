@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ropebridge.heads import Heads
 from ropebridge.products import grouped_product
-from ropebridge.proof import POS, ProofCall, held, left, proof_calls
+from ropebridge.proof import POS, ProofCall, cached_tensors, kv_for_later_layers, proof_calls
 from ropebridge.stages.differential import side_by_side, strengths, subtract
 from ropebridge.stages.mix import mix_values
 from ropebridge.stages.norm import affine
@@ -139,8 +139,8 @@ def compare_outputs(
     # some modules return the pattern before the sink took its share; z shows that share
     if twin.variant.sinks is not None:
         got_pattern, wanted_pattern, pattern_bound = (
-            whole(got_pattern),
-            whole(wanted_pattern),
+            without_sink(got_pattern),
+            without_sink(wanted_pattern),
             2 * pattern_bound / row_sum(got_pattern),
         )
     where = "" if call.caches is None else " with a cache"
@@ -163,13 +163,13 @@ def compare_caches(
     value (EDIT-4): there the lengths are compared.
     """
     left_by_module, left_by_bridge = (
-        left(inputs, twin.wrapped, twin.variant)
+        kv_for_later_layers(inputs, twin.wrapped, twin.variant)
         for inputs in (call.module_inputs, call.bridge_inputs)
     )
     compare_keys(bridge, "handed on", left_by_module, left_by_bridge)
     if call.caches is not None:
         theirs, ours, layer = call.caches
-        compare_keys(bridge, "cached", held(theirs, layer), held(ours, layer))
+        compare_keys(bridge, "cached", cached_tensors(theirs, layer), cached_tensors(ours, layer))
 
 
 def compare_keys(
@@ -202,7 +202,7 @@ def row_sum(pattern: Tensor) -> Tensor:
     return pattern.sum(-1, keepdim=True)
 
 
-def whole(pattern: Tensor) -> Tensor:
+def without_sink(pattern: Tensor) -> Tensor:
     """Return (batch, head, query, key): a pattern with the share of the sink given back to the
     keys."""
     return pattern / row_sum(pattern)
@@ -296,12 +296,12 @@ def float32_bounds(
     v = v if variant.differential is None else side_by_side(v)
     z = mix_values(pattern, v)
     z_bound = bounds.fused(z, mix_values(pattern, v.abs()), delta, keys=k.shape[2] + 1, dtype=dtype)
-    z_bound = finished(twin, z.transpose(1, 2), z_bound.transpose(1, 2), kept)
-    out_bound = z_bound.flatten(-2) @ outward(twin, kept).abs()
+    z_bound = error_after_mix(twin, z.transpose(1, 2), z_bound.transpose(1, 2), kept)
+    out_bound = z_bound.flatten(-2) @ output_map(twin, kept).abs()
     return pattern_bound, out_bound + bounds.UNIT[dtype] * kept["hook_out"].abs()
 
 
-def outward(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor]) -> Tensor:
+def output_map(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor]) -> Tensor:
     """Return (in, out): what z is multiplied by; the identity where the layer around projects."""
     z = kept["hook_z"].flatten(-2)
     return (
@@ -331,7 +331,7 @@ def hottest(variant: Variant) -> float:
     )
 
 
-def finished(
+def error_after_mix(
     twin: PositionEmbeddingsAttentionBridge, z: Tensor, error: Tensor, kept: dict[str, Tensor]
 ) -> Tensor:
     """Return (batch, pos, head, d_head_v): the error of z after its norm, which divides by its

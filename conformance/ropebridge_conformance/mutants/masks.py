@@ -56,7 +56,7 @@ def scores_capped_after_mask(q: Tensor, k: Tensor, bias: Tensor, variant: Varian
 
 def scores_masked_with_lowest(q: Tensor, k: Tensor, bias: Tensor, variant: Variant) -> Tensor:
     s = score_keys(q, k, bias, variant)
-    return s.masked_fill(s == -math.inf, torch.finfo(s.dtype).min)
+    return s.masked_fill(s == -math.inf, torch.finfo(q.dtype).min)
 
 
 def window_one_wide(query: Tensor, key: Tensor, reach: Variant) -> Tensor:

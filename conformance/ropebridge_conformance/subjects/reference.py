@@ -279,12 +279,9 @@ class ReferenceLayer:
             rank = self.variant.latent.q_rank if self.variant.latent else None
             given = {
                 "hidden_states": x,
-                "q_resid": None if c_q is None else c_q[..., :rank],
-                "position_embeddings": tables,
-            }
-            given |= {
+                "q_latent": None if c_q is None else c_q[..., :rank],
+                "tables": tables,
                 "position_ids": call.ids(),
-                "past_key_values": call.given.get("cache"),
                 "cache": call.given.get("cache"),
             }
             picks = (
