@@ -13,8 +13,8 @@ from ropebridge_reference import (
     bias_keys,
     clip,
     exclude,
-    gated,
     make_latent,
+    norm_and_gate,
     normalise,
     of_the_largest,
     open_gate,
@@ -158,7 +158,7 @@ def test_z_is_normed_before_it_is_gated() -> None:
     """MIX-1."""
     mixed, half = torch.tensor([[[[3.0, 4.0]]]]), torch.full((1, 1, 1), 0.5)
     torch.testing.assert_close(
-        gated(mixed, half, Affine(), RMS), 0.5 * normalise(mixed, Affine(), RMS)
+        norm_and_gate(mixed, half, Affine(), RMS), 0.5 * normalise(mixed, Affine(), RMS)
     )
 
 

@@ -15,8 +15,8 @@ from ropebridge_reference import (
     Weights,
     bias_keys,
     exclude,
-    gated,
     mix_values,
+    norm_and_gate,
     normalise,
     project_heads,
     rotate,
@@ -301,8 +301,8 @@ def carry_norm_and_gate(
     if g is None:
         return x
     none = Affine()
-    value = gated(x.value, g.value, none, None)
-    carried = gated(x.error, g.value.abs() + g.error, none, None) + gated(
+    value = norm_and_gate(x.value, g.value, none, None)
+    carried = norm_and_gate(x.error, g.value.abs() + g.error, none, None) + norm_and_gate(
         x.value.abs(), g.error, none, None
     )
     return WithError(

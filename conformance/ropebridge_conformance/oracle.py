@@ -609,7 +609,7 @@ def expected_z_after_mix(
     own = c.all_values[:, -value.shape[1] :] if alpha is not None else value
     if alpha is not None:
         value = c.stages.exclude(value, own, alpha)
-    value = c.stages.gated(value, g, c.weights.z_norm, c.variant.z_norm)
+    value = c.stages.norm_and_gate(value, g, c.weights.z_norm, c.variant.z_norm)
 
     def bound() -> Tensor:
         error = mix_bound()

@@ -22,8 +22,9 @@ from ropebridge.selector import SelectorInputs, among_picks, pick_keys
 from ropebridge.stages.gate import open_gate
 from ropebridge.stages.key_bias import add_key_bias
 from ropebridge.stages.latent import Latents, heads_of_latents, make_latents
+from ropebridge.stages.mix import finish_mix
 from ropebridge.stages.norm import norm_q_and_k, norm_value
-from ropebridge.stages.output import finish_mix, project_output
+from ropebridge.stages.output import project_output
 from ropebridge.stages.project import finish_projections, heads_of_input
 from ropebridge.stages.rotary import rotate_heads
 from ropebridge.stages.scores import scale_by_temperature

@@ -113,13 +113,10 @@ def layer_argument(bridge: Layer) -> dict[str, int]:
     if bridge.variant.calling.layer is None:
         return {}
     beside = bridge.variant.projections.beside
-    held = [
-        layer
-        for layer, own in module.layer_dic.items()
-        if beside is None
-        or any(True for _ in getattr(module, beside.format("q"))[own].parameters())
-    ]
-    return {bridge.variant.calling.layer: held[0]}
+    for layer, own in module.layer_dic.items():
+        if beside is None or list(getattr(module, beside.format("q"))[own].parameters()):
+            return {bridge.variant.calling.layer: layer}
+    return {}
 
 
 SOURCE = 3

@@ -154,8 +154,9 @@ def with_key_bias(visible: Tensor | None, key_bias: Tensor, keep: int | None) ->
     biased = own if visible is None or visible.dtype == torch.bool else own + visible
     if keep is None or keep >= own.shape[-1]:
         return biased
-    kept = torch.zeros_like(own, dtype=torch.bool).scatter(-1, own.topk(keep, dim=-1).indices, True)
-    return biased.masked_fill(~kept, -torch.inf)
+    nowhere = torch.zeros_like(own, dtype=torch.bool)
+    largest = nowhere.scatter(-1, own.topk(keep, dim=-1).indices, True)
+    return biased.masked_fill(~largest, -torch.inf)
 
 
 def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
@@ -200,11 +201,11 @@ def read_mask(
         raise MaskError(f"attention_mask has shape {shape}; {wanted}")
     if isinstance(mask, BlockMask):
         return mask, None
-    return (
-        (None, read_padding(mask))
-        if mask.ndim == 2
-        else (read_whole(mask if mask.ndim == 4 else mask.unsqueeze(1)), None)
-    )
+    if mask.ndim == 2:
+        return None, read_padding(mask)
+    if mask.ndim == 3:
+        mask = mask.unsqueeze(1)  # (batch, 1, query, key)
+    return read_whole(mask), None
 
 
 def shape_of(mask: Tensor | BlockMask) -> tuple[int, ...]:

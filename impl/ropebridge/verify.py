@@ -25,6 +25,7 @@ from ropebridge.stages.mix import mix_values
 from ropebridge.stages.norm import affine
 from ropebridge.weights import is_sharded
 from ropebridge_spec import (
+    HOOK_BY_NAME,
     AttachError,
     RopebridgeError,
     Variant,
@@ -314,9 +315,8 @@ def output_map(twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor])
 def by_head(kept: dict[str, Tensor], name: str) -> Tensor:
     """Return (batch, pos, heads, width): what a hook point held; a flat norm shows all heads as one
     axis."""
-    return kept[name].reshape(
-        kept["hook_v" if "_v" in name else "hook_rot_q" if "_q" in name else "hook_rot_k"].shape
-    )
+    like = {"q": "hook_rot_q", "k": "hook_rot_k", "v": "hook_v"}[HOOK_BY_NAME[name].role or ""]
+    return kept[name].reshape(kept[like].shape)
 
 
 def hottest(variant: Variant) -> float:

@@ -6,7 +6,7 @@ Start with `attention.py`: its text is the order of the hooks.
 
 from ropebridge_reference.attention import Output, Select, attention_layer
 from ropebridge_reference.differential import side_by_side, strength, subtract
-from ropebridge_reference.gate import gated, open_gate
+from ropebridge_reference.gate import norm_and_gate, open_gate
 from ropebridge_reference.key_bias import bias_keys, of_the_largest
 from ropebridge_reference.latent import make_latent
 from ropebridge_reference.masks import bias_of_mask, causal_bias, padding_bias, selection_bias
@@ -45,12 +45,12 @@ __all__ = [
     "clip",
     "copies",
     "exclude",
-    "gated",
     "join_source",
     "make_latent",
     "make_pattern",
     "mix_values",
     "multiply",
+    "norm_and_gate",
     "normalise",
     "of_the_largest",
     "open_gate",

@@ -339,7 +339,7 @@ def mix_heads(
         z = stages.mix(p, v)
     if variant.exclusive is not None:
         z = stages.exclude(z, v[:, -p.shape[2] :], weights.alpha)
-    z = stages.gated(z, g, weights.z_norm, variant.z_norm)
+    z = stages.norm_and_gate(z, g, weights.z_norm, variant.z_norm)
     return stages.multiply(z, variant.z_multiplier)
 
 

@@ -31,15 +31,13 @@ def open_gate(logits: Heads, kind: Gate) -> Heads:
     ).to(logits.dtype)
 
 
-def gated(
-    mixed: Z, g: Float[Tensor, "batch pos head *d_head_v"] | None, affine: Affine, norm: Norm | None
+def norm_and_gate(
+    z: Z, g: Float[Tensor, "batch pos head *d_head_v"] | None, affine: Affine, norm: Norm | None
 ) -> Z:
-    """Return the mix of values, normed, then multiplied by the gate; either only where the family
-    does so."""
+    """Return the mix of values, normalised, then multiplied by the gate; either only where the
+    family does so."""
     if norm is not None:
-        mixed = normalise(mixed, affine, norm).reshape(mixed.shape)
-    if g is None:
-        return mixed
-    return mixed * (
-        g if g.ndim == mixed.ndim else rearrange(g, "batch pos head -> batch pos head 1")
-    )
+        z = normalise(z, affine, norm).reshape(z.shape)
+    if g is not None and g.ndim < z.ndim:
+        g = rearrange(g, "batch pos head -> batch pos head 1")
+    return z if g is None else z * g

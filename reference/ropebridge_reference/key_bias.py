@@ -43,7 +43,6 @@ def of_the_largest(
     if keep >= both.shape[-1]:
         return both
     own = biases.to(bias.dtype).expand(both.shape).masked_fill(both == -torch.inf, -torch.inf)
-    kept = torch.zeros_like(both, dtype=torch.bool).scatter(
-        -1, own.topk(keep, dim=-1).indices, True
-    )
-    return both.masked_fill(~kept, -torch.inf)
+    nowhere = torch.zeros_like(both, dtype=torch.bool)
+    largest = nowhere.scatter(-1, own.topk(keep, dim=-1).indices, True)
+    return both.masked_fill(~largest, -torch.inf)

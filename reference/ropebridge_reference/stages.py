@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ropebridge_reference.differential import subtract
-from ropebridge_reference.gate import gated, open_gate
+from ropebridge_reference.gate import norm_and_gate, open_gate
 from ropebridge_reference.key_bias import bias_keys
 from ropebridge_reference.latent import make_latent
 from ropebridge_reference.masks import bias_of_mask, causal_bias, padding_bias, selection_bias
@@ -54,7 +54,7 @@ class Stages:
     mix: Callable[..., Tensor] = mix_values
     subtract: Callable[..., Tensor] = subtract
     exclude: Callable[..., Tensor] = exclude
-    gated: Callable[..., Tensor] = gated
+    norm_and_gate: Callable[..., Tensor] = norm_and_gate
     result: Callable[..., Tensor] = result
     output: Callable[..., Tensor] = project_output
     sum_of_results: Callable[..., Tensor] = sum_of_results

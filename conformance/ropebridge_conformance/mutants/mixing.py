@@ -32,8 +32,8 @@ from ropebridge_conformance.mutants.scores import tiled
 from ropebridge_reference import (
     Affine,
     exclude,
-    gated,
     mix_values,
+    norm_and_gate,
     open_gate,
     subtract,
 )
@@ -51,19 +51,19 @@ def gate_of_other_kind(logits: Tensor, kind: Gate) -> Tensor:
 
 
 def gate_forgotten(mixed: Tensor, g: Tensor | None, affine: Affine, norm: Norm | None) -> Tensor:
-    return gated(mixed, None, affine, norm)
+    return norm_and_gate(mixed, None, affine, norm)
 
 
 def gate_of_next_head(mixed: Tensor, g: Tensor | None, affine: Affine, norm: Norm | None) -> Tensor:
-    return gated(mixed, None if g is None else g.roll(1, 2), affine, norm)
+    return norm_and_gate(mixed, None if g is None else g.roll(1, 2), affine, norm)
 
 
 def z_norm_forgotten(mixed: Tensor, g: Tensor | None, affine: Affine, norm: Norm | None) -> Tensor:
-    return gated(mixed, g, affine, None)
+    return norm_and_gate(mixed, g, affine, None)
 
 
 def z_norm_after_gate(mixed: Tensor, g: Tensor | None, affine: Affine, norm: Norm | None) -> Tensor:
-    return gated(gated(mixed, g, affine, None), None, affine, norm)
+    return norm_and_gate(norm_and_gate(mixed, g, affine, None), None, affine, norm)
 
 
 def mix_of_tiled_values(p: Tensor, v: Tensor) -> Tensor:
@@ -106,11 +106,11 @@ def mix_rescaled(p: Tensor, v: Tensor) -> Tensor:
 
 
 def gated_twice(mixed: Tensor, g: Tensor | None, affine: Affine, norm: Norm | None) -> Tensor:
-    return gated(gated(mixed, g, affine, norm), g, Affine(), None)
+    return norm_and_gate(norm_and_gate(mixed, g, affine, norm), g, Affine(), None)
 
 
 def gated_by_one_more(mixed: Tensor, g: Tensor | None, affine: Affine, norm: Norm | None) -> Tensor:
-    return gated(mixed, None if g is None else g + 1, affine, norm)
+    return norm_and_gate(mixed, None if g is None else g + 1, affine, norm)
 
 
 def subtract_nothing(z: Tensor, lambdas: Tensor, kind: Differential) -> Tensor:
@@ -167,27 +167,33 @@ MUTANTS: tuple[Mutant, ...] = (
         has("gate"),
         change(gate=gate_of_other_kind),
     ),
-    Mutant("gate_forgotten", "z is not gated", "hook_z", has("gate"), change(gated=gate_forgotten)),
+    Mutant(
+        "gate_forgotten",
+        "z is not gated",
+        "hook_z",
+        has("gate"),
+        change(norm_and_gate=gate_forgotten),
+    ),
     Mutant(
         "gate_of_next_head",
         "z of head h is gated by head h-1's gate",
         "hook_z",
         has_gate_of_several_heads,
-        change(gated=gate_of_next_head),
+        change(norm_and_gate=gate_of_next_head),
     ),
     Mutant(
         "z_norm_forgotten",
         "z is not normed",
         "hook_z",
         has("z_norm"),
-        change(gated=z_norm_forgotten),
+        change(norm_and_gate=z_norm_forgotten),
     ),
     Mutant(
         "z_norm_after_gate",
         "z is gated before its norm",
         "hook_z",
         norms_and_gates_z,
-        change(gated=z_norm_after_gate),
+        change(norm_and_gate=z_norm_after_gate),
     ),
     Mutant(
         "values_tiled",
@@ -263,7 +269,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "z is gated twice",
         "hook_z",
         has("gate"),
-        change(gated=gated_twice),
+        change(norm_and_gate=gated_twice),
         foil=False,
     ),
     Mutant(
@@ -271,7 +277,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "z is multiplied by 1 and the gate",
         "hook_z",
         has("gate"),
-        change(gated=gated_by_one_more),
+        change(norm_and_gate=gated_by_one_more),
         foil=False,
     ),
     Mutant(

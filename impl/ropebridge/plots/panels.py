@@ -72,13 +72,11 @@ def choose(
     if asked and isinstance(asked[0], tuple):
         chosen = asked
     else:
-        chosen = [
-            (layer, head)
-            for layer in rows
-            for head in (
-                range(sizes[layer] if 0 <= layer < len(sizes) else 1) if asked is None else asked
-            )
-        ]
+        chosen = []
+        for layer in rows:
+            # a layer that is not there is refused below, by its first head
+            size = sizes[layer] if 0 <= layer < len(sizes) else 1
+            chosen += [(layer, head) for head in (range(size) if asked is None else asked)]
     for layer, head in chosen:
         if not (0 <= layer < len(sizes) and 0 <= head < sizes[layer]):
             raise PlotError(

@@ -1,4 +1,4 @@
-"""From each head's mix of values to what the layer returns (clauses MIX-1, RES-1, OUT-1)."""
+"""From each head's mix of values to what the layer returns (clauses RES-1, OUT-1)."""
 
 from __future__ import annotations
 
@@ -7,32 +7,6 @@ from torch import Tensor
 
 from ropebridge.base import AttentionBridge
 from ropebridge.products import head_by_head
-from ropebridge.stages.differential import subtract
-from ropebridge.stages.mix import exclude
-from ropebridge.stages.norm import normalise
-from ropebridge.stages.project import multiply
-
-
-def finish_mix(z: Tensor, v: Tensor | None, gate: Tensor | None, layer: AttentionBridge) -> Tensor:
-    """Return what hook_z left, (batch, pos, head, d_head_v): the mix of values subtracted,
-    normalised and gated where the family does so.
-
-    Args:
-        z: (batch, pos, head, width), each head's mix. v: (batch, pos, kv_head, d_head_v), the
-            values of this call, or None.
-        gate: (batch, pos, head, d_head_v) or (batch, pos, head), or None.
-    """
-    variant = layer.variant
-    if variant.differential is not None:
-        z = subtract(z, layer.wrapped, variant.differential)
-    if variant.exclusive is not None and v is not None:
-        z = exclude(z, v, layer.wrapped, variant.exclusive)
-    if variant.z_norm is not None:
-        rows = z.flatten(-2) if variant.z_norm.over == "flat" else z
-        z = normalise(rows, layer.submodule("z_norm"), variant.z_norm).view(z.shape)
-    if gate is not None:
-        z = z * (gate if gate.ndim == z.ndim else gate.unsqueeze(-1))
-    return layer.hook("hook_z")(multiply(z, variant.z_multiplier))
 
 
 def project_output(z: Tensor, layer: AttentionBridge) -> Tensor:
