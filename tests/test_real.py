@@ -60,8 +60,13 @@ def test_every_stage_of_every_layer_passes(gemma3, long_ids, way):
 def test_a_fault_in_one_layer_is_found_in_that_layer_at_its_stage(gemma3, long_ids):
     with attach(gemma3) as bridged:
         layer = bridged.layers[1]
-        rotate = layer._rotate
-        layer._rotate = lambda heads, tables: rotate(heads, (tables[0], -tables[1]))
+        tables = layer.tables
+
+        def turned_back(*args):
+            cos, sin = tables(*args)
+            return cos, -sin
+
+        layer.tables = turned_back
         recorded, _ = record_model(bridged, gemma3, long_ids, "eager")
     bad = [v for r in recorded for v in judge_layer(r, "bridge") if v.outcome != Outcome.PASS]
     assert [(v.case, v.hook, v.clause) for v in bad] == [
