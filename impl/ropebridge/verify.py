@@ -239,17 +239,13 @@ def whole_copy(module: nn.Module) -> nn.Module:
         for table in (part._forward_hooks, part._forward_pre_hooks)
     )
     copied: dict[int, Any] = {id(table): OrderedDict() for table in hooks}
-    for part in module.modules():
-        sharded: list[Any] = [
-            weight for weight in part.parameters(recurse=False) if is_sharded(weight)
-        ]
-        copied |= {id(weight): nn.Parameter(weight.full_tensor()) for weight in sharded}
-        if sharded and "forward" in vars(part):
-            copied[id(vars(part)["forward"])] = type(part).forward
+    for weight in module.parameters():
+        if is_sharded(weight):
+            copied[id(weight)] = nn.Parameter(weight.full_tensor())  # type: ignore[attr-defined]
     twin = copy.deepcopy(module, copied)
-    for part in twin.modules():
-        if vars(part).get("forward") is type(part).forward:
-            del vars(part)["forward"]
+    for part, own in zip(module.modules(), twin.modules(), strict=True):
+        if any(is_sharded(weight) for weight in part.parameters(recurse=False)):
+            vars(own).pop("forward", None)
     return twin
 
 
