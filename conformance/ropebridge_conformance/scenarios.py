@@ -93,8 +93,8 @@ SCENARIOS: tuple[Scenario, ...] = (
         "an additive mask that adds 128 wherever a key may be seen: scores that half precision"
         " would round coarsely",
         bias=128.0,
-        batch=16,
-        pos=40,
+        batch=4,
+        pos=20,
     ),
     Scenario(
         "padding",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,9 +103,28 @@ def watching_costs_no_accuracy(bench: Bench, q: Question) -> Finding:
 def watched_errors(bench: Bench, q: Question) -> tuple[Tensor, Tensor]:
     """Return how far the output, (row, d_model), is from float64 over several seeds: with no hook
     point watched, and with all of them."""
-    of_seeds = [errors_of(bench, q, seed)[:2] for seed in range(SEEDS)]
+    of_seeds = []
+    for seed in range(SEEDS):
+        (call,) = calls(replace(q.situation, steps=0), q.specimen, layer_of(bench, q), seed)
+        exact = truth(q.specimen, call)
+        of_seeds.append([got - exact for got in outputs(bench, q, seed)])
     unwatched, watched = (torch.cat(errors) for errors in zip(*of_seeds, strict=True))
     return unwatched, watched
+
+
+def layer_of(bench: Bench, q: Question) -> Any:
+    """Return the subject's layer that a question is about."""
+    return bench.layer(q.specimen, q.situation.opted_in)
+
+
+def outputs(bench: Bench, q: Question, seed: int) -> list[Tensor]:
+    """Return the output on the inputs of a seed, in float64: with no hook point watched, and with
+    all of them."""
+    layer = layer_of(bench, q)
+    return [
+        joined(record(layer, calls(q.situation, q.specimen, layer, seed), names)).double()
+        for names in ((), watched_names(q.specimen, q.situation, "all"))
+    ]
 
 
 def as_near(
@@ -128,12 +148,8 @@ def errors_of(bench: Bench, q: Question, seed: int) -> tuple[Tensor, Tensor, Ten
     """Return how far the subject's output, unwatched and with every hook point watched, and
     Hugging Face's, each (row, d_model), is from float64 where Hugging Face's is finite, on the
     inputs of one seed."""
-    layer = bench.layer(q.specimen, q.situation.opted_in)
-    (call,) = calls(replace(q.situation, steps=0), q.specimen, layer, seed)
-    unwatched, watched = (
-        joined(record(layer, calls(q.situation, q.specimen, layer, seed), names)).double()
-        for names in ((), watched_names(q.specimen, q.situation, "all"))
-    )
+    (call,) = calls(replace(q.situation, steps=0), q.specimen, layer_of(bench, q), seed)
+    unwatched, watched = outputs(bench, q, seed)
     theirs, exact = hugging_face(q.specimen, [call])[0].double(), truth(q.specimen, call)
     usable = theirs.isfinite().all(-1)
     return (unwatched - exact)[usable], (watched - exact)[usable], (theirs - exact)[usable]
