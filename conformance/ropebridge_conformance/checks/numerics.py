@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.bench import Bench, watched
-from ropebridge_conformance.checks.values import judge_stage
+from ropebridge_conformance.checks.values import a_stage_gives_the_value_of_its_clause
 from ropebridge_conformance.compare import Difference, compare
 from ropebridge_conformance.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.oracle import Context, Expectation, context_of, expect, role_of
@@ -142,27 +142,13 @@ def uncapped(context: Context) -> Tensor:
 def rotation_is_exact_at_far_positions(bench: Bench, q: Question) -> Finding:
     """POS-1, ROT-1: the tables of positions up to 131071 are shown as they are given, and turn as
     they say."""
-    assert q.hook is not None
-    return judge_stage(
-        q.hook,
-        bench.traces(q.specimen, q.situation, "all"),
-        bench.contexts(q.specimen, q.situation),
-        q.specimen,
-        q.situation,
-    )
+    return a_stage_gives_the_value_of_its_clause(bench, q)
 
 
 def rotation_reads_its_tables_as_the_class_does(bench: Bench, q: Question) -> Finding:
     """POS-1, ROT-1: tables of random numbers, such as an edit at hook_cos leaves, are shown as they
     are given, and turn as they say."""
-    assert q.hook is not None
-    return judge_stage(
-        q.hook,
-        bench.traces(q.specimen, q.situation, "all"),
-        bench.contexts(q.specimen, q.situation),
-        q.specimen,
-        q.situation,
-    )
+    return a_stage_gives_the_value_of_its_clause(bench, q)
 
 
 def computed(hook: HookSpec) -> bool:
