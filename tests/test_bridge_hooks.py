@@ -35,6 +35,10 @@ def nudge_in_place(tensor: Tensor, hook: Any) -> None:
     tensor.copy_(nudge(tensor))
 
 
+def look(tensor: Tensor, hook: Any) -> None:
+    """A hook that changes nothing."""
+
+
 def wipe(tensor: Tensor, hook: Any) -> None:
     tensor.zero_()
 
@@ -435,8 +439,8 @@ def test_prepend_puts_a_hook_before_those_that_are_there(llama: Any, llama_input
 @pytest.mark.parametrize("direction", ["fwd", "bwd"])
 def test_a_handle_takes_its_own_hook_away_and_no_other(llama: Any, direction: str) -> None:
     point = llama.hook_points["hook_z"]
-    one = point.add_hook(print, dir=direction)
-    other = point.add_hook(print, dir=direction)
+    one = point.add_hook(look, dir=direction)
+    other = point.add_hook(look, dir=direction)
     one.remove()
     one.remove()
     assert point.watched
@@ -445,15 +449,15 @@ def test_a_handle_takes_its_own_hook_away_and_no_other(llama: Any, direction: st
 
 
 def test_a_hook_lives_as_long_as_its_with_block(llama: Any) -> None:
-    with llama.hook_points["hook_z"].add_hook(print):
+    with llama.hook_points["hook_z"].add_hook(look):
         assert llama.hook_points["hook_z"].watched
     assert not llama.hook_points["hook_z"].watched
 
 
 def test_remove_hooks_takes_all_of_a_point(llama: Any) -> None:
     point = llama.hook_points["hook_z"]
-    point.add_hook(print)
-    point.add_hook(print, dir="bwd")
+    point.add_hook(look)
+    point.add_hook(look, dir="bwd")
     point.remove_hooks()
     assert not point.watched
 

@@ -388,12 +388,19 @@ def test_what_was_judged_is_on_disk_while_the_run_goes_on(folder):
         (("--scenario", "prefil"), "no scenario 'prefil'\n  nearest: prefill"),
         (("--family", "llama", "--hook", "hook_q_normed"), "there is nothing to ask"),
         (("--shard", "3/2"), "no shard '3/2'"),
+        (("--device", "xpu:1"), "no device 'xpu'"),
     ],
 )
 def test_a_bad_call_of_check_is_refused(ropebridge, words, message):
     done = ropebridge("check", *words)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_a_dtype_that_there_is_not_is_refused_by_mutants_too(ropebridge):
+    done = ropebridge("mutants", "--dtype", "float23")
+    assert done.exit_code == 2
+    assert "no dtype 'float23'\n  nearest: float32" in done.stderr
 
 
 def test_the_plugin_survives_a_hang_in_c(run):

@@ -42,7 +42,7 @@ from ropebridge_conformance.kills import equivalent_table, kill_table
 from ropebridge_conformance.known_failures import KnownFailuresError, read_known_failures
 from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT_BY_NAME
 from ropebridge_conformance.names import UnknownFamily, refuse_unknown_families
-from ropebridge_conformance.planning import PlanError, Selection
+from ropebridge_conformance.planning import PlanError, Selection, refuse_unknown
 from ropebridge_conformance.plugin import DEFAULT_SUBJECTS
 from ropebridge_conformance.pool import Pool
 from ropebridge_conformance.profiles import PROFILE_BY_NAME, ProfileName
@@ -334,6 +334,8 @@ def show(results: Annotated[Path, typer.Argument(help="a results file")]) -> Non
 def mutants(dtype: Dtypes = None, jobs: Jobs = CORES) -> None:
     """Judge the judge: every mutant must be killed at its stage, and the unmutated reference must
     pass."""
+    with refusing(PlanError):
+        refuse_unknown("dtype", dtype or (), DTYPES)
     chosen = dtype or list(DTYPES)
     with bar() as progress, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         pending = [pool.submit(one_trial, mutant, d) for mutant in MUTANT_BY_NAME for d in chosen]

@@ -96,6 +96,7 @@ def units_of(
     ids = selection.only
     refuse_unknown_families(selection.families or [one.case for one in ids])
     refuse_unknown("dtype", selection.dtypes, DTYPES)
+    refuse_absent_devices(selection.devices)
     refuse_unknown("check", selection.checks, CHECK_BY_NAME)
     refuse_unknown("hook point", selection.hooks, HOOK_BY_NAME)
     refuse_unknown("scenario", selection.scenarios, SCENARIO_BY_ID)
@@ -132,6 +133,11 @@ def refuse_unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> Non
             raise PlanError(
                 f"no {kind} {name!r}\n  nearest: {near}\n  there are: {', '.join(there)}"
             )
+
+
+def refuse_absent_devices(devices: Iterable[str]) -> None:
+    """Refuse a device that this machine does not have, of whatever number: cuda:1 is a cuda."""
+    refuse_unknown("device", [name.split(":")[0] for name in devices], available_devices())
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

@@ -106,11 +106,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Refuse a subject that cannot be loaded, and a family that is not there, before anything
-    runs."""
+    """Refuse a subject that cannot be loaded, and a family or device that is not there, before
+    anything runs."""
     from ropebridge_conformance.bench import SubjectError, load_subject
     from ropebridge_conformance.known_failures import KnownFailuresError, read_known_failures
     from ropebridge_conformance.names import UnknownFamily, refuse_unknown_families
+    from ropebridge_conformance.planning import PlanError, refuse_absent_devices
     from ropebridge_conformance.shards import ShardError, read_shard
 
     path = option(session.config, "known-failures")
@@ -118,9 +119,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         for subject in option(session.config, "subject") or ():
             load_subject(subject)
         refuse_unknown_families(option(session.config, "family"))
+        refuse_absent_devices(option(session.config, "device") or ())
         session.config.stash[KNOWN] = read_known_failures(path) if path else []
         read_shard(option(session.config, "shard") or "1/1")
-    except (SubjectError, KnownFailuresError, UnknownFamily, ShardError) as error:
+    except (SubjectError, KnownFailuresError, PlanError, UnknownFamily, ShardError) as error:
         raise pytest.UsageError(str(error)) from error
 
 

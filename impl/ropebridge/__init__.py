@@ -11,8 +11,9 @@ In use:
 
 from ropebridge.base import AttentionBridge
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
+from ropebridge.bridged import BridgedModel
 from ropebridge.hooks import HookHandle, HookPoint
-from ropebridge.model import BridgedModel, attach, get_bridged_model
+from ropebridge.model import attach, get_bridged_model
 from ropebridge.position import PositionEmbeddingHooksMixin
 from ropebridge.versions import UntestedTransformers
 from ropebridge_spec import (

@@ -121,7 +121,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
             NotBound: `set_original_component` was not called.
         """
         call = read_call(self.name, self.wrapped, self.variant, self.signature, args, kwargs)
-        self._edits.begin()
+        self._edits.begin(call.position_embeddings)
 
         x = self.hook("hook_in")(call.hidden_states)
         x_kv = join_source(x, call.source, self)

@@ -7,18 +7,39 @@ tensors to both.
 
 from __future__ import annotations
 
+import threading
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ropebridge.owners import Owner, present, recompute_for
 from ropebridge_spec import ContractError
 
 
 def recomputing() -> bool:
     """Return whether this call is made in a backward pass."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+@dataclass
+class Pass:
+    """Hold what one layer did in the forward passes of one set of tables.
+
+    edits: the hook points that edited, once for each call. owners: whose hooks fired.
+    """
+
+    edits: set[frozenset[str]] = field(default_factory=set)
+    owners: tuple[Owner, ...] = ()
+
+
+class Running(threading.local):
+    """Hold the hook points that edited in the call that runs now, in this thread."""
+
+    def __init__(self) -> None:
+        self.edited: set[str] = set()
 
 
 class Edits:
@@ -29,21 +50,26 @@ class Edits:
     """
 
     def __init__(self) -> None:
-        self._now: set[str] = set()
+        self._now = Running()
         self._of_pass: Any = WeakTensorKeyDictionary()
 
     def __reduce__(self) -> tuple[type[Edits], tuple[()]]:
         return Edits, ()
 
-    def begin(self) -> None:
-        """Begin a call of the layer."""
-        if not torch.compiler.is_compiling():
-            self._now.clear()
+    def begin(self, tables: Any) -> None:
+        """Begin a call of the layer; a recomputation fires the hooks of the pass that it repeats,
+        in whatever thread autograd runs it."""
+        if torch.compiler.is_compiling():
+            return
+        self._now.edited.clear()
+        table = first_table(tables)
+        repeated = self._of_pass.get(table) if table is not None and recomputing() else None
+        recompute_for(() if repeated is None else repeated.owners)
 
     def note(self, name: str) -> None:
         """Note that a hook point edited."""
         if not torch.compiler.is_compiling():
-            self._now.add(name)
+            self._now.edited.add(name)
 
     def end(self, layer: str, tables: Any) -> None:
         """End a call of the layer: keep what was edited, or hold a recomputation to it.
@@ -57,16 +83,25 @@ class Edits:
             ContractError: a recomputation edited elsewhere than the forward pass that it repeats
                 (FIRE-2).
         """
-        table = tables[0] if isinstance(tables, (tuple, list)) and tables else tables
-        if torch.compiler.is_compiling() or not isinstance(table, Tensor):
+        table = first_table(tables)
+        if torch.compiler.is_compiling() or table is None:
             return
-        now = frozenset(self._now)
-        if not recomputing():
-            self._of_pass.setdefault(table, set()).add(now)
+        now = frozenset(self._now.edited)
+        known = self._of_pass.get(table)
+        if recomputing():
+            if known is not None and now not in known.edits:
+                refuse_other_edits(layer, now, frozenset[str]().union(*known.edits))
             return
-        before = self._of_pass.get(table, {now})
-        if now not in before:
-            refuse_other_edits(layer, now, frozenset[str]().union(*before))
+        if known is None:
+            known = self._of_pass.setdefault(table, Pass())
+        known.edits.add(now)
+        known.owners = present()
+
+
+def first_table(tables: Any) -> Tensor | None:
+    """Return the tensor by which a pass is known again; None where the call had no tables."""
+    table = tables[0] if isinstance(tables, (tuple, list)) and tables else tables
+    return table if isinstance(table, Tensor) else None
 
 
 def refuse_other_edits(layer: str, now: frozenset[str], before: frozenset[str]) -> None:

@@ -9,8 +9,9 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
+from ropebridge.bridged import BridgedModel
 from ropebridge.extras import MissingExtra, need
-from ropebridge.model import BridgedModel, unknown_hook
+from ropebridge.requests import unknown_hook
 from ropebridge_spec import RopebridgeError, UnknownHook, axis_names
 
 Library = Literal["pandas", "polars"]

@@ -3,31 +3,57 @@ or edit it in place."""
 
 from __future__ import annotations
 
+import inspect
+import threading
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from ropebridge.checkpointing import Edits, recomputing
-from ropebridge_spec import ContractError, HookNeverFired, HookSpec, axis_names
+from ropebridge.owners import Owner, present, this_thread
+from ropebridge_spec import AttachError, ContractError, HookNeverFired, HookSpec, axis_names
 
 HookFunction = Callable[..., Any]
 Direction = Literal["fwd", "bwd"]
+
+
+@dataclass(frozen=True, eq=False)
+class Hook:
+    """Hold a function that was hooked, with its hook point bound, and whose it is."""
+
+    fn: HookFunction
+    owner: Owner
+
+
+class Notes(threading.local):
+    """Hold what hooks of one point keep between their calls, for each thread; a copy holds
+    nothing."""
+
+    def __init__(self) -> None:
+        self.mine: dict[Any, Any] = {}
+
+    def __reduce__(self) -> tuple[type[Notes], tuple[()]]:
+        return Notes, ()
 
 
 class HookHandle:
     """Take the hook that `add_hook` added away again, by `remove()` or at the end of a `with`
     block."""
 
-    def __init__(self, hooks: list[HookFunction], fn: HookFunction) -> None:
-        self._hooks, self._fn = hooks, fn
+    def __init__(self, hooks: list[Hook], hook: Hook) -> None:
+        self._hooks, self._hook = hooks, hook
 
     def remove(self) -> None:
         """Take the hook away; a second call does nothing."""
-        self._hooks[:] = [fn for fn in self._hooks if fn is not self._fn]
+        with suppress(ValueError):  # one call, that no other thread can come between
+            self._hooks.remove(self._hook)
 
     def __enter__(self) -> HookHandle:
         return self
@@ -45,11 +71,13 @@ class HookPoint(nn.Module):
     """Show one hook point of one layer to its hooks.
 
     It keeps its own list of functions: torch's forward hooks, added after `torch.compile`, silently
-    never fire.
+    never fire. A hook belongs to the thread that added it, or to the `hooks()` block that holds it,
+    and fires in no run of another; a compiled graph alone does not tell threads from each other.
 
     Attributes:
         name: the full name, `blocks.{layer}.attn.hook_pattern`.
         spec: the contract's entry for this hook point.
+        detached: whether its bridge was taken off its model, so that nothing can fire here.
     """
 
     def __init__(self, spec: HookSpec, name: str, edits: Edits | None = None) -> None:
@@ -57,8 +85,10 @@ class HookPoint(nn.Module):
         self.spec = spec
         self.name = name
         self._edits = edits if edits is not None else Edits()
-        self._fwd: list[HookFunction] = []
-        self._bwd: list[HookFunction] = []
+        self._fwd: list[Hook] = []
+        self._bwd: list[Hook] = []
+        self._notes = Notes()
+        self.detached = False
 
     if TYPE_CHECKING:
 
@@ -80,9 +110,38 @@ class HookPoint(nn.Module):
         return int(parts[parts.index("blocks") + 1])
 
     @property
+    def ctx(self) -> dict[Any, Any]:
+        """Return a dict in which hooks of this point keep what they like between their calls, as in
+        TransformerLens; each thread has its own, and `remove_hooks` empties it."""
+        return self._notes.mine
+
+    @property
     def watched(self) -> bool:
-        """Return whether anything is hooked here: what nobody watches need not be made."""
-        return bool(self._fwd or self._bwd)
+        """Return whether anything is hooked here that concerns the running thread: what nobody
+        watches need not be made."""
+        if not self._fwd and not self._bwd:
+            return False
+        return torch.compiler.is_compiling() or bool(self._mine(self._fwd) or self._mine(self._bwd))
+
+    def _mine(self, hooks: list[Hook]) -> list[Hook]:
+        """Return the hooks that fire for whoever runs the layer now.
+
+        Raises:
+            ContractError: `add_hook` put one here in another thread; whoever did may wait for it to
+                fire.
+        """
+        if torch.compiler.is_compiling():
+            return list(hooks)
+        here, hooks = present(), list(hooks)  # other threads may add and remove theirs meanwhile
+        mine = [hook for hook in hooks if hook.owner in here]
+        if any(hook.owner.thread and hook.owner not in here for hook in hooks):
+            raise ContractError(
+                f"hook {self.name!r} was added in another thread than the one that runs the layer;"
+                " a hook fires in the thread that added it\n  add it in the thread that runs the"
+                " model, or hold it there: with bridged.hooks(fwd_hooks=[...]):; remove it:"
+                " hook_point.remove_hooks()"
+            )
+        return mine
 
     @property
     def recomputing(self) -> bool:
@@ -103,23 +162,36 @@ class HookPoint(nn.Module):
             prepend: call it before the hooks that are already there.
 
         Raises:
-            ContractError: fn is not callable, or dir is neither.
+            AttachError: the bridge was taken off its model.
+            ContractError: fn is not callable so, or dir is neither.
         """
         refuse_uncallable(self.name, fn)
+        if self.detached:
+            raise AttachError(
+                f"hook {self.name!r} cannot fire: its bridge was detached from the model\n  attach"
+                " again: bridged = attach(model)"
+            )
         if dir not in ("fwd", "bwd"):
             raise ContractError(
                 f"hook {self.name!r} was given dir={dir!r}; it must be 'fwd' or 'bwd'"
             )
+        return self.place(fn, dir, this_thread(), prepend=prepend)
+
+    def place(
+        self, fn: HookFunction, dir: Direction, owner: Owner, *, prepend: bool = False
+    ) -> HookHandle:
+        """Hook a function that was checked, for an owner."""
         hooks = self._fwd if dir == "fwd" else self._bwd
         # not a closure: a deep copy of the model then calls its own hook points
-        call = partial(fn, hook=self)
-        hooks.insert(0 if prepend else len(hooks), call)
-        return HookHandle(hooks, call)
+        hook = Hook(partial(fn, hook=self), owner)
+        hooks.insert(0 if prepend else len(hooks), hook)
+        return HookHandle(hooks, hook)
 
     def remove_hooks(self) -> None:
-        """Take every hook away."""
+        """Take every hook away, whoever added it, and what they kept in `ctx`."""
         self._fwd.clear()
         self._bwd.clear()
+        self._notes = Notes()
 
     def forward(self, tensor: Tensor, *, fresh: bool = False) -> Tensor:
         """Show a contiguous tensor of their own to the hooks; the layer goes on with what this
@@ -135,12 +207,13 @@ class HookPoint(nn.Module):
         own = fresh and tensor.is_contiguous()
         shown = tensor = tensor if own else tensor.clone(memory_format=torch.contiguous_format)
         before = version(shown)
-        for fn in tuple(self._fwd):
-            tensor = self._accept(fn(tensor), tensor)
+        for hook in self._mine(self._fwd):
+            tensor = self._accept(hook.fn(tensor), tensor)
         if tensor is not shown or version(tensor) != before:
             self._edits.note(self.name)
-        if self._bwd:
-            self._hook_gradient(tensor)
+        backward = self._mine(self._bwd)
+        if backward:
+            self._hook_gradient(tensor, backward)
         return tensor
 
     def _accept(self, replacement: Any, shown: Tensor, what: str = "a replacement") -> Tensor:
@@ -178,19 +251,18 @@ class HookPoint(nn.Module):
             f" {', '.join(f'{axis}={length}' for axis, length in lengths)}"
         )
 
-    def _hook_gradient(self, tensor: Tensor) -> None:
+    def _hook_gradient(self, tensor: Tensor, hooks: list[Hook]) -> None:
         """Let the backward hooks see, and replace, the gradient at this tensor (GRAD-1)."""
         if not tensor.requires_grad:
             raise HookNeverFired(
                 f"the backward hook at {self.name!r} cannot fire: no gradient flows through this"
                 f" tensor\n{remedy()}"
             )
-        hooks = tuple(self._bwd)
 
         def show(gradient: Tensor) -> Tensor:
             # those removed since the forward pass are gone
-            for fn in (fn for fn in hooks if fn in self._bwd):
-                gradient = self._accept(fn(gradient), gradient, "a gradient")
+            for hook in (hook for hook in hooks if hook in self._bwd):
+                gradient = self._accept(hook.fn(gradient), gradient, "a gradient")
             return gradient
 
         tensor.register_hook(show)
@@ -212,18 +284,40 @@ def remedy() -> str:
 
 
 def refuse_uncallable(name: str, fn: object) -> None:
-    """Refuse a hook that cannot be called, where it is given and not where it would fire
-    (FIRE-4)."""
+    """Refuse a hook that cannot be called as `fn(tensor, hook=...)`, where it is given and not
+    where it would fire (FIRE-4)."""
     if not callable(fn):
         raise ContractError(
             f"hook {name!r} was given {type(fn).__name__} {fn!r}; clause FIRE-4 requires a function"
             " fn(tensor, hook)"
         )
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # a builtin that does not say what it takes
+        return
+    try:
+        signature.bind(None, hook=None)
+    except TypeError as error:
+        raise ContractError(
+            f"hook {name!r} was given a function with the parameters {signature}; clause FIRE-4"
+            f" requires fn(tensor, hook), called with the keyword hook=: {error}"
+        ) from error
 
 
 def unreadable(tensor: Tensor) -> bool:
-    """Return whether values cannot be looked at: on meta, and while a graph is compiled."""
-    return torch.compiler.is_compiling() or tensor.is_meta
+    """Return whether values cannot be looked at: on meta, while a graph is compiled, and under
+    `torch.vmap`."""
+    return torch.compiler.is_compiling() or tensor.is_meta or under_vmap()
+
+
+def under_vmap() -> bool:
+    """Return whether `torch.vmap` runs this code: a tensor then stands for many."""
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return False
+    return any(
+        interpreter.key() == torch._C._functorch.TransformType.Vmap
+        for interpreter in retrieve_all_functorch_interpreters()
+    )
 
 
 def version(tensor: Tensor) -> int | None:

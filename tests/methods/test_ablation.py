@@ -162,9 +162,15 @@ def test_a_metric_that_is_not_one_number_is_refused(circuit, prompts):
         head_ablation(circuit, prompts, lambda logits: logits[..., 0], quiet=True)
     with pytest.raises(
         MethodError,
-        match="the metric returned float; it must return one number, a tensor of no axes",
+        match="the metric returned str; it must return one number: take",
     ):
-        head_ablation(circuit, prompts, lambda logits: 1.0, quiet=True)
+        head_ablation(circuit, prompts, lambda logits: "1.0", quiet=True)
+
+
+def test_a_metric_may_return_a_python_number(circuit, prompts):
+    as_tensor = head_ablation(circuit, prompts, lambda logits: logits[0, -1, 0], quiet=True)
+    as_float = head_ablation(circuit, prompts, lambda logits: float(logits[0, -1, 0]), quiet=True)
+    assert torch.equal(as_float, as_tensor)
 
 
 def test_a_model_without_logits_is_refused(circuit_model, prompts):

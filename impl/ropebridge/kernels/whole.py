@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ropebridge.base import AttentionBridge
 from ropebridge.kernels.row_blocks import drop_by_rows
 from ropebridge.masks import Visibility
 from ropebridge.stages.mix import mix_values
-from ropebridge.stages.pattern import make_pattern
+from ropebridge.stages.pattern import make_pattern, show_pattern
 from ropebridge.stages.scores import score_keys, show_scores
 
 
@@ -22,6 +21,5 @@ def attend_shown(
     scores = score_keys(q, k, mask, layer.effective)
     scores = show_scores(scores, mask, q.dtype, layer.hook("hook_attn_scores"))
     pattern = make_pattern(scores, layer.sinks).to(v.dtype)
-    # with gradients softmax keeps its result for the backward pass
-    pattern = layer.hook("hook_pattern")(pattern, fresh=not torch.is_grad_enabled())
+    pattern = show_pattern(pattern, layer.hook("hook_pattern"))
     return mix_values(drop_by_rows(pattern, layer.dropout), v), pattern

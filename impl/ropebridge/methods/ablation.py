@@ -9,17 +9,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ropebridge.bridged import BridgedModel
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.running import (
     Inputs,
     Metric,
-    keywords,
     logits_of,
     measure,
+    named_inputs,
     over_heads,
     values_at,
 )
-from ropebridge.model import BridgedModel
 
 By = Literal["zero", "mean", "resample"]
 
@@ -138,7 +138,7 @@ def samples(bridged: BridgedModel, inputs: Inputs) -> dict[str, Tensor]:
 
 def mean_of(z: Tensor, inputs: Inputs) -> Tensor:
     """Return (1, 1, head, d_head_v): the mean over batch and positions that are no padding."""
-    mask = keywords(inputs).get("attention_mask")
+    mask = named_inputs(inputs).get("attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         return z.mean((0, 1), keepdim=True)
     weight = mask.to(z)[..., None, None]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropebridge.bridged import BridgedModel
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.patching import empty_table, layer_of, places_of, refuse_other_run
 from ropebridge.methods.running import Inputs, Metric, logits_of, measure, values_at
-from ropebridge.model import BridgedModel
 
 
 def attribution_patching(

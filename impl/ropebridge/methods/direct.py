@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ropebridge.bridged import BridgedModel
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.frozen import cut, freeze_norm, is_norm, leaf, roundoff
 from ropebridge.methods.running import Inputs, logits_of
-from ropebridge.model import BridgedModel
 
 SLACK = 64
 """How many roundings of the terms' sizes, added up, the decomposition may be off by."""

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ropebridge.bridged import BridgedModel
 from ropebridge.methods.ablation import ablated, head_ablation
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.knockout import knocked_out
 from ropebridge.methods.running import Metric, keywords, logits_of
-from ropebridge.model import BridgedModel
 
 FOUND = 0.4
 """The induction score from which on a head is called an induction head."""
@@ -87,7 +87,7 @@ def induction_scores(bridged: BridgedModel, tokens: Tensor, period: int) -> Tens
         rows[hook.name] = on_what_followed.float().mean((0, -1)).cpu()
 
     bridged.run_with_hooks(
-        fwd_hooks=[(lambda name: name.endswith(".hook_pattern"), look)], **keywords(tokens)
+        fwd_hooks=[(lambda name: name.endswith(".hook_pattern"), look)], **keywords(bridged, tokens)
     )
     return torch.nn.utils.rnn.pad_sequence(
         list(rows.values()), batch_first=True, padding_value=torch.nan

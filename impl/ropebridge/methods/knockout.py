@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropebridge.bridged import BridgedModel
 from ropebridge.methods.ablation import refuse_unknown_heads
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.running import Inputs, Metric, bar, logits_of, measure
-from ropebridge.model import BridgedModel
 
 Pairs = Iterable[tuple[int, int]]
 """Pairs of a query position and a key position it may not see; -1 is the last."""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropebridge.bridged import BridgedModel
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.running import Inputs, Metric, bar, logits_of, measure, values_at
-from ropebridge.model import BridgedModel
 from ropebridge_spec import axis_names
 
 Index = tuple[int, ...]

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ropebridge.bridged import BridgedModel
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.patching import refuse_other_run
 from ropebridge.methods.running import Inputs, Metric, logits_of, measure, over_heads, values_at
-from ropebridge.model import BridgedModel
 
 Receiver = tuple[int, int, str]
 """Layer, head, and which of its inputs: "q", "k" or "v"; for k and v the head is a key-value

@@ -7,17 +7,19 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from ropebridge.bridged import BridgedModel
 from ropebridge.methods.errors import MethodError
-from ropebridge.model import BridgedModel, Hooks
+from ropebridge.requests import Hooks
 
 Inputs = Tensor | Mapping[str, Any]
 """Token ids (batch, pos), or the keywords of the model's call: input_ids, attention_mask, ..."""
 
-Metric = Callable[[Tensor], Tensor]
-"""From logits (batch, pos, vocabulary) to one number, a tensor of no axes."""
+Metric = Callable[[Tensor], Tensor | float]
+"""From logits (batch, pos, vocabulary) to one number: a tensor of no axes, or a Python number where
+no gradient is wanted."""
 
 Place = TypeVar("Place")
 
@@ -26,10 +28,12 @@ def logits_of(bridged: BridgedModel, inputs: Inputs, fwd_hooks: Hooks = ()) -> T
     """Return the logits (batch, pos, vocabulary) of one run under hooks, without a key-value cache.
 
     Raises:
-        MethodError: the model's output has no logits.
+        MethodError: the model's output has no logits, it drops out at random, or the inputs are
+            none.
         AttachError, ContractError, UnknownHook, HookNeverFired: as `BridgedModel.hooks`.
     """
-    output = bridged.run_with_hooks(fwd_hooks=fwd_hooks, **keywords(inputs))
+    refuse_dropout(bridged)
+    output = bridged.run_with_hooks(fwd_hooks=fwd_hooks, **keywords(bridged, inputs))
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
         raise MethodError(
@@ -40,9 +44,39 @@ def logits_of(bridged: BridgedModel, inputs: Inputs, fwd_hooks: Hooks = ()) -> T
     return logits
 
 
-def keywords(inputs: Inputs) -> dict[str, Any]:
-    """Return the keywords of the model's call."""
-    return {"use_cache": False, **({"input_ids": inputs} if isinstance(inputs, Tensor) else inputs)}
+def keywords(bridged: BridgedModel, inputs: Inputs) -> dict[str, Any]:
+    """Return the keywords of the model's call.
+
+    Raises:
+        MethodError: the inputs are neither a tensor nor a mapping.
+    """
+    uncached = {"use_cache": False} if bridged.accepts("use_cache") else {}
+    return {**uncached, **named_inputs(inputs)}
+
+
+def named_inputs(inputs: Inputs) -> dict[str, Any]:
+    """Return inputs by the names of the model's forward."""
+    if isinstance(inputs, Tensor):
+        return {"input_ids": inputs}
+    if not isinstance(inputs, Mapping):
+        raise MethodError(
+            f"inputs are {inputs!r}; they must be token ids (batch, pos), or a mapping of what the"
+            " model is called with: tokenizer(text, return_tensors='pt')"
+        )
+    return dict(inputs)
+
+
+def refuse_dropout(bridged: BridgedModel) -> None:
+    """Refuse a model that drops out: two runs of it differ by more than what a method changes."""
+    drops = bridged.model.training and (
+        any(layer.dropout or layer.variant.output_dropout for layer in bridged.layers)
+        or any(isinstance(module, nn.Dropout) and module.p for module in bridged.model.modules())
+    )
+    if drops:
+        raise MethodError(
+            f"{type(bridged.model).__name__} is in train mode and drops out at random, so that"
+            " runs differ by chance; call model.eval() first"
+        )
 
 
 def measure(metric: Metric, logits: Tensor) -> Tensor:
@@ -52,6 +86,8 @@ def measure(metric: Metric, logits: Tensor) -> Tensor:
         MethodError: it is not one number.
     """
     value = metric(logits)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return torch.tensor(float(value))
     if not isinstance(value, Tensor) or value.ndim:
         given = (
             f"a tensor of shape {tuple(value.shape)}"
@@ -59,7 +95,7 @@ def measure(metric: Metric, logits: Tensor) -> Tensor:
             else type(value).__name__
         )
         raise MethodError(
-            f"the metric returned {given}; it must return one number, a tensor of no axes: take"
+            f"the metric returned {given}; it must return one number: take"
             " .mean() or .sum() over the batch"
         )
     return value
@@ -72,7 +108,10 @@ def values_at(bridged: BridgedModel, inputs: Inputs, hook: str) -> dict[str, Ten
     Raises:
         UnknownHook: no layer has it.
     """
-    _, cache = bridged.run_with_cache(names_filter=names_at(bridged, hook), **keywords(inputs))
+    refuse_dropout(bridged)
+    _, cache = bridged.run_with_cache(
+        names_filter=names_at(bridged, hook), **keywords(bridged, inputs)
+    )
     return cache
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge.model import BridgedModel
+from ropebridge.bridged import BridgedModel
 from ropebridge_spec import RopebridgeError
 
 Heads = Iterable[int] | Iterable[tuple[int, int]] | None

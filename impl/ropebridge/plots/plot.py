@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ropebridge.model import BridgedModel
+from ropebridge.bridged import BridgedModel
 from ropebridge.plots.page import write_page
 from ropebridge.plots.panels import Heads, Panel, PlotError, panels_of, tokens_of
 from ropebridge.plots.picture import write_picture

@@ -1,0 +1,326 @@
+"""`BridgedModel`: run a model whose attention layers are bridged, with hooks and caches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ropebridge import owners
+from ropebridge.bridge import PositionEmbeddingsAttentionBridge
+from ropebridge.caching import ActivationCache, Keep, Positions, Recording, keep_once
+from ropebridge.finding import common_parent
+from ropebridge.hooks import Direction, HookFunction, HookHandle, HookPoint
+from ropebridge.model_arguments import accepted_names, refuse_unnamed
+from ropebridge.requests import Hooks, NamesFilter, refuse_unfired, requests, selected_names
+from ropebridge.takeover import give_back
+from ropebridge_spec import AttachError, ContractError
+
+
+class BridgedModel:
+    """Run a model whose attention layers are bridged: hooks, caches, and the way back.
+
+    Attributes:
+        model: the model itself; call it, generate with it, train it as before.
+        layers: the bridges, in the order in which the model holds them.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[PositionEmbeddingsAttentionBridge]
+    ) -> None:
+        self.model = model
+        self.layers = tuple(layers)
+        self._in_force = list(layers)
+
+    def __repr__(self) -> str:
+        classes = Counter(type(layer.original_component).__name__ for layer in self.layers)
+        kinds = ", ".join(f"{count} {name}" for name, count in classes.items())
+        points = self.hook_points
+        watched = sum(point.watched for point in points.values())
+        state = "" if self._in_force else ", detached"
+        return (
+            f"BridgedModel({type(self.model).__name__}: {kinds}; {len(points)} hook points,"
+            f" {watched} watched{state})"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        hint = NAMES_ELSEWHERE.get(name)
+        raise AttributeError(
+            f"{type(self).__name__} has no attribute {name!r}" + (f"; {hint}" if hint else "")
+        )
+
+    @property
+    def hook_points(self) -> dict[str, HookPoint]:
+        """Return full name -> hook point: `blocks.0.attn.hook_q`, ..."""
+        return {point.name: point for layer in self.layers for point in layer.hook_points.values()}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model, with the hooks that are in it.
+
+        Raises:
+            ContractError: an argument that the model's forward does not name.
+        """
+        return self._call(args, kwargs, None)
+
+    def __enter__(self) -> BridgedModel:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Take every hook and every bridge away; the model is then as it was. A second call does
+        nothing.
+
+        Raises:
+            AttachError: the forward of a layer was wrapped after attach. The other layers are as
+                they were, and no hook is left.
+        """
+        self._in_force = [layer for layer in self._in_force if not give_back(layer)]
+        if self._in_force:
+            raise AttachError(
+                f"the forward of {', '.join(layer.name for layer in self._in_force)} was wrapped"
+                " after attach, and what wrapped it still runs the bridge\n  take the wrapper away"
+                " (accelerate's: accelerate.hooks.remove_hook_from_submodules(model)), then call"
+                " detach() again"
+            )
+
+    def add_hook(
+        self,
+        names_filter: str | Callable[[str], bool],
+        fn: HookFunction,
+        dir: Direction = "fwd",
+        *,
+        prepend: bool = False,
+    ) -> list[HookHandle]:
+        """Hook a function until its handles are removed, or the bridge is detached.
+
+        Args:
+            names_filter: a full hook name, or a predicate of names.
+            fn, dir, prepend: as in `HookPoint.add_hook`.
+
+        Returns:
+            a handle for each hook point.
+
+        Raises:
+            AttachError, ContractError, UnknownHook: as `hooks`.
+        """
+        self._refuse_detached()
+        points = self.hook_points
+        names = selected_names(points, names_filter)
+        return [points[name].add_hook(fn, dir, prepend=prepend) for name in names]
+
+    def reset_hooks(self) -> None:
+        """Take every hook away, whoever added it; the bridges stay."""
+        for point in self.hook_points.values():
+            point.remove_hooks()
+
+    @contextmanager
+    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator[BridgedModel]:
+        """Keep hooks for the length of a `with` block; whatever happens inside, they are gone after
+        it. They fire for what runs in this block, and in no other thread or task.
+
+        Args:
+            fwd_hooks: pairs of a full hook name (or a predicate of names) and `fn(tensor, hook)`.
+            bwd_hooks: the same for gradients.
+
+        Raises:
+            AttachError: the bridge was detached.
+            ContractError: what was given is no list of pairs, or no function of (tensor, hook).
+            UnknownHook: no hook point of that name; the message lists the nearest.
+            HookNeverFired: a hook never fired within the block (FIRE-3).
+        """
+        self._refuse_detached()
+        points = self.hook_points
+        asked = [*requests(points, fwd_hooks, "fwd"), *requests(points, bwd_hooks, "bwd")]
+        with owners.block() as owner:
+            handles = [points[one.name].place(one, one.dir, owner) for one in asked]
+            try:
+                yield self
+            finally:
+                for handle in handles:
+                    handle.remove()
+        refuse_unfired(asked)
+
+    def run_with_hooks(
+        self,
+        *args: Any,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        model_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the model once with hooks; the output is the model's. Backward hooks: use `hooks()`
+        around the backward pass too.
+
+        Args:
+            args, kwargs: what the model's forward names.
+            fwd_hooks, bwd_hooks: as in `hooks`.
+            model_kwargs: what it does not name and reads all the same.
+
+        Raises:
+            AttachError, ContractError, UnknownHook, HookNeverFired: as `hooks`; ContractError for
+                an argument that the model's forward does not name too.
+        """
+        with self.hooks(fwd_hooks, bwd_hooks):
+            return self._call(args, kwargs, model_kwargs)
+
+    def run_with_cache(
+        self,
+        *args: Any,
+        names_filter: NamesFilter = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        pos_slice: Positions = None,
+        remove_batch_dim: bool = False,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        incl_bwd: bool = False,
+        model_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, ActivationCache]:
+        """Run the model once and keep what the hook points held.
+
+        Args:
+            args, kwargs: what the model's forward names.
+            names_filter: a full hook name, several, a predicate of names, or None for all.
+            device, dtype: where to keep the tensors, and in which floating-point dtype; None leaves
+                them as they are.
+            pos_slice: which positions to keep; the axis `pos`, or `query`, of what has one.
+            remove_batch_dim: take away the batch axis, of length 1.
+            fwd_hooks, bwd_hooks: as in `hooks`; the cache holds what they left.
+            incl_bwd: run `output.loss.backward()` too (pass labels=), and keep the gradient at each
+                hook point that has one, as `{name}_grad`.
+            model_kwargs: what the model's forward does not name and reads all the same.
+
+        Returns:
+            the model's output, and full name -> tensor, detached from the graph.
+
+        Raises:
+            AttachError: the bridge was detached.
+            ContractError: an argument that the model's forward does not name; a hook point that
+                fired several times in the run: `caching` keeps all; no loss to begin the backward
+                pass with.
+            UnknownHook: no hook point of that name.
+            HookNeverFired: a hook point never fired (FIRE-3).
+        """
+        cache = ActivationCache()
+        keep = Keep(device, dtype, pos_slice, remove_batch_dim)
+        looking = keep_once(cache, keep, gradients=incl_bwd)
+        names = dict.fromkeys(selected_names(self.hook_points, names_filter))
+        with self.hooks([*fwd_hooks, *((name, looking) for name in names)], bwd_hooks):
+            output = self._call(args, kwargs, model_kwargs)
+            if incl_bwd:
+                loss_of(output).backward()
+        return output, cache
+
+    @contextmanager
+    def caching(
+        self,
+        *names_filters: NamesFilter,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[Recording]:
+        """Keep every firing of hook points for the length of a `with` block, whatever runs in it:
+        `model.generate`, a trainer, a pipeline, a model of which this one is a part.
+
+        Args:
+            names_filters: full hook names, or predicates of names; none for all.
+            device, dtype: where to keep the tensors, and in which floating-point dtype; None leaves
+                them as they are.
+
+        Returns:
+            A mapping of full name -> the tensors in the order of firing, with `steps(name)`,
+            `joined(name)` and `firings`. A step is a forward pass of the module that holds all
+            layers; recomputation under gradient checkpointing is no firing of its own.
+
+        Raises:
+            AttachError, UnknownHook, HookNeverFired: as `hooks`.
+        """
+        points = self.hook_points
+        chosen = [
+            name for wanted in names_filters or (None,) for name in selected_names(points, wanted)
+        ]
+        recording = Recording(Keep(device, dtype))
+        counter = self._innermost().register_forward_pre_hook(recording.begin_pass)
+        try:
+            with self.hooks([(name, recording.look) for name in dict.fromkeys(chosen)]):
+                yield recording
+        finally:
+            counter.remove()
+
+    def accepts(self, name: str) -> bool:
+        """Return whether the model's forward names an argument, or transformers reads it."""
+        return name in accepted_names(self.model, self._paths()[0])
+
+    def _call(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], more: Mapping[str, Any] | None
+    ) -> Any:
+        """Run the model with what its forward names, and with what was passed on explicitly."""
+        refuse_unnamed(self.model, self._paths()[0], args, kwargs)
+        return self.model(*args, **kwargs, **(more or {}))
+
+    def _paths(self) -> list[str]:
+        """Return the path of each attention module in the model."""
+        path_of = {id(module): path for path, module in self.model.named_modules()}
+        return [path_of[id(layer.wrapped)] for layer in self.layers]
+
+    def _innermost(self) -> nn.Module:
+        """Return the innermost module that holds all layers and has a forward of its own."""
+        parts = common_parent(self._paths())
+        around = self.model.get_submodule(".".join(parts))
+        while isinstance(around, (nn.ModuleList, nn.ModuleDict)):
+            parts.pop()
+            around = self.model.get_submodule(".".join(parts))
+        return around
+
+    def _refuse_detached(self) -> None:
+        if len(self._in_force) < len(self.layers) or self.layers[0].hook("hook_in").detached:
+            raise AttachError(
+                "the bridge was detached, by detach() or at the end of its with block, and its"
+                " hooks cannot fire\n  attach again: bridged = attach(model)"
+            )
+
+
+def loss_of(output: Any) -> Tensor:
+    """Return the loss that a backward pass begins with."""
+    loss = getattr(output, "loss", None)
+    if not isinstance(loss, Tensor):
+        raise ContractError(
+            "incl_bwd=True runs the backward pass from output.loss, and the model returned none;"
+            " pass labels=input_ids, or keep gradients yourself: with"
+            " bridged.hooks(bwd_hooks=[...]): metric(bridged(input_ids)).backward()"
+        )
+    return loss
+
+
+NAMES_ELSEWHERE = {
+    "hook_dict": "bridged.hook_points maps each name to its hook point",
+    "mod_dict": "dict(bridged.model.named_modules())",
+    "cfg": "the model's configuration is bridged.model.config",
+    "config": "the model's configuration is bridged.model.config",
+    "generate": "call bridged.model.generate, in bridged.hooks(...) where hooks are wanted",
+    "to_tokens": "tokens come from the tokenizer: tokenizer(text, return_tensors='pt').input_ids",
+    "to_string": "text comes from the tokenizer: tokenizer.decode(tokens)",
+    "to_str_tokens": "tokenizer.convert_ids_to_tokens(tokens)",
+    "blocks": "the bridges are bridged.layers; hook points are found by name in hook_points",
+    "tokenizer": "a bridged model has none: keep the one you loaded",
+    "W_U": "the unembedding is bridged.model.get_output_embeddings().weight",
+    "W_E": "the embedding is bridged.model.get_input_embeddings().weight",
+    "forward": "call it: bridged(input_ids)",
+    "parameters": "bridged.model.parameters()",
+    "eval": "bridged.model.eval()",
+    "train": "bridged.model.train()",
+    "to": "bridged.model.to(...)",
+}
+"""What users of TransformerLens and of torch look for on a model, and where it is."""
