@@ -74,7 +74,8 @@ def test_the_model_gives_what_it_gives_alone(name: str) -> None:
     wanted = final(run(**inputs))
     with attach(model) as bridged:
         agree(final(run(**inputs)), wanted)
-        output, cache = bridged.run_with_cache(**inputs, **extra_of(name))
+        with bridged.caching() as cache:
+            output = bridged.run_with_hooks(**inputs, model_kwargs=extra_of(name))
         agree(final(output), wanted)
     assert len(cache) == len(bridged.hook_points) > 0
     assert torch.equal(final(run(**inputs)), wanted)

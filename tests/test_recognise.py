@@ -1,8 +1,12 @@
 """A class under another name is recognised by the forward it keeps, or by its source, and then
 proved."""
 
+import importlib
 import importlib.util
 import inspect
+import math
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,8 +18,8 @@ from transformers.models.llama import modeling_llama
 
 from ropebridge import attach
 from ropebridge_conformance.recipes import build_model, inputs_of
-from ropebridge_spec import UnsupportedAttention, describe
-from ropebridge_spec.recognise import known_as
+from ropebridge_spec import Family, UnsupportedAttention, describe
+from ropebridge_spec.recognise import is_as_told, known_as, source_in, source_of
 from ropebridge_spec.rows import FAMILIES
 
 pytestmark = pytest.mark.slow
@@ -129,3 +133,112 @@ def test_a_copy_of_what_two_families_do_differently_asks_which(
         ),
     ):
         describe(model.model.layers[0].self_attn)
+
+
+# ---- a name is not enough ----
+
+
+def farther(scores_from: Any) -> Any:
+    """A forward that is Llama's own on 32 positions or fewer, and scales its scores beyond them."""
+
+    def forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        scale = self.scaling
+        self.scaling = scale * max(1.0, math.log(hidden_states.shape[1]) / math.log(32))
+        try:
+            return scores_from(self, hidden_states, *args, **kwargs)
+        finally:
+            self.scaling = scale
+
+    return forward
+
+
+def turned(q: Any, k: Any, cos: Any, sin: Any, *_: Any) -> Any:
+    """A rotation that is Llama's own."""
+    return ROTATE(q, k, cos, sin)
+
+
+ROTATE = modeling_llama.apply_rotary_pos_emb
+
+
+@pytest.mark.parametrize("by", ["another", "a_wrapper", "a_function_it_calls"])
+def test_a_class_that_was_patched_is_not_known_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Even where a patch says what it wraps, and where it differs beyond any length that a proof
+    might try."""
+    own = modeling_llama.LlamaAttention.forward
+    model = build_model("llama")
+    with attach(model):
+        pass
+    patched = farther(own)
+    if by == "a_function_it_calls":
+        monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", turned)
+    elif by == "a_wrapper":
+        monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", wraps(own)(patched))
+    else:
+        monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", patched)
+    with pytest.raises(
+        UnsupportedAttention,
+        match=(
+            r"^attention class 'LlamaAttention' is not the one of"
+            r" transformers/models/llama/modeling_llama\.py: its forward, or a function(.|\n)*"
+            r"families=\{\*\*FAMILIES, 'LlamaAttention': dataclasses\.replace\("
+        ),
+    ):
+        attach(model)
+    monkeypatch.undo()
+    with attach(model):
+        pass
+
+
+def test_another_class_of_a_known_name_is_not_taken_for_it(tmp_path: Path, remember: Any) -> None:
+    module = copied(
+        modeling_llama,
+        "Llama",
+        tmp_path,
+        "self.scaling = self.head_dim**-0.5",
+        "self.scaling = self.head_dim**-0.25",
+    )
+    kind = type("LlamaAttention", (module.MineAttention,), {})
+    kind.__module__ = "modeling_mine"
+    model: Any = build_model("llama")
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = kind
+    with pytest.raises(UnsupportedAttention, match="'LlamaAttention' is not the one of"):
+        attach(model)
+
+
+def test_a_subclass_that_computes_a_part_anew_is_not_known_by_its_base() -> None:
+    class Other(modeling_llama.LlamaAttention):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    assert known_as(Kept, FAMILIES) == ["LlamaAttention"]
+    assert known_as(Other, FAMILIES) == []
+
+
+def test_who_says_that_a_patched_class_computes_the_same_is_believed_as_far_as_it_is_proved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = modeling_llama.LlamaAttention.forward
+    said = replace(FAMILIES["LlamaAttention"], source="")
+    same = wraps(own)(lambda self, *args, **kwargs: own(self, *args, **kwargs))
+    monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", same)
+    with attach(build_model("llama"), families={**FAMILIES, "LlamaAttention": said}) as bridged:
+        assert len(bridged.layers) == 2
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_class_of_the_table_has_the_source_of_its_file(name: str) -> None:
+    family = FAMILIES[name]
+    assert isinstance(family, Family)
+    path = f"transformers.{family.source.removesuffix('.py').replace('/', '.')}"
+    try:
+        kind = getattr(importlib.import_module(path), name)
+    except (ImportError, AttributeError):
+        pytest.skip("not in this release of transformers")
+    assert is_as_told(kind, family)
+    assert source_of(kind) == source_in(family.source, name) != ""

@@ -298,8 +298,12 @@ def head_width(module: Any) -> int:
 def names_of(module: Any, families: Mapping[str, Family | Variant]) -> list[str]:
     """Return the names that a module's class stands under: its own, or those of classes whose
     forward, or source, it has."""
-    name = type(module).__name__
-    known = [name] if name in families else known_as(type(module), families)
+    kind, name = type(module), type(module).__name__
+    if name in families and families[name] is not FAMILIES.get(name):
+        return [name]  # somebody says what it is
+    known = known_as(kind, families)
+    if not known and name in families:
+        raise UnsupportedAttention(another_of_the_name(name))
     if not known:
         raise UnsupportedAttention(
             f"attention class {name!r} is not in the table of families\n  nearest:"
@@ -310,6 +314,18 @@ def names_of(module: Any, families: Mapping[str, Family | Variant]) -> list[str]
             " FAMILIES['LlamaAttention']}, and verify=True proves it"
         )
     return known
+
+
+def another_of_the_name(name: str) -> str:
+    """Return the message for a class that only bears the name of a known one."""
+    family = FAMILIES[name]
+    return (
+        f"attention class {name!r} is not the one of transformers/{family.source}: its forward, or"
+        " a function that it calls, has another source (a patch, or a class of the same name)\n"
+        "  undo the patch; or say that it computes the same, and verify=True proves it as far as"
+        f" random inputs reach: families={{**FAMILIES, {name!r}: dataclasses.replace("
+        f"FAMILIES[{name!r}], source='')}}"
+    )
 
 
 def refuse_unknown_features(module: Any, family: Family) -> None:

@@ -8,6 +8,7 @@ for names.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import sys
 import textwrap
@@ -29,17 +30,17 @@ SUFFIXES = ("TextAttention", "SelfAttention", "Attention", "MLA")
 
 
 def known_as(kind: type, families: Mapping[str, Family | Variant]) -> list[str]:
-    """Return the names in the table that a class may stand under: a base's whose forward it keeps;
-    or those whose source is its own but for names.
+    """Return the names in the table that a class may stand under: its own, or a base's whose
+    methods it keeps, where that class is what transformers wrote; or those whose source is its own
+    but for names.
 
     More than one only where copies of one source have different families: nothing in the class then
     tells them apart.
     """
     for base in kind.__mro__:
-        if base.__name__ in families and getattr(base, "forward", None) is getattr(
-            kind, "forward", None
-        ):
-            return [base.__name__]
+        name = base.__name__
+        if name in families and keeps_methods(kind, base) and is_as_told(base, families[name]):
+            return [name]
     wanted = source_of(kind)
     twins = [
         name
@@ -53,36 +54,124 @@ def known_as(kind: type, families: Mapping[str, Family | Variant]) -> list[str]:
     return sorted(distinct.values())
 
 
+def keeps_methods(kind: type, base: type) -> bool:
+    """Return whether a class computes by the methods of a base: those of its own can only make
+    it."""
+    return all(
+        getattr(kind, name) is method
+        for name, method in vars(base).items()
+        if inspect.isfunction(method) and name != "__init__"
+    )
+
+
+def is_as_told(kind: type, family: Family | Variant) -> bool:
+    """Return whether a class is the one that its family speaks of: it, and what it calls, have the
+    source that stands in the family's file of transformers. A family without a file, and one whose
+    file cannot be read, leave it to the proof."""
+    if not isinstance(family, Family) or not file_of(family.source).is_file():
+        return True
+    return live_source(kind, identities(kind)) == source_in(family.source, kind.__name__)
+
+
 def source_of(kind: type) -> str:
     """Return the source of a live class, but for names; nothing where it cannot be had."""
+    return live_source(kind, identities(kind))
+
+
+@lru_cache(maxsize=512)
+def live_source(kind: type, functions: tuple[object, ...]) -> str:
+    """Return the source of a class and of what it calls, as long as the functions around it are
+    these."""
     around = vars(sys.modules.get(kind.__module__, sys))
 
     def look_up(name: str) -> ast.AST | None:
-        found = inspect.unwrap(around[name]) if callable(around.get(name)) else None
+        found = kind if name == kind.__name__ else around.get(name)
         home = getattr(found, "__module__", "") or ""
-        return (
-            definition_of(found)
-            if home == kind.__module__ or home.startswith("transformers.models.")
-            else None
-        )
+        ours = home == kind.__module__ or home.startswith("transformers.models.")
+        return definition_of(found) if callable(found) and ours else None
 
     return bare(kind.__name__, look_up)
 
 
+def identities(kind: type) -> tuple[object, ...]:
+    """Return the functions of a class, and the functions and classes, with their methods, beside it
+    in its file: whatever of them is replaced, is another."""
+    beside = vars(sys.modules.get(kind.__module__, sys)).values()
+    classes = [kind, *(found for found in beside if isinstance(found, type))]
+    functions = [found for found in beside if inspect.isfunction(found)]
+    for each in classes:
+        functions += [method for method in vars(each).values() if inspect.isfunction(method)]
+    return (*classes, *functions)
+
+
 def definition_of(found: Any) -> ast.AST | None:
-    """Return the source of a live function or class as a tree; None where it has none."""
+    """Return the source of a live function or class as a tree, a class with the methods that it has
+    now; None where it has none."""
+    if not isinstance(found, type):
+        return definition_of_function(found)
+    node = parsed(found)
+    if isinstance(node, ast.ClassDef):
+        node.body = [
+            live_method(found, item) if isinstance(item, ast.FunctionDef) else item
+            for item in node.body
+        ]
+    return node
+
+
+def live_method(kind: type, written: ast.FunctionDef) -> ast.stmt:
+    """Return a method of a class as it is now, whatever the class's source says; nothing to compute
+    where its source cannot be had."""
+    method = vars(kind).get(written.name)
+    function = getattr(method, "__func__", getattr(method, "fget", method))
+    node = definition_of_function(function)
+    if not isinstance(node, ast.FunctionDef):
+        return ast.Pass()
+    node.name = written.name
+    return node
+
+
+def definition_of_function(function: Any) -> ast.AST | None:
+    """Return the source of a live function, under the decorators of transformers and of Python, as
+    a tree."""
+    while hasattr(function, "__wrapped__") and is_decorators(function):
+        function = function.__wrapped__
+    return parsed(getattr(function, "__code__", function))
+
+
+def is_decorators(function: Any) -> bool:
+    """Return whether a wrapper is what transformers, torch or Python put around a function; anybody
+    else's is what a call would run."""
+    file = Path(getattr(getattr(function, "__code__", None), "co_filename", ""))
+    known = [folder_of(package) for package in ("transformers", "torch")]
+    return any(folder in file.parents for folder in known) or str(file) == functools.__file__
+
+
+def parsed(found: Any) -> ast.AST | None:
+    """Return the source of an object as a tree; None where it has none."""
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(found))).body[0]
     except (OSError, TypeError, SyntaxError):
         return None
 
 
+def file_of(path: str) -> Path:
+    """Return a file of the installed transformers; one that is not there where nothing is."""
+    return folder_of("transformers") / path
+
+
+@lru_cache(maxsize=2)
+def folder_of(package: str) -> Path:
+    """Return the folder of an installed package; one that is not there where it is not
+    installed."""
+    spec = find_spec(package)
+    return Path(spec.origin).parent if spec and spec.origin else Path("nowhere")
+
+
 @lru_cache(maxsize=512)
 def source_in(path: str, name: str) -> str:
     """Return the source of a class in a file of the installed transformers, but for names; nothing
     where there is no such class."""
-    spec = find_spec("transformers")
-    file = Path(spec.origin).parent / path if spec and spec.origin else Path()
+    file = file_of(path)
     if not file.is_file():
         return ""
     body = ast.parse(file.read_text(encoding="utf-8")).body
