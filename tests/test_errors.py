@@ -846,16 +846,20 @@ def test_a_model_that_attends_by_another_function_is_refused(build: Any) -> None
         attach(model)
 
 
-def test_bidirectional_attention_is_refused_by_config_and_by_call(
-    build: Any, llama: Any, inputs: Any
-) -> None:
-    model = build("llama")
+def test_a_layer_that_cannot_know_of_bidirectional_masks_is_refused(build: Any) -> None:
+    model = build("gpt_neox_japanese")
     model.config.is_causal = False
     with pytest.raises(
         UnsupportedAttention,
-        match="LlamaAttention is causal, and its config asks for bidirectional masks",
+        match=(
+            r"holds no config, and the GPTNeoXJapaneseConfig around it asks for bidirectional masks"
+            r" \(is_causal=False\): without a mask the two would part\n  to go on"
+        ),
     ):
         attach(model)
+
+
+def test_bidirectional_attention_is_refused_at_a_call(llama: Any, inputs: Any) -> None:
     with pytest.raises(
         ContractError, match="was called with is_causal=False, and its layer is causal"
     ):

@@ -245,13 +245,20 @@ def meaning_of(layer: str, argument: str, meanings: Mapping[str, Argument]) -> A
     return meaning
 
 
-def refuse_bidirectional(layer: str, variant: Variant, is_causal: object) -> None:
-    """Refuse a call that asks a causal layer for attention to later positions: without a mask it
-    would be causal all the same (MASK-2)."""
+def refuse_other_causality(layer: str, variant: Variant, is_causal: object) -> None:
+    """Refuse a call that asks a causal layer for attention to later positions, or another for
+    none: without a mask it would be as it is all the same (MASK-2)."""
     if variant.causal and is_causal is False:
         raise ContractError(
             f"{layer} was called with is_causal=False, and its layer is causal (MASK-2)\n  pass a"
-            " four-axis attention_mask that says what each query may see"
+            " four-axis attention_mask that says what each query may see, or set"
+            " model.config.is_causal = False before attach"
+        )
+    if not variant.causal and is_causal is True:
+        raise ContractError(
+            f"{layer} was called with is_causal=True, and its layer is not causal (MASK-2)\n  pass"
+            " a four-axis attention_mask that says what each query may see, or set"
+            " model.config.is_causal = True before attach"
         )
 
 
@@ -274,7 +281,7 @@ def by_role(given: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
         ContractError: an argument that is not None and not known, or that is refused (ARG-1), also
             is_causal=False in a causal layer (MASK-2).
     """
-    refuse_bidirectional("the layer", variant, given.get("is_causal"))
+    refuse_other_causality("the layer", variant, given.get("is_causal"))
     meanings, renamed = arguments_of(variant), {}
     for name, value in given.items():
         meaning = meanings.get(name) if value is None else meaning_of("the layer", name, meanings)

@@ -112,7 +112,9 @@ def read(module: Any, family: Family | Variant) -> Variant:
     refuse_other_attention(module, family)
     widths = read_latent_widths(module) if family.latent else read_widths(module, family)
     found = read_path(module, family.causal)
-    causal = True if found is None else bool(found)
+    causal = found is None or bool(found)
+    encoder = causal and made_encoder(module)
+    causal = causal and not encoder
     return Variant(
         **widths,
         scale=read_scale(module, family.scale, widths["d_head"]),
@@ -137,8 +139,8 @@ def read(module: Any, family: Family | Variant) -> Variant:
         softcap=read_path(module, family.softcap),
         sinks=family.sinks if family.sinks and getattr(module, family.sinks) is not None else None,
         causal=causal,
-        window=read_window(module, family, causal),
-        chunk=read_path(module, family.chunk),
+        window=None if encoder else read_window(module, family, causal),
+        chunk=None if encoder else read_path(module, family.chunk),
         dropout=float(read_path(module, family.dropout) or 0.0),
         output_dropout=float(read_path(module, family.output_dropout) or 0.0),
         d_out=read_d_out(module, family, widths["d_model"]),
@@ -340,15 +342,6 @@ def refuse_unknown_features(module: Any, family: Family) -> None:
             " have\n  to serve it: describe it by a Family (or a Variant) of its own and pass"
             " families={**FAMILIES, ...}"
         )
-    if (
-        getattr(module, "is_causal", True)
-        and getattr(getattr(module, "config", None), "is_causal", True) is False
-    ):
-        raise UnsupportedAttention(
-            f"{type(module).__name__} is causal, and its config asks for bidirectional masks"
-            " (is_causal=False): without a mask the two would part\n  to go on: use a model whose"
-            " config leaves use_bidirectional_attention off"
-        )
 
 
 def refuse_other_attention(module: Any, family: Family) -> None:
@@ -372,6 +365,12 @@ def words(data: Any) -> Iterator[str]:
             yield from words(item)
     elif isinstance(data, str):
         yield from data.removesuffix("?").split(".")
+
+
+def made_encoder(module: Any) -> bool:
+    """Return whether the config makes an encoder of a causal layer: the model around then hands it
+    a mask that says all, window and chunk included, or none, and every query sees every key."""
+    return getattr(getattr(module, "config", None), "is_causal", None) is False
 
 
 def read_factor(module: Any, path: str | None) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ropebridge.calls import Signature, signature_of
 from ropebridge.checkpointing import Edits
 from ropebridge.hooks import HookPoint
+from ropebridge.switches import Switches, read_switches, refuse_changes
 from ropebridge.versions import sdpa_refuses_softcaps
 from ropebridge.weights import WeightViews
 from ropebridge.wiring import (
@@ -82,6 +83,7 @@ class AttentionBridge(WeightViews, nn.Module):
         self.original_component: nn.Module | None = None
         self._variant: Variant | None = None
         self._signature: Signature | None = None
+        self._switches: Switches | None = None
         self.roles: Mapping[str, str] = {}
         self._edits = Edits()
 
@@ -135,9 +137,19 @@ class AttentionBridge(WeightViews, nn.Module):
         validate_opt_ins(self.name, self.opted_in, component, variant, self.roles)
         self._drop_hook_points()
         self.original_component, self._variant = component, variant
-        self._signature = signature
+        self._signature, self._switches = signature, read_switches(component)
         for spec in hook_order(variant, self.opted_in):
             self.add_module(spec.name, HookPoint(spec, f"{self.name}.{spec.name}", self._edits))
+
+    def refuse_changes(self) -> None:
+        """Refuse to run for a module that is no longer what it was when it was wired.
+
+        Raises:
+            AttachError: one of its switches has another value, or it attends by another function.
+        """
+        if self._switches is None:
+            raise self._not_bound()
+        refuse_changes(self.name, self.wrapped, self._switches)
 
     def _refuse_missing_component(self) -> None:
         if not self.optional:

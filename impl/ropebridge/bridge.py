@@ -118,9 +118,11 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         Raises:
             ContractError, MaskError: an input that does not fit, or an edit that breaks the
                 contract.
+            AttachError: the wrapped module is no longer what it was when it was wired.
             NotBound: `set_original_component` was not called.
         """
         call = read_call(self.name, self.wrapped, self.variant, self.signature, args, kwargs)
+        self.refuse_changes()
         self._edits.begin(call.position_embeddings)
 
         x = self.hook("hook_in")(call.hidden_states)

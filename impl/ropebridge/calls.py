@@ -22,7 +22,7 @@ from ropebridge_spec import (
     meaning_of,
     parameter_in_role,
     parameters_of,
-    refuse_bidirectional,
+    refuse_other_causality,
     refuse_unknown_parameters,
 )
 
@@ -121,7 +121,7 @@ def read_call(
     """
     by_role = sort_by_role(name, signature, args, kwargs)
     hidden_states = check_hidden_states(name, by_role.get("hidden_states"), variant.d_model)
-    refuse_bidirectional(repr(name), variant, by_role.get("is_causal"))
+    refuse_other_causality(repr(name), variant, by_role.get("is_causal"))
     cache = by_role.get("cache")
     layer = cache_layer(module, by_role.get("layer"), by_role.get("cache_offset"))
     refuse_other_cache(name, cache, signature)
@@ -145,7 +145,7 @@ def read_call(
         added_value=by_role.get("added_value"),
         source=read_source(by_role, variant.source, cache, layer),
         wants_pattern=asked,
-        **offsets(cache, layer, hidden_states.shape[1], mask),
+        **offsets(cache, layer, hidden_states.shape[1], mask, variant),
     )
 
 
@@ -215,14 +215,16 @@ def check_hidden_states(name: str, hidden_states: Any, d_model: int) -> Tensor:
     return hidden_states
 
 
-def offsets(cache: Any, layer: int, pos: int, mask: Any) -> dict[str, int]:
+def offsets(cache: Any, layer: int, pos: int, mask: Any, variant: Variant) -> dict[str, int]:
     """Return how many positions the cache has seen, and the position of the first key it will give
     back.
 
-    A mask that has queries says all of that itself (MASK-1); then the cache is not asked, and a
-    compiled graph not broken.
+    A mask that has queries says all of that itself (MASK-1), and in a layer that sees everything
+    there is nothing to say; then the cache is not asked, and a compiled graph not broken.
     """
-    if cache is None or not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
+    says_all = mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2)
+    sees_all = not variant.causal and variant.window is None and variant.chunk is None
+    if cache is None or says_all or sees_all:
         return {"seen_before": 0, "first_key": 0}
     _, first_key = cache.get_mask_sizes(pos, layer)
     return {"seen_before": int(cache.get_seq_length(layer)), "first_key": int(first_key)}

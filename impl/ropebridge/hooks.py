@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
 
 from ropebridge.checkpointing import Edits, recomputing
 from ropebridge.owners import Owner, present, this_thread
@@ -310,11 +311,17 @@ def unreadable(tensor: Tensor) -> bool:
     return torch.compiler.is_compiling() or tensor.is_meta or under_vmap()
 
 
+def transformed() -> bool:
+    """Return whether a transform of `torch.func` runs this code, or forward-mode
+    differentiation."""
+    return not torch.compiler.is_compiling() and (
+        torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    )
+
+
 def under_vmap() -> bool:
     """Return whether `torch.vmap` runs this code: a tensor then stands for many."""
-    if torch._C._functorch.peek_interpreter_stack() is None:
-        return False
-    return any(
+    return transformed() and any(
         interpreter.key() == torch._C._functorch.TransformType.Vmap
         for interpreter in retrieve_all_functorch_interpreters()
     )

@@ -25,8 +25,10 @@ class Layer(Protocol):
     def variant(self) -> Variant:
         """Return what the layer computes."""
 
-    def make_tables(self, hidden_states: Tensor, position_ids: Tensor) -> Any:
-        """Return the tables of the model's own rotary module."""
+    def make_tables(
+        self, hidden_states: Tensor, position_ids: Tensor, *, copied: bool = False
+    ) -> Any:
+        """Return the tables of the model's own rotary module, or of a copy of it."""
 
     def submodule(self, role: str) -> nn.Module:
         """Return the module in a role."""
@@ -41,8 +43,10 @@ def random_inputs(
     seed: int | None,
     generator: torch.Generator | None,
     left_padding: int,
+    first: int = 0,
 ) -> dict[str, Any]:
-    """Return what `PositionEmbeddingsAttentionBridge.get_random_inputs` does."""
+    """Return what `PositionEmbeddingsAttentionBridge.get_random_inputs` does, for positions that
+    begin with `first`."""
     like = floating_parameter(bridge)
     device, dtype = torch.device(device or like.device), dtype or like.dtype
     draw = generator_for(seed, generator)
@@ -50,13 +54,13 @@ def random_inputs(
     like = torch.empty(0, device=device, dtype=dtype)
     hidden_states = draw_like(like, shape, draw)
     padded = paddings(batch, left_padding, device)
-    ids = position_ids(pos, padded) if left_padding else position_ids(pos, padded)[:1]
+    ids = first + (position_ids(pos, padded) if left_padding else position_ids(pos, padded)[:1])
     source, kv_ids = (
         other_sequence(bridge.variant, hidden_states, draw),
         with_source(bridge.variant, ids),
     )
     tables = (
-        bridge.make_tables(hidden_states, kv_ids)
+        bridge.make_tables(hidden_states, kv_ids, copied=True)
         if bridge.variant.rotary or gets_tables_anyway(bridge)
         else None
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
+from ropebridge.hooks import unreadable
 from ropebridge_spec import MaskError
 
 
@@ -251,11 +252,7 @@ def read_padding(mask: Tensor) -> Tensor:
     ambiguous and are refused."""
     if mask.dtype == torch.bool:
         return mask
-    if (
-        not torch.compiler.is_compiling()
-        and not mask.is_meta
-        and not bool(((mask == 0) | (mask == 1)).all())
-    ):
+    if not unreadable(mask) and not bool(((mask == 0) | (mask == 1)).all()):
         raise MaskError(
             "attention_mask has two axes and entries other than 0 and 1; clause MASK-3 requires"
             " booleans, or zeros and ones"

@@ -11,10 +11,11 @@ from torch import nn
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.bridged import BridgedModel
 from ropebridge.finding import hook_names, layer_number, nearest_rotary, rotary_attention
+from ropebridge.switches import refuse_other_attention
 from ropebridge.takeover import bridge_in_force, take_over
 from ropebridge.verify import verify_layers
 from ropebridge.versions import warn_if_untested
-from ropebridge_spec import FAMILIES, AttachError, Family, Variant
+from ropebridge_spec import FAMILIES, AttachError, Family, UnsupportedAttention, Variant
 
 
 def attach(
@@ -115,7 +116,8 @@ def build(
             " that)\n  attach before dispatching, or load the model on one device without"
             " device_map"
         )
-    refuse_other_attention(module, path)
+    refuse_other_attention(path, module)
+    refuse_unknown_causality(path, module, model)
     bridge = PositionEmbeddingsAttentionBridge(
         name, getattr(module, "config", None), families=families, **options
     )
@@ -126,12 +128,23 @@ def build(
     return bridge
 
 
-def refuse_other_attention(module: nn.Module, path: str) -> None:
-    """Refuse a model that attends by another function than transformers' own eager, sdpa and flex:
-    the bridge would compute something else."""
-    chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    if chosen not in (None, "eager", "sdpa", "flex_attention"):
-        raise AttachError(
-            f"{path!r} attends by {chosen!r}, and the bridge stands for 'eager', 'sdpa' and"
-            " 'flex_attention'; call model.set_attn_implementation('sdpa') first"
+def refuse_unknown_causality(path: str, module: nn.Module, model: nn.Module) -> None:
+    """Refuse a layer that cannot say whether the model makes an encoder of it: it holds no config,
+    and that of the module around it asks for bidirectional masks."""
+    config = config_around(model, path)
+    if not hasattr(module, "config") and getattr(config, "is_causal", None) is False:
+        raise UnsupportedAttention(
+            f"{path!r} is causal and holds no config, and the {type(config).__name__} around it"
+            " asks for bidirectional masks (is_causal=False): without a mask the two would part\n"
+            "  to go on: use a config that leaves is_causal as it was"
         )
+
+
+def config_around(model: nn.Module, path: str) -> object:
+    """Return the config of the closest module around a layer that has one; None where none has."""
+    parts = path.split(".")
+    for depth in range(len(parts) - 1, -1, -1):
+        config = getattr(model.get_submodule(".".join(parts[:depth])), "config", None)
+        if config is not None:
+            return config
+    return None

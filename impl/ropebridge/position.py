@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -37,13 +38,17 @@ class PositionEmbeddingHooksMixin:
         """
         object.__setattr__(self, "rotary_emb", rotary_emb)
 
-    def make_tables(self, hidden_states: Tensor, position_ids: Tensor) -> Any:
+    def make_tables(
+        self, hidden_states: Tensor, position_ids: Tensor, *, copied: bool = False
+    ) -> Any:
         """Return the tables for these positions, as the model's own rotary module makes them: (cos,
         sin), or one complex tensor.
 
         Args:
             hidden_states: gives the tables' dtype and device.
             position_ids: (batch or 1, pos) integers.
+            copied: ask a copy of the rotary module, and leave the model's as it is: one that scales
+                with the length of its inputs (dynamic NTK) remembers what it was last asked.
 
         Raises:
             RotaryMissing: `set_rotary_emb` was not called. Tables are never made up.
@@ -73,7 +78,8 @@ class PositionEmbeddingHooksMixin:
             position_ids = position_ids.expand(axes, *position_ids.shape)
         by_type = "layer_type" in inspect.signature(type(self.rotary_emb).forward).parameters
         kind = layer_type(self.original_component) if by_type else None
-        return self.rotary_emb(hidden_states, position_ids, *(() if kind is None else (kind,)))
+        rotary = copy.deepcopy(self.rotary_emb) if copied else self.rotary_emb
+        return rotary(hidden_states, position_ids, *(() if kind is None else (kind,)))
 
     def tables(
         self, given: Any, hidden_states: Tensor, position_ids: Callable[[], Tensor]

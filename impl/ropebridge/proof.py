@@ -1,10 +1,11 @@
-"""Calls by which a bridge is proved: one of all positions, and a decode with a cache, as the
-wrapped class is called."""
+"""Calls by which a bridge is proved: one of all positions, a decode with a cache, one that reaches
+beyond every length in the layer and its config, and those of the model's own implementation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache
 
-from ropebridge.inputs import SOURCE
+from ropebridge.inputs import SOURCE, random_inputs
 from ropebridge.memory import cache_of_own_sequence
 from ropebridge_spec import (
     Variant,
@@ -31,6 +32,16 @@ SPANS = ((0, 8), (8, 9), (9, 12))
 """A prefill, one step, and three positions at once after a cache."""
 EARLIER = 3
 """How many positions lie in a cache that a layer only reads."""
+FEW = 3
+"""How many positions a call has that reaches far."""
+FARTHEST = 2**24
+"""Positions that float32 can tell from the next."""
+ROOM = 2**29
+"""How many bytes the keys and values of all heads may take, in a call that reaches far."""
+
+
+Caches = tuple[Any, Any, int]
+"""The module's cache and the bridge's, and which layer of them is this one's."""
 
 
 @dataclass(frozen=True)
@@ -41,31 +52,186 @@ class ProofCall:
         the class's own signature; the same but for the cache.
     caches: the module's cache and the bridge's, and which layer of them is this one's; None where
         the call has none.
+    implementation: by which the module attends.
+    last: the last position of the call, or how many keys it sees, whichever is more.
+    optional: the module may refuse it: one that cannot run without a mask is never without.
     """
 
     module_inputs: dict[str, Any]
     bridge_inputs: dict[str, Any]
-    caches: tuple[Any, Any, int] | None = None
+    caches: Caches | None = None
+    implementation: str = "eager"
+    last: int = POS
+    optional: bool = False
 
 
-def proof_calls(twin: PositionEmbeddingsAttentionBridge) -> Iterator[ProofCall]:
-    """Yield the calls in order: all positions without a cache, and where the class takes a cache
-    those of `SPANS` with one.
+def proof_calls(twin: PositionEmbeddingsAttentionBridge, own: str | None) -> Iterator[ProofCall]:
+    """Yield the calls in order: all positions without a cache; where the class takes a cache, those
+    of `SPANS` with one; one that reaches far; and those of the model's own implementation.
 
-    A layer that is handed an earlier layer's keys and values (KV-1) reads no cache, and one that
-    only reads a cache is called once with it.
+    Args:
+        own: by what the model attends: eager, sdpa, flex_attention, or None.
     """
-    variant, names = twin.variant, own_names(type(twin.wrapped), twin.variant)
     given = {
-        **by_role(twin.get_random_inputs(BATCH, POS, seed=0, left_padding=LEFT_PADDING), variant),
+        **by_role(
+            twin.get_random_inputs(BATCH, POS, seed=0, left_padding=LEFT_PADDING), twin.variant
+        ),
         "cache": None,
     }
-    yield ProofCall(
-        arguments(twin, with_empty_mapping(given, variant)),
-        arguments(twin, with_empty_mapping(given, variant)),
+    yield plain_call(twin, given)
+    caches = None
+    if takes_cache(twin):
+        for call in decoding_calls(twin, given):
+            yield call
+            caches = call.caches
+    # what a graph of flex attention costs to compile is not worth a proof of its own
+    by_sdpa = own == "sdpa" and twin.variant.softcap is None
+    if twin.variant.selector is None:  # which picks among keys by their positions
+        yield far_call(twin, "sdpa" if by_sdpa else "eager", caches)
+    if by_sdpa:
+        yield plain_call(twin, given, "sdpa")
+    if sees_the_same_unmasked(twin.variant, by_sdpa):
+        call = plain_call(twin, unmasked(twin), "sdpa" if by_sdpa else "eager")
+        yield replace(call, optional=True)
+
+
+def plain_call(
+    twin: PositionEmbeddingsAttentionBridge,
+    given: Mapping[str, Any],
+    implementation: str = "eager",
+    last: int = POS,
+) -> ProofCall:
+    """Return one call of all positions, without a cache."""
+    by_module, by_bridge = (
+        arguments(twin, with_empty_mapping(given, twin.variant)) for _ in ("module", "bridge")
     )
-    if names["cache"] is None or variant.shared_kv_argument is not None:
-        return
+    return ProofCall(by_module, by_bridge, implementation=implementation, last=last)
+
+
+def takes_cache(twin: PositionEmbeddingsAttentionBridge) -> bool:
+    """Return whether a layer takes a cache; one that is handed an earlier layer's keys and values
+    (KV-1) reads none."""
+    names = own_names(type(twin.wrapped), twin.variant)
+    return names["cache"] is not None and twin.variant.shared_kv_argument is None
+
+
+def sees_the_same_unmasked(variant: Variant, by_sdpa: bool) -> bool:
+    """Return whether a layer without a mask means what its contract says (MASK-2): eager attention
+    then sees everything, sdpa everything that is not later, and windows stand in masks alone."""
+    if variant.source is not None or variant.key_bias is not None:
+        return False
+    if not variant.causal:
+        return variant.window is None and variant.chunk is None
+    by_itself = variant.window is None and variant.chunk is None and variant.selector is None
+    return by_sdpa and by_itself
+
+
+def unmasked(twin: PositionEmbeddingsAttentionBridge) -> dict[str, Any]:
+    """Return inputs without a mask; where the config makes an encoder of the layer, with what the
+    model around then passes."""
+    given = {
+        **by_role(twin.get_random_inputs(BATCH, POS, seed=0), twin.variant),
+        "cache": None,
+        "attention_mask": None,
+    }
+    says = getattr(twin.config_in_force, "is_causal", None)
+    return given if says is None else {**given, "is_causal": says}
+
+
+def far_call(
+    twin: PositionEmbeddingsAttentionBridge, implementation: str, caches: Caches | None
+) -> ProofCall:
+    """Return a call at positions beyond every number in the module and its config: few, after so
+    many keys in a cache as there is room for, where they can be made up; else without any.
+
+    Args:
+        caches: what a decode left, of the module and of the bridge: Falcon caches a key head for
+            every query head.
+    """
+    variant, lengths = twin.variant, numbers_of(twin.wrapped)
+    first = min(max(lengths), table_rows(twin) - POS - 1)
+    earlier = many_keys(variant, lengths) if made_up_cache(twin) else 0
+    inputs = random_inputs(
+        twin, 1, FEW if earlier else POS, None, None, 0, None, left_padding=0, first=first
+    )
+    given = {**by_role(inputs, variant), "cache": None}
+    last = max(first + POS, earlier + POS)
+    if not earlier:
+        return plain_call(twin, given, implementation, last)
+    layer = cache_layer(twin.wrapped, given.get(variant.calling.layer or ""))
+    mask = F.pad(given["attention_mask"].expand(-1, -1, FEW, -1), (earlier, 0), value=0.0)
+    theirs, ours = DynamicCache(), DynamicCache()
+    heads_apart = 1
+    if caches is not None:
+        left, made = (cached_tensors(cache, layer)["keys"] for cache in caches[:2])
+        heads_apart = left.shape[1] // made.shape[1]
+    fill(theirs, twin, 1, earlier, layer, copies=heads_apart)
+    fill(ours, twin, 1, earlier, layer)
+    by_module, by_bridge = (
+        arguments(
+            twin, {**with_empty_mapping(given, variant), "attention_mask": mask, "cache": cache}
+        )
+        for cache in (theirs, ours)
+    )
+    return ProofCall(by_module, by_bridge, (theirs, ours, layer), implementation, last)
+
+
+def made_up_cache(twin: PositionEmbeddingsAttentionBridge) -> bool:
+    """Return whether a cache of the layer holds keys and values of heads and nothing else, so that
+    any numbers will do."""
+    variant = twin.variant
+    return (
+        takes_cache(twin)
+        and variant.calling.extends_cache
+        and variant.latent is None
+        and variant.selector is None
+        and variant.source is None
+    )
+
+
+def many_keys(variant: Variant, lengths: Sequence[int]) -> int:
+    """Return one more than the largest length whose keys there is room for."""
+    most = ROOM // (8 * variant.heads * (variant.d_head + variant.d_head_v))
+    return 1 + max(length for length in lengths if length < max(most, POS + 1))
+
+
+def numbers_of(module: Any) -> list[int]:
+    """Return the whole numbers that a module and its config hold: every length that its forward
+    could know of is among them; at least `POS`."""
+    config: Any = getattr(module, "config", None)
+    held = (vars(module), config.to_dict() if hasattr(config, "to_dict") else {})
+    found = [number for values in held for number in whole_numbers(values)]
+    return [POS, *(number for number in found if POS < number < FARTHEST)]
+
+
+def whole_numbers(values: Any) -> Iterator[int]:
+    """Yield the whole numbers in a value, and in the items of mappings and sequences."""
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    if isinstance(values, (list, tuple)):
+        for value in values:
+            yield from whole_numbers(value)
+    if isinstance(values, (int, float)) and not isinstance(values, bool) and values == values // 1:
+        yield int(values)
+
+
+def table_rows(twin: PositionEmbeddingsAttentionBridge) -> int:
+    """Return for how many positions there are tables: of a module that keeps them in a buffer as
+    many as it has rows, of others any number."""
+    buffer = twin.variant.calling.table_buffer
+    if buffer is not None:
+        return int(getattr(twin.wrapped, buffer).shape[0])
+    if twin.rotary_emb is None:
+        return FARTHEST
+    held = chain(twin.rotary_emb.parameters(), twin.rotary_emb.buffers())
+    return min((int(table.shape[0]) for table in held if table.ndim > 1), default=FARTHEST)
+
+
+def decoding_calls(
+    twin: PositionEmbeddingsAttentionBridge, given: Mapping[str, Any]
+) -> Iterator[ProofCall]:
+    """Yield the calls of `SPANS` with a cache; of a layer that only reads a cache, one with it."""
+    variant = twin.variant
     layer = cache_layer(twin.wrapped, given.get(variant.calling.layer or ""))
     ours, theirs = new_cache(twin, layer), new_cache(twin, layer)
     for start, stop in SPANS if variant.calling.extends_cache else ((0, POS),):
@@ -101,17 +267,27 @@ def new_cache(twin: PositionEmbeddingsAttentionBridge, layer: int) -> Any:
     if variant.source is not None and variant.source.place == "after":
         return EncoderDecoderCache(cache, DynamicCache())
     if not variant.calling.extends_cache:
-        draw, like = torch.Generator().manual_seed(1), next(twin.wrapped.parameters())
-        shapes = [
-            (BATCH, variant.kv_heads, EARLIER, width)
-            for width in (variant.d_head, variant.d_head_v)
-        ]
-        keys, values = (
-            torch.randn(shape, generator=draw, dtype=torch.float64).to(like.device)
-            for shape in shapes
-        )
-        cache.update(keys, values, layer)
+        fill(cache, twin, BATCH, EARLIER, layer)
     return cache
+
+
+def fill(
+    cache: Any,
+    twin: PositionEmbeddingsAttentionBridge,
+    batch: int,
+    keys: int,
+    layer: int,
+    *,
+    copies: int = 1,
+) -> None:
+    """Put made-up keys and values (batch, kv_head, key, width) into a layer of a cache: the same
+    each time, and of each head so many copies."""
+    draw, like = torch.Generator().manual_seed(1), next(twin.wrapped.parameters())
+    widths = (twin.variant.d_head, twin.variant.d_head_v)
+    shapes = [(batch, twin.variant.kv_heads, keys, width) for width in widths]
+    made = [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes]
+    made = [tensor.repeat_interleave(copies, dim=1).to(like.device) for tensor in made]
+    cache.update(made[0], made[1], layer)
 
 
 def with_empty_mapping(span: Mapping[str, Any], variant: Variant) -> dict[str, Any]:

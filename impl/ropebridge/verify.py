@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from ropebridge.heads import Heads
 from ropebridge.products import grouped_product
-from ropebridge.proof import POS, ProofCall, cached_tensors, kv_for_later_layers, proof_calls
+from ropebridge.proof import ProofCall, cached_tensors, kv_for_later_layers, proof_calls
 from ropebridge.stages.differential import side_by_side, strengths, subtract
 from ropebridge.stages.mix import mix_values
 from ropebridge.stages.norm import affine
+from ropebridge.switches import PLAIN_TYPES
 from ropebridge.weights import is_sharded
 from ropebridge_spec import (
     HOOK_BY_NAME,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from ropebridge.bridge import PositionEmbeddingsAttentionBridge
     from ropebridge.calls import Call
 
-PLAIN_TYPES = (bool, int, float, str, type(None))
 NORM_ROUNDINGS = 64
 """Roundings to float32 that query and key may carry from the module's norms and tables."""
 
@@ -94,14 +94,17 @@ def kind_of(bridge: PositionEmbeddingsAttentionBridge) -> tuple[object, ...]:
 
 @torch.no_grad()
 def verify_layer(bridge: PositionEmbeddingsAttentionBridge) -> None:
-    """Compare a bridge with its module's own eager forward, on rows that see a key: pattern,
-    output, and what the cache then holds.
+    """Compare a bridge with its module's own forward, on rows that see a key: pattern, output, and
+    what the cache then holds.
 
     Both are called as the model would call the class: all positions at once, and a prefill, one
-    step and three steps with a cache (CACHE-1).
+    step and three steps with a cache (CACHE-1); at positions and after keys beyond every length
+    that the module or its config knows; and by the implementation that the model attends by.
     """
     twin, module = float64_twin(bridge)
-    for call in proof_calls(twin):
+    for call in proof_calls(twin, getattr(bridge.config_in_force, "_attn_implementation", None)):
+        if hasattr(module, "config"):
+            module.config._attn_implementation = call.implementation
         try:
             returned = dict(
                 zip(
@@ -113,6 +116,8 @@ def verify_layer(bridge: PositionEmbeddingsAttentionBridge) -> None:
         except RopebridgeError:
             raise
         except Exception as error:
+            if call.optional:
+                continue
             raise VerificationError(
                 f"{bridge.name!r}: {type(module).__name__} failed on random inputs: {error}\n  pass"
                 " verify=False to go on unproved"
@@ -129,27 +134,34 @@ def compare_outputs(
 ) -> None:
     """Refuse a bridge whose pattern or output, in one call of a proof, is not the module's."""
     kept, out = record(twin, call.bridge_inputs)
-    wanted_pattern = (
-        returned["pattern"]
-        if "pattern" in returned
-        else torch.cat([returned["pattern_own"], returned["pattern_source"]], dim=-1)
-    )
-    pattern_bound, out_bound = float32_bounds(twin, kept)
+    wanted_pattern = pattern_of(returned)
+    pattern_bound, out_bound = float32_bounds(twin, kept, call.last)
     live = kept["hook_attn_scores"].amax(-1) > -torch.inf
     got_pattern = kept["hook_pattern"]
     # some modules return the pattern before the sink took its share; z shows that share
-    if twin.variant.sinks is not None:
+    if twin.variant.sinks is not None and wanted_pattern is not None:
         got_pattern, wanted_pattern, pattern_bound = (
             without_sink(got_pattern),
             without_sink(wanted_pattern),
             2 * pattern_bound / row_sum(got_pattern),
         )
     where = "" if call.caches is None else " with a cache"
-    refuse_mismatch(
-        bridge, f"pattern{where}", (got_pattern - wanted_pattern)[live], pattern_bound[live]
-    )
+    if wanted_pattern is not None:
+        refuse_mismatch(
+            bridge, f"pattern{where}", (got_pattern - wanted_pattern)[live], pattern_bound[live]
+        )
     rows = live.all(1)
     refuse_mismatch(bridge, f"output{where}", (out - returned["out"])[rows], out_bound[rows])
+
+
+def pattern_of(returned: Mapping[str, Any]) -> Tensor | None:
+    """Return the pattern (batch, head, query, key) that a module returned, its parts joined; None
+    where its implementation makes none."""
+    if "pattern" in returned:
+        pattern: Tensor | None = returned["pattern"]
+        return pattern
+    parts = [returned["pattern_own"], returned["pattern_source"]]
+    return None if parts[0] is None else torch.cat(parts, dim=-1)
 
 
 def compare_caches(
@@ -211,7 +223,7 @@ def without_sink(pattern: Tensor) -> Tensor:
 
 def float64_twin(
     bridge: PositionEmbeddingsAttentionBridge,
-) -> tuple[PositionEmbeddingsAttentionBridge, nn.Module]:
+) -> tuple[PositionEmbeddingsAttentionBridge, Any]:
     """Return a bridge over a float64 copy of the module, which runs eager, in eval mode and without
     anyone's hooks; the original is not touched."""
     assert bridge.original_component is not None
@@ -220,8 +232,9 @@ def float64_twin(
         module.config._attn_implementation = "eager"
     twin = type(bridge)(bridge.name, None, bridge.submodules, families=bridge.families)
     twin.set_original_component(module)
-    if bridge.rotary_emb is not None:
-        twin.set_rotary_emb(bridge.rotary_emb)
+    if bridge.rotary_emb is not None and twin.rotary_emb is None:
+        # what rotary modules remember of the lengths they were asked for is the model's own
+        twin.set_rotary_emb(whole_copy(bridge.rotary_emb))
     return twin, module
 
 
@@ -273,16 +286,16 @@ def record(
 
 
 def float32_bounds(
-    twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor]
+    twin: PositionEmbeddingsAttentionBridge, kept: dict[str, Tensor], last: int
 ) -> tuple[Tensor, Tensor]:
     """Return how far pattern (batch, head, query, key) and output (batch, pos, d_model) may be off
-    where scores, softmax and values round to float32."""
+    where scores, softmax and values round to float32, in a call up to the position `last`."""
     variant, dtype = twin.variant, "float32"
     q = by_head(kept, attention_inputs(variant)[0]).transpose(1, 2)
     k, v = kept["keys"], kept["values"]
     scores, pattern = kept["hook_attn_scores"], kept["hook_pattern"]
     magnitude = grouped_product(
-        q.abs() * abs(variant.scale) * hottest(variant), k.abs().transpose(2, 3)
+        q.abs() * abs(variant.scale) * hottest(variant, last), k.abs().transpose(2, 3)
     )
     delta = (magnitude * bounds.growth(NORM_ROUNDINGS, dtype)).amax(-1, keepdim=True)
     below = (scores.amax(-1, keepdim=True) - scores).nan_to_num(nan=0.0, posinf=0.0)
@@ -315,15 +328,15 @@ def by_head(kept: dict[str, Tensor], name: str) -> Tensor:
     return kept[name].reshape(kept[like].shape)
 
 
-def hottest(variant: Variant) -> float:
-    """Return the largest factor that the query's temperature takes at the positions of a proof."""
+def hottest(variant: Variant, last: int) -> float:
+    """Return the largest factor that the query's temperature takes up to a position."""
     temperature = variant.temperature
     if temperature is not None and temperature.factor_argument is not None:
-        return 1.0 + 0.1 * POS
+        return 1.0 + 0.1 * last
     return (
         1.0
         if temperature is None
-        else 1 + abs(temperature.beta) * math.log1p((POS + temperature.shift) / temperature.length)
+        else 1 + abs(temperature.beta) * math.log1p((last + temperature.shift) / temperature.length)
     )
 
 

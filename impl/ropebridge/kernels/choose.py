@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ropebridge.base import AttentionBridge
+from ropebridge.hooks import transformed
 from ropebridge.kernels.fused import attend_fused
 from ropebridge.kernels.row_blocks import attend_by_rows
 from ropebridge.kernels.whole import attend_shown
@@ -28,11 +30,19 @@ def attend(
         z, pattern = attend_shown(q, k, v, seen, layer)
         # what hooks were shown is nobody else's (EDIT-2)
         return z.transpose(1, 2), pattern.clone() if wants_pattern and shown else pattern
-    if needs_scores(v, layer):
+    if needs_scores(v, layer) or differentiates_as_eager(q, layer):
         z = attend_by_rows(q, k, v, seen, layer.effective, layer.sinks, layer.dropout)
     else:
         z = attend_fused(q, k, v, seen, layer.variant.scale)
     return z.transpose(1, 2), None
+
+
+def differentiates_as_eager(q: Tensor, layer: AttentionBridge) -> bool:
+    """Return whether derivatives are taken of a layer whose model attends by eager: these may be
+    second ones, or forward ones, which the fused kernel does not have."""
+    if getattr(layer.config_in_force, "_attn_implementation", None) != "eager":
+        return False
+    return (torch.is_grad_enabled() and q.requires_grad) or transformed()
 
 
 def needs_scores(v: Tensor, layer: AttentionBridge) -> bool:
