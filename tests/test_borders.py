@@ -23,7 +23,10 @@ PACKAGES = {
 ALLOWED = {
     "ropebridge_spec": set(),
     "ropebridge_reference": {"ropebridge_spec", "torch", "einops", "jaxtyping"},
-    "ropebridge": {"ropebridge_spec", "torch", "transformers", "packaging", "tqdm"},
+    "ropebridge": {
+        *("ropebridge_spec", "torch", "transformers", "packaging", "tqdm"),
+        "accelerate",  # where it dispatched the model itself
+    },
     "ropebridge_conformance": {
         *(
             "ropebridge_spec",

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ropebridge import owners
+from ropebridge.batching import allow_batching
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.caching import ActivationCache, Keep, Positions, Recording, keep_once
-from ropebridge.finding import common_parent
+from ropebridge.finding import innermost_around
 from ropebridge.hooks import Direction, HookFunction, HookHandle, HookPoint
 from ropebridge.model_arguments import accepted_names, refuse_unnamed
 from ropebridge.requests import Hooks, NamesFilter, refuse_unfired, requests, selected_names
-from ropebridge.takeover import give_back
+from ropebridge.takeover import bridge_in_force, give_back, origin_of, replacement
 from ropebridge_spec import AttachError, ContractError
 
 
@@ -87,12 +88,14 @@ class BridgedModel:
                 they were, and no hook is left.
         """
         self._in_force = [layer for layer in self._in_force if not give_back(layer)]
+        if not any(bridge_in_force(module) for module in self.model.modules()):
+            allow_batching(self.model)
         if self._in_force:
+            by = sorted({origin_of(replacement(layer.wrapped)) for layer in self._in_force})
             raise AttachError(
                 f"the forward of {', '.join(layer.name for layer in self._in_force)} was wrapped"
-                " after attach, and what wrapped it still runs the bridge\n  take the wrapper away"
-                " (accelerate's: accelerate.hooks.remove_hook_from_submodules(model)), then call"
-                " detach() again"
+                f" after attach, by {' and '.join(by)}, which still runs the bridge\n  take the"
+                " wrapper away, then call detach() again"
             )
 
     def add_hook(
@@ -252,7 +255,8 @@ class BridgedModel:
             name for wanted in names_filters or (None,) for name in selected_names(points, wanted)
         ]
         recording = Recording(Keep(device, dtype))
-        counter = self._innermost().register_forward_pre_hook(recording.begin_pass)
+        _, around = innermost_around(self.model, self._paths())
+        counter = around.register_forward_pre_hook(recording.begin_pass)
         try:
             with self.hooks([(name, recording.look) for name in dict.fromkeys(chosen)]):
                 yield recording
@@ -274,15 +278,6 @@ class BridgedModel:
         """Return the path of each attention module in the model."""
         path_of = {id(module): path for path, module in self.model.named_modules()}
         return [path_of[id(layer.wrapped)] for layer in self.layers]
-
-    def _innermost(self) -> nn.Module:
-        """Return the innermost module that holds all layers and has a forward of its own."""
-        parts = common_parent(self._paths())
-        around = self.model.get_submodule(".".join(parts))
-        while isinstance(around, (nn.ModuleList, nn.ModuleDict)):
-            parts.pop()
-            around = self.model.get_submodule(".".join(parts))
-        return around
 
     def _refuse_detached(self) -> None:
         if len(self._in_force) < len(self.layers) or self.layers[0].hook("hook_in").detached:

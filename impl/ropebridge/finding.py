@@ -91,6 +91,17 @@ def common_parent(paths: Sequence[str]) -> list[str]:
     return [words[0] for words in takewhile(lambda words: len(set(words)) == 1, columns)]
 
 
+def innermost_around(model: nn.Module, paths: Sequence[str]) -> tuple[str, nn.Module]:
+    """Return the path of the innermost module around all of these that has a forward of its own,
+    and the module."""
+    parts = common_parent(paths)
+    around = model.get_submodule(".".join(parts))
+    while isinstance(around, (nn.ModuleList, nn.ModuleDict)):
+        parts.pop()
+        around = model.get_submodule(".".join(parts))
+    return ".".join(parts), around
+
+
 def last_number(path: str) -> int:
     """Return where in a path its last number stands; its end where it has none."""
     parts = path.split(".")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ropebridge.dispatch import runs_on
 from ropebridge.masks import Visibility
 from ropebridge_spec import Variant, shared_key
 
@@ -48,7 +49,7 @@ def random_inputs(
     """Return what `PositionEmbeddingsAttentionBridge.get_random_inputs` does, for positions that
     begin with `first`."""
     like = floating_parameter(bridge)
-    device, dtype = torch.device(device or like.device), dtype or like.dtype
+    device, dtype = torch.device(device or device_of(bridge)), dtype or like.dtype
     draw = generator_for(seed, generator)
     shape = (batch, pos, bridge.variant.d_model)
     like = torch.empty(0, device=device, dtype=dtype)
@@ -188,6 +189,13 @@ def floating_parameter(bridge: Layer) -> Tensor:
     return next(
         (parameter for parameter in parameters if parameter.is_floating_point()), torch.empty(0)
     )
+
+
+def device_of(bridge: Layer) -> torch.device:
+    """Return the device that the layer runs on, wherever accelerate keeps its weights."""
+    parts = [bridge.submodule(role) for role in bridge.variant.roles]
+    offloaded = [device for part in parts if (device := runs_on(part)) is not None]
+    return offloaded[0] if offloaded else floating_parameter(bridge).device
 
 
 def generator_for(seed: int | None, generator: torch.Generator | None) -> torch.Generator | None:

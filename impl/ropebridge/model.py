@@ -3,16 +3,24 @@ exactly as it was."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from ropebridge.batching import forbid_batching
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.bridged import BridgedModel
-from ropebridge.finding import hook_names, layer_number, nearest_rotary, rotary_attention
+from ropebridge.finding import (
+    hook_names,
+    innermost_around,
+    last_number,
+    layer_number,
+    nearest_rotary,
+    rotary_attention,
+)
 from ropebridge.switches import refuse_other_attention
-from ropebridge.takeover import bridge_in_force, take_over
+from ropebridge.takeover import bridge_in_force, origin_of, replacement, take_over
 from ropebridge.verify import verify_layers
 from ropebridge.versions import warn_if_untested
 from ropebridge_spec import FAMILIES, AttachError, Family, UnsupportedAttention, Variant
@@ -21,6 +29,7 @@ from ropebridge_spec import FAMILIES, AttachError, Family, UnsupportedAttention,
 def attach(
     model: nn.Module,
     *,
+    layers: Iterable[int] | None = None,
     verify: bool = True,
     use_attn_in: bool = False,
     use_split_qkv_input: bool = False,
@@ -36,6 +45,8 @@ def attach(
 
     Args:
         model: a model, or any module that holds rotary attention layers.
+        layers: the numbers of the layers to attach to, as in the names of their hooks; None for
+            all. The others stay as they are.
         verify: prove each distinct layer against the module it wraps, in float64, before going on.
         use_attn_in, use_split_qkv_input, use_attn_result: opt in to the hook points of clauses
         SPLIT-1 and RES-1.
@@ -61,20 +72,20 @@ def attach(
     }
     found = list(rotary_attention(model, families))
     names = hook_names([(path, layer_number(path, module)) for path, module in found])
-    bridges = [
-        build(module, path, name, model, options, families)
-        for (path, module), name in zip(found, names, strict=True)
-    ]
-    if not bridges:
+    if not found:
         raise AttachError(
             f"{type(model).__name__} holds no attention layer whose forward takes"
             " position_embeddings\n  attach() serves rotary attention: pass the language model, or"
             " the module that holds its layers"
         )
+    if layers is not None:
+        found, names = chosen_layers(found, names, list(layers))
+    bridges = build_all(found, names, model, options, families)
     if verify:
         verify_layers(bridges)
     for bridge in bridges:
         take_over(bridge)
+    forbid_batching(model)
     return BridgedModel(model, bridges)
 
 
@@ -95,6 +106,68 @@ def get_bridged_model(model: nn.Module) -> BridgedModel:
     return BridgedModel(model, bridges)
 
 
+def chosen_layers(
+    found: list[tuple[str, nn.Module]], names: list[str], layers: Sequence[int]
+) -> tuple[list[tuple[str, nn.Module]], list[str]]:
+    """Return the attention modules of some layers, with their paths; and their names.
+
+    Raises:
+        AttachError: a layer that the model does not have, or none.
+    """
+    numbers = [layer_number(path, module) for path, module in found]
+    unknown = [layer for layer in layers if layer not in numbers]
+    if unknown or not layers:
+        raise AttachError(
+            f"layers={list(layers)!r} names"
+            f" {'layer ' + repr(unknown[0]) if unknown else 'no layer'}; the attention layers of"
+            f" this model are {sorted(set(numbers))}"
+        )
+    kept = [place for place, number in enumerate(numbers) if number in layers]
+    return [found[place] for place in kept], [names[place] for place in kept]
+
+
+def build_all(
+    found: Sequence[tuple[str, nn.Module]],
+    names: Sequence[str],
+    model: nn.Module,
+    options: Mapping[str, Any],
+    families: Mapping[str, Family | Variant],
+) -> list[PositionEmbeddingsAttentionBridge]:
+    """Return a bridge for each attention module, none of them in force.
+
+    Raises:
+        UnsupportedAttention: a layer is not served; the message names the part of the model whose
+            layers are.
+    """
+    bridges, served, refused = [], [], {}
+    for (path, module), name in zip(found, names, strict=True):
+        try:
+            bridges.append(build(module, path, name, model, options, families))
+            served.append(path)
+        except UnsupportedAttention as error:
+            refused[path] = error
+    if not refused:
+        return bridges
+    first = next(iter(refused))
+    part = part_of_its_own(model, served, list(refused))
+    if part is None:
+        raise refused[first]
+    raise UnsupportedAttention(
+        f"{refused[first]}\n  it is {first!r}; the layers of {part!r} are served:"
+        f" attach(model.{part})"
+    ) from refused[first]
+
+
+def part_of_its_own(model: nn.Module, served: Sequence[str], refused: Sequence[str]) -> str | None:
+    """Return the path of the part of a model that holds the layers that are served and none that is
+    refused; None where there is no such part."""
+    if not served:
+        return None
+    part, _ = innermost_around(model, served)
+    mixed = not part or any(path.startswith(f"{part}.") for path in refused)
+    return None if mixed or last_number(part) < len(part.split(".")) else part
+
+
 def build(
     module: nn.Module,
     path: str,
@@ -110,11 +183,11 @@ def build(
             " copy, or a model out of a pickle, brought bridges of its own along:"
             " ropebridge.get_bridged_model(model).detach()"
         )
-    if "forward" in module.__dict__:
+    if replacement(module) is not None:
         raise AttachError(
-            f"the forward of {path!r} was replaced on the instance (accelerate's dispatch hooks do"
-            " that)\n  attach before dispatching, or load the model on one device without"
-            " device_map"
+            f"the forward of {path!r} was replaced on the instance, by"
+            f" {origin_of(replacement(module))}, and the bridge stands for the class's own\n "
+            " attach first and wrap the model afterwards, or take the wrapper away"
         )
     refuse_other_attention(path, module)
     refuse_unknown_causality(path, module, model)

@@ -22,7 +22,7 @@ MAY_CHANGE = ("training", "layer_idx", "gradient_checkpointing")
 OF_CONFIG = ("is_causal", "sliding_window", "attention_chunk_size", "alibi", "clip_qkv")
 """Attributes of a config that classes read in their forward, or models for their masks."""
 
-SERVED = (None, "eager", "sdpa", "flex_attention")
+SERVED = ("eager", "sdpa", "flex_attention")
 OWN_FUNCTIONS = {"sdpa": sdpa_attention_forward, "flex_attention": flex_attention_forward}
 """What transformers itself registered under the names of implementations that a bridge stands for;
 eager attention is a function of the class's own file."""
@@ -99,7 +99,7 @@ def refuse_other_attention(name: str, module: nn.Module) -> None:
     """Refuse a model that attends by another function than transformers' own eager, sdpa and flex:
     the bridge would compute something else."""
     config: Any = getattr(module, "config", None)
-    chosen = getattr(config, "_attn_implementation", None)
+    chosen = getattr(config, "_attn_implementation", None) or "eager"
     if chosen not in SERVED:
         raise AttachError(
             f"{name!r} attends by {chosen!r}, and the bridge stands for 'eager', 'sdpa' and"
@@ -107,7 +107,7 @@ def refuse_other_attention(name: str, module: nn.Module) -> None:
         )
     if torch.compiler.is_compiling():
         return
-    function = attention_functions(module).get(chosen or "eager")
+    function = attention_functions(module).get(chosen)
     if function is not None and function is not OWN_FUNCTIONS.get(chosen):
         raise AttachError(
             f"{name!r} attends by a function that was registered as {chosen!r}"

@@ -7,16 +7,15 @@ held to bounds of float32.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ropebridge.dispatch import all_weights_in
 from ropebridge.heads import Heads
 from ropebridge.products import grouped_product
 from ropebridge.proof import ProofCall, cached_tensors, kv_for_later_layers, proof_calls
@@ -24,7 +23,7 @@ from ropebridge.stages.differential import side_by_side, strengths, subtract
 from ropebridge.stages.mix import mix_values
 from ropebridge.stages.norm import affine
 from ropebridge.switches import PLAIN_TYPES
-from ropebridge.weights import is_sharded
+from ropebridge.twin import float64_twin, linear_map
 from ropebridge_spec import (
     HOOK_BY_NAME,
     AttachError,
@@ -63,12 +62,11 @@ def refuse_meta(bridge: PositionEmbeddingsAttentionBridge) -> None:
     parts = [
         module for module in (bridge.original_component, bridge.rotary_emb) if module is not None
     ]
-    empty = [
-        name
-        for part in parts
-        for name, tensor in chain(part.named_parameters(), part.named_buffers())
-        if tensor.is_meta
-    ]
+    empty = []
+    for part in parts:
+        with all_weights_in(part):
+            named = chain(part.named_parameters(), part.named_buffers())
+            empty += [name for name, tensor in named if tensor.is_meta]
     if empty:
         raise AttachError(
             f"{bridge.name!r} is on the meta device (its {empty[0]} holds no numbers), and cannot"
@@ -101,7 +99,7 @@ def verify_layer(bridge: PositionEmbeddingsAttentionBridge) -> None:
     step and three steps with a cache (CACHE-1); at positions and after keys beyond every length
     that the module or its config knows; and by the implementation that the model attends by.
     """
-    twin, module = float64_twin(bridge)
+    twin, module = proof_copy(bridge)
     for call in proof_calls(twin, getattr(bridge.config_in_force, "_attn_implementation", None)):
         if hasattr(module, "config"):
             module.config._attn_implementation = call.implementation
@@ -124,6 +122,26 @@ def verify_layer(bridge: PositionEmbeddingsAttentionBridge) -> None:
             ) from error
         compare_outputs(bridge, twin, returned, call)
         compare_caches(bridge, twin, call)
+
+
+def proof_copy(
+    bridge: PositionEmbeddingsAttentionBridge,
+) -> tuple[PositionEmbeddingsAttentionBridge, Any]:
+    """Return the copies that a proof runs: the bridge's and the module's.
+
+    Raises:
+        VerificationError: the layer cannot be copied, or not into float64.
+    """
+    try:
+        return float64_twin(bridge)
+    except RopebridgeError:
+        raise
+    except Exception as error:
+        raise VerificationError(
+            f"{bridge.name!r}: {type(bridge.original_component).__name__} cannot be copied into"
+            f" float64, in which it would be proved: {type(error).__name__}: {error}\n  pass"
+            " verify=False to go on unproved"
+        ) from error
 
 
 def compare_outputs(
@@ -219,47 +237,6 @@ def without_sink(pattern: Tensor) -> Tensor:
     """Return (batch, head, query, key): a pattern with the share of the sink given back to the
     keys."""
     return pattern / row_sum(pattern)
-
-
-def float64_twin(
-    bridge: PositionEmbeddingsAttentionBridge,
-) -> tuple[PositionEmbeddingsAttentionBridge, Any]:
-    """Return a bridge over a float64 copy of the module, which runs eager, in eval mode and without
-    anyone's hooks; the original is not touched."""
-    assert bridge.original_component is not None
-    module: Any = whole_copy(bridge.original_component).double().eval()
-    if hasattr(module, "config"):
-        module.config._attn_implementation = "eager"
-    twin = type(bridge)(bridge.name, None, bridge.submodules, families=bridge.families)
-    twin.set_original_component(module)
-    if bridge.rotary_emb is not None and twin.rotary_emb is None:
-        # what rotary modules remember of the lengths they were asked for is the model's own
-        twin.set_rotary_emb(whole_copy(bridge.rotary_emb))
-    return twin, module
-
-
-def whole_copy(module: nn.Module) -> nn.Module:
-    """Return a deep copy in which no torch hook fires: what users hooked is not to see the inputs
-    of a proof. It holds on one device what a tensor-parallel model shares out among several:
-    weights are gathered, so each rank must ask for it.
-
-    Tensor parallelism replaces the forward of a submodule on its instance, and a copy of that would
-    run the original.
-    """
-    hooks = (
-        table
-        for part in module.modules()
-        for table in (part._forward_hooks, part._forward_pre_hooks)
-    )
-    copied: dict[int, Any] = {id(table): OrderedDict() for table in hooks}
-    for weight in module.parameters():
-        if is_sharded(weight):
-            copied[id(weight)] = nn.Parameter(weight.full_tensor())  # type: ignore[attr-defined]
-    twin = copy.deepcopy(module, copied)
-    for part, own in zip(module.modules(), twin.modules(), strict=True):
-        if any(is_sharded(weight) for weight in part.parameters(recurse=False)):
-            vars(own).pop("forward", None)
-    return twin
 
 
 def record(
@@ -359,17 +336,6 @@ def error_after_mix(
     if gate is not None:
         error = error * (gate if gate.ndim == z.ndim else gate.unsqueeze(-1)).abs()
     return error + bounds.growth(NORM_ROUNDINGS, "float32") * kept["hook_z"].abs()
-
-
-def linear_map(projection: nn.Module, *, like: Tensor) -> Tensor:
-    """Return (in, out): what a projection multiplies by; read off its answers where something is
-    wrapped around it (LoRA, quantisation)."""
-    if type(projection) is nn.Linear:
-        return projection.weight.T
-    width = like.shape[-1]
-    answers: Tensor = projection(torch.eye(width, dtype=like.dtype, device=like.device))
-    bias: Tensor = projection(torch.zeros(1, width, dtype=like.dtype, device=like.device))
-    return answers - bias
 
 
 def refuse_mismatch(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ropebridge.dispatch import weight_of
 from ropebridge.heads import split_fused, split_heads, split_query
 from ropebridge_spec import SubmoduleError, Variant
 
@@ -51,8 +52,9 @@ class WeightViews:
                 0, (self.variant.heads, -1)
             )
             return identity
-        weight = self._linear("o", "W_O").weight  # (d_model, z_head d_z)
-        return weight.T.unflatten(0, (-1, self.variant.d_z))  # type: ignore[no-any-return]
+        weight: Tensor = weight_of(self._linear("o", "W_O"), "weight")  # (d_model, z_head d_z)
+        by_head: Tensor = weight.T.unflatten(0, (-1, self.variant.d_z))
+        return by_head
 
     @property
     def b_Q(self) -> Tensor | None:
@@ -73,16 +75,21 @@ class WeightViews:
     @property
     def b_O(self) -> Tensor | None:
         """Return (d_model,): the output projection's bias, None where it has none."""
-        return self._linear("o", "b_O").bias if "o" in self.roles else None
+        bias: Tensor | None = None
+        if "o" in self.roles:
+            bias = weight_of(self._linear("o", "b_O"), "bias")
+        return bias
 
     def _input_weight(self, role: str) -> Tensor:
         """Return (head, d_model, width): the weight of query, key or value."""
-        weight = self._projection(role, f"W_{role.upper()}").weight  # (rows, d_model)
+        projection = self._projection(role, f"W_{role.upper()}")
+        weight: Tensor = weight_of(projection, "weight")  # (rows, d_model)
         return self._split(role, weight.T).movedim(0, 1)
 
     def _bias(self, role: str) -> Tensor | None:
         """Return (head, width): the bias of query, key or value."""
-        bias: Tensor | None = self._projection(role, f"b_{role.upper()}").bias  # (rows,)
+        projection = self._projection(role, f"b_{role.upper()}")
+        bias: Tensor | None = weight_of(projection, "bias")  # (rows,)
         return None if bias is None else self._split(role, bias)
 
     def _projection(self, role: str, what: str) -> nn.Linear:

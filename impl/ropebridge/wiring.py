@@ -108,10 +108,13 @@ def validate_opt_ins(
     for role in per_head_roles(variant, chosen):
         attribute, module = roles[role], linear_in(component.get_submodule(roles[role]), variant)
         if not isinstance(module, nn.Linear) or not has_own_weight(module):
+            kind = type(module)
             raise UnsupportedAttention(
                 f"{name!r}: {', '.join(f'use_{c}' for c in chosen)} needs the weight of"
-                f" {attribute!r}, which is a {type(module).__name__}\n  merge or dequantise it into"
-                " torch.nn.Linear first, or leave the opt-in off"
+                f" {attribute!r}, which is a {kind.__module__}.{kind.__qualname__} and does not"
+                " hold it in one\n  merge it (peft: model.merge_and_unload()) or dequantise it"
+                " (transformers: model.dequantize()) into torch.nn.Linear first, or leave the"
+                " opt-in off"
             )
         if is_sharded(module.weight):
             raise UnsupportedAttention(

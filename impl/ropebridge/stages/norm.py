@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ropebridge.base import AttentionBridge
+from ropebridge.dispatch import weight_of
 from ropebridge.heads import Heads
 from ropebridge.stages.project import clip
 from ropebridge.stages.split import repeat_heads
@@ -92,11 +93,12 @@ def affine(module: Any, norm: Norm) -> tuple[Tensor | None, Tensor | None]:
     """Return weight and bias of a norm, (width,), or (head, width) where each head has a module of
     its own; None where there is none."""
     if norm.module_per_head:
-        parts = list(module.norms)
-        return torch.stack([part.weight for part in parts]), (
-            torch.stack([part.bias for part in parts]) if norm.bias else None
-        )
-    return None if norm.weight == "none" else module.weight, module.bias if norm.bias else None
+        weights = torch.stack([weight_of(part, "weight") for part in module.norms])
+        if not norm.bias:
+            return weights, None
+        return weights, torch.stack([weight_of(part, "bias") for part in module.norms])
+    weight = None if norm.weight == "none" else weight_of(module, "weight")
+    return weight, weight_of(module, "bias") if norm.bias else None
 
 
 def norm_head_by_head(x: Tensor, module: Any) -> Tensor:
