@@ -3,7 +3,7 @@ by that of another run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,11 +15,12 @@ from ropebridge.methods.running import (
     Inputs,
     Metric,
     logits_of,
-    measure,
     named_inputs,
-    over_heads,
+    table_of_heads,
     values_at,
 )
+from ropebridge.methods.selection import Heads, Selection, refuse_unknown, select
+from ropebridge.methods.variants import measure_each
 
 By = Literal["zero", "mean", "resample"]
 
@@ -32,6 +33,10 @@ def head_ablation(
     *,
     by: By = "zero",
     others: Inputs | None = None,
+    layers: Iterable[int] | None = None,
+    heads: Heads | None = None,
+    positions: Iterable[int] | None = None,
+    at_once: int | None = None,
     quiet: bool = False,
 ) -> Tensor:
     """Return the metric with one head ablated, head after head.
@@ -47,23 +52,28 @@ def head_ablation(
         others: the run that means and samples come from; None takes `inputs` for means, and for
             samples `inputs` with the batch turned by one, so that each row is given its
             neighbour's.
+        layers, heads, positions: which heads are gone through, and at which positions they are
+            ablated; as in `select`.
+        at_once: how many heads one forward pass ablates, each in rows of its own; None takes as
+            many as make 2048 tokens.
         quiet: no progress bar.
 
     Returns:
-        (layer, head) float32: the metric under that ablation; nan where a layer has no such head.
+        (layer, head) float32: the metric under that ablation; nan where a layer has no such head,
+        or it was not chosen.
 
     Raises:
         MethodError: `by` is none of the three, a batch of one is to be resampled from itself, or
             `others` do not fit.
     """
+    chosen = select(bridged, layers, heads, positions)
     values = replacements(bridged, inputs, by, others)
-
-    def one(layer: int, head: int) -> Tensor:
-        return measure(
-            metric, logits_of(bridged, inputs, ablations(bridged, [(layer, head)], values))
-        )
-
-    return over_heads(bridged, one, f"{by} ablation", quiet)
+    table, places = table_of_heads(bridged, chosen)
+    variants = [ablations(bridged, [place], values, chosen) for place in places]
+    found = measure_each(bridged, inputs, metric, variants, f"{by} ablation", quiet, at_once)
+    for place, value in zip(places, found, strict=True):
+        table[place] = value
+    return table
 
 
 @torch.no_grad()
@@ -74,34 +84,40 @@ def ablated(
     *,
     by: By = "zero",
     others: Inputs | None = None,
+    positions: Iterable[int] | None = None,
 ) -> Tensor:
     """Return the logits (batch, pos, vocabulary) with several heads (layer, head) ablated together.
 
     Args:
         heads: pairs of layer and head.
-        by, others: as in `head_ablation`.
+        by, others, positions: as in `head_ablation`.
 
     Raises:
         MethodError: as `head_ablation`; or a head that the model does not have.
     """
-    refuse_unknown_heads(bridged, heads)
-    return logits_of(
-        bridged, inputs, ablations(bridged, heads, replacements(bridged, inputs, by, others))
-    )
+    refuse_unknown(bridged, heads)
+    chosen = select(bridged, positions=positions)
+    values = replacements(bridged, inputs, by, others)
+    return logits_of(bridged, inputs, ablations(bridged, heads, values, chosen))
 
 
 def ablations(
-    bridged: BridgedModel, heads: Sequence[tuple[int, int]], values: dict[str, Tensor]
+    bridged: BridgedModel,
+    heads: Sequence[tuple[int, int]],
+    values: dict[str, Tensor],
+    chosen: Selection,
 ) -> list[tuple[str, Any]]:
-    """Return the hooks that replace these heads' z."""
+    """Return the hooks that replace these heads' z, at the chosen positions."""
 
     def hook_for(head: int) -> Any:
         def replace_head(z: Tensor, hook: Any) -> None:
+            rows = list(chosen.positions_of(z.shape[1]))
             if values:
                 refuse_other_shape(values[hook.name], z)
-                z[:, :, head] = values[hook.name][:, :, head]
+                value = values[hook.name].expand_as(z)
+                z[:, rows, head] = value[:, rows, head]
             else:
-                z[:, :, head] = 0
+                z[:, rows, head] = 0
 
         return replace_head
 
@@ -153,16 +169,3 @@ def refuse_other_shape(value: Tensor, shown: Tensor) -> None:
             f" {tuple(shown.shape)}; both runs must have the same batch and length\n  choose"
             " prompts of one length, or pad both alike"
         )
-
-
-def refuse_unknown_heads(bridged: BridgedModel, heads: Sequence[tuple[int, int]]) -> None:
-    """Refuse a head that the model does not have."""
-    for layer, head in heads:
-        if not (
-            0 <= layer < len(bridged.layers) and 0 <= head < bridged.layers[layer].variant.heads
-        ):
-            sizes = [one.variant.heads for one in bridged.layers]
-            raise MethodError(
-                f"there is no head {head} in layer {layer}; the model has {len(sizes)} layers, of"
-                f" {sizes} heads, both counted from 0"
-            )

@@ -3,6 +3,7 @@ pass."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,8 +11,16 @@ from torch import Tensor
 
 from ropebridge.bridged import BridgedModel
 from ropebridge.methods.errors import MethodError
-from ropebridge.methods.patching import empty_table, layer_of, places_of, refuse_other_run
+from ropebridge.methods.patching import (
+    empty_table,
+    every,
+    layer_of,
+    masks_of,
+    places_of,
+    refuse_other_run,
+)
 from ropebridge.methods.running import Inputs, Metric, logits_of, measure, values_at
+from ropebridge.methods.selection import Heads, select
 
 
 def attribution_patching(
@@ -22,6 +31,9 @@ def attribution_patching(
     *,
     hook: str = "hook_z",
     each: str = "head",
+    layers: Iterable[int] | None = None,
+    heads: Heads | None = None,
+    positions: Iterable[int] | None = None,
 ) -> Tensor:
     """Return how much the metric on `inputs` would change under each patch from `others`, to first
     order (Nanda 2023).
@@ -32,14 +44,14 @@ def attribution_patching(
     metric, exactly; where softmax is saturated it sees nothing.
 
     Args:
-        inputs, others, metric, hook, each: as in `activation_patching`.
+        inputs, others, metric, hook, each, layers, heads, positions: as in `activation_patching`.
 
     Returns:
-        (layer, *each) float32; nan where a layer has no such place.
+        (layer, *each) float32; nan where a layer has no such place, or it was not chosen.
 
     Raises:
         MethodError, UnknownHook: as `activation_patching`; or the metric does not depend on the
-            logits.
+            logits, or the two runs are masked differently.
     """
     with torch.no_grad():
         theirs = values_at(bridged, others, hook)
@@ -51,12 +63,32 @@ def attribution_patching(
     gradients = gradients_at(value, ours)
     axes = {name: places_of(bridged, name, each) for name in theirs}
     table = empty_table(bridged, theirs, axes)
-    for name, gradient in gradients.items():
+    masks = masks_of(bridged, theirs, select(bridged, layers, heads, positions))
+    for name, mask in masks.items():
         refuse_other_run(theirs[name], ours[name])
-        effect = summed((theirs[name] - ours[name].detach()).float() * gradient.float(), axes[name])
-        room: tuple[Any, ...] = (layer_of(bridged, name), *(slice(size) for size in effect.shape))
-        table[room] = effect.cpu()
+        change = difference(theirs[name], ours[name].detach(), name).float()
+        effect = change * gradients[name].float() * mask.to(change.device)
+        found = summed(effect, axes[name]).cpu()
+        for place in every(mask, axes[name]):
+            table[(layer_of(bridged, name), *place)] = found[place]
     return table
+
+
+def difference(theirs: Tensor, ours: Tensor, name: str) -> Tensor:
+    """Return how another run's activations differ, of their shape: not at all where both are -inf,
+    as scores that no query may see.
+
+    Raises:
+        MethodError: one run forbids what the other shows.
+    """
+    forbidden = ours == -torch.inf
+    if not torch.equal(forbidden, theirs == -torch.inf):
+        raise MethodError(
+            f"inputs and others are masked differently: at {name!r} one is -inf where the other is"
+            " a number, and the first order of that is infinite\n  pad both alike, or take"
+            " activation_patching"
+        )
+    return (theirs - ours).masked_fill(forbidden, 0.0)
 
 
 def keep_in_graph(ours: dict[str, Tensor]) -> Any:

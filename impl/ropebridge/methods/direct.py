@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,13 +13,21 @@ from ropebridge.bridged import BridgedModel
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.frozen import cut, freeze_norm, is_norm, leaf, roundoff
 from ropebridge.methods.running import Inputs, logits_of
+from ropebridge.methods.selection import Heads, Selection, select
 
 SLACK = 64
 """How many roundings of the terms' sizes, added up, the decomposition may be off by."""
 
 
 def direct_logit_attribution(
-    bridged: BridgedModel, inputs: Inputs, answers: Tensor, wrong: Tensor | None = None
+    bridged: BridgedModel,
+    inputs: Inputs,
+    answers: Tensor,
+    wrong: Tensor | None = None,
+    *,
+    layers: Iterable[int] | None = None,
+    heads: Heads | None = None,
+    positions: Iterable[int] | None = None,
 ) -> Tensor:
     """Return what each head adds to the logit of a token, position by position, by the direct path.
 
@@ -33,15 +42,18 @@ def direct_logit_attribution(
     Args:
         answers: (batch, pos) the token whose logit is attributed, at each position.
         wrong: (batch, pos) tokens whose logit is taken off: attributes the logit difference.
+        layers, heads, positions: what is told; as in `select`.
 
     Returns:
-        (layer, head, batch, pos) float32: what the head adds.
+        (layer, head, batch, pos) float32: what the head adds; nan where a layer has no such head,
+        or it or the position was not chosen.
 
     Raises:
         MethodError: answers of another shape, a norm or a path that is not understood, or a model
             without unembedding.
         SubmoduleError: W_O cannot be read off the output projection.
     """
+    chosen = select(bridged, layers, heads, positions)
     run = DirectPath(bridged)
     with torch.enable_grad(), run:
         logits_of(
@@ -67,7 +79,18 @@ def direct_logit_attribution(
         by_head(run.z[layer.name], layer.W_O.detach(), out)
         for layer, out in zip(bridged.layers, outs, strict=True)
     ]
-    return nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=torch.nan)
+    table = nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=torch.nan)
+    return only(table, bridged, chosen)
+
+
+def only(table: Tensor, bridged: BridgedModel, chosen: Selection) -> Tensor:
+    """Return a table (layer, head, batch, pos) with nan in place of what was not chosen."""
+    kept = torch.zeros(table.shape, dtype=torch.bool)
+    rows = list(chosen.positions_of(table.shape[3]))
+    for layer in chosen.layers:
+        for head in chosen.heads_of(layer, bridged.layers[layer].variant.heads):
+            kept[layer, head, :, rows] = True
+    return table.masked_fill(~kept.to(table.device), torch.nan)
 
 
 class DirectPath:

@@ -7,6 +7,7 @@ seconds, and shows its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,15 @@ from ropebridge.bridged import BridgedModel
 from ropebridge.methods.ablation import ablated, head_ablation
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.knockout import knocked_out
-from ropebridge.methods.running import Metric, keywords, logits_of
+from ropebridge.methods.patching import layer_of
+from ropebridge.methods.running import (
+    Metric,
+    keywords,
+    logits_of,
+    refuse_dropout,
+    table_of_heads,
+)
+from ropebridge.methods.selection import Heads, Selection, select
 
 FOUND = 0.4
 """The induction score from which on a head is called an induction head."""
@@ -67,31 +76,56 @@ def repeats_loss(tokens: Tensor, period: int) -> Metric:
 
 
 @torch.no_grad()
-def induction_scores(bridged: BridgedModel, tokens: Tensor, period: int) -> Tensor:
+def induction_scores(
+    bridged: BridgedModel,
+    tokens: Tensor,
+    period: int,
+    *,
+    layers: Iterable[int] | None = None,
+    heads: Heads | None = None,
+    positions: Iterable[int] | None = None,
+) -> Tensor:
     """Return (layer, head) float32: the mean weight that queries in the second half give to what
-    followed the same token before.
+    followed the same token before; nan where a layer has no such head, or it was not chosen.
 
     Args:
         tokens: as `repeated_tokens` makes them.
         period: after how many tokens they repeat.
+        layers, heads, positions: which heads are scored, and at which queries of the second half;
+            as in `select`.
 
     Raises:
-        MethodError: the tokens do not repeat after `period`.
+        MethodError: the tokens do not repeat after `period`, or no chosen position lies in the
+            second half.
     """
     refuse_unrepeated(tokens, period)
-    begin = tokens.shape[1] - 2 * period
-    rows: dict[str, Tensor] = {}
+    refuse_dropout(bridged)
+    chosen = select(bridged, layers, heads, positions)
+    table, places = table_of_heads(bridged, chosen)
+    queries = repeated_queries(chosen, tokens.shape[1], period)
 
     def look(pattern: Tensor, hook: Any) -> None:
-        on_what_followed = pattern.diagonal(1 - period, -2, -1)[..., begin + 1 :]
-        rows[hook.name] = on_what_followed.float().mean((0, -1)).cpu()
+        layer = layer_of(bridged, hook.name)
+        on_what_followed = pattern[:, :, queries, [query - period + 1 for query in queries]]
+        scores = on_what_followed.float().mean((0, -1)).cpu()  # (head,)
+        for head in (head for at, head in places if at == layer):
+            table[layer, head] = scores[head]
 
-    bridged.run_with_hooks(
-        fwd_hooks=[(lambda name: name.endswith(".hook_pattern"), look)], **keywords(bridged, tokens)
-    )
-    return torch.nn.utils.rnn.pad_sequence(
-        list(rows.values()), batch_first=True, padding_value=torch.nan
-    )
+    names = [f"{bridged.layers[layer].name}.hook_pattern" for layer in chosen.layers]
+    bridged.run_with_hooks(fwd_hooks=[(name, look) for name in names], **keywords(bridged, tokens))
+    return table
+
+
+def repeated_queries(chosen: Selection, length: int, period: int) -> list[int]:
+    """Return the chosen queries whose token stood there once before, and something after it."""
+    first = length - period
+    queries = [position for position in chosen.positions_of(length) if position >= first]
+    if not queries:
+        raise MethodError(
+            f"no chosen position lies in the second half, which begins at {first}; positions="
+            f"{list(chosen.positions or ())}"
+        )
+    return queries
 
 
 def refuse_unrepeated(tokens: Tensor, period: int) -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ropebridge.bridged import BridgedModel
-from ropebridge.methods.ablation import refuse_unknown_heads
 from ropebridge.methods.errors import MethodError
-from ropebridge.methods.running import Inputs, Metric, bar, logits_of, measure
+from ropebridge.methods.running import Inputs, Metric, logits_of
+from ropebridge.methods.selection import Heads, Selection, refuse_unknown, select
+from ropebridge.methods.variants import measure_each
 
 Pairs = Iterable[tuple[int, int]]
 """Pairs of a query position and a key position it may not see; -1 is the last."""
@@ -25,6 +26,9 @@ def attention_knockout(
     pairs: Pairs,
     *,
     window: int = 1,
+    layers: Iterable[int] | None = None,
+    heads: Heads | None = None,
+    at_once: int | None = None,
     quiet: bool = False,
 ) -> Tensor:
     """Return the metric with pairs knocked out in all heads of a window of layers, window after
@@ -36,10 +40,15 @@ def attention_knockout(
     Args:
         pairs: (query, key) positions.
         window: how many layers in a row are cut: from `layer` on, as far as there are layers.
+        layers: where windows begin; None for every layer.
+        heads: which heads of the cut layers, by number or as pairs (layer, head); None for all.
+        at_once: how many windows one forward pass cuts, each in rows of its own; None takes as many
+            as make 2048 tokens.
         quiet: no progress bar.
 
     Returns:
-        (layer,) float32: the metric with the window that begins at that layer cut.
+        (layer,) float32: the metric with the window that begins at that layer cut; nan where it was
+        not chosen.
 
     Raises:
         MethodError: no pair, a pair outside of the inputs, a key after its query, or a window of no
@@ -48,11 +57,19 @@ def attention_knockout(
     pairs = list(pairs)
     if window < 1:
         raise MethodError(f"window={window}; it must be 1 layer or more")
-    found = []
-    for first in bar(range(len(bridged.layers)), "knockout", quiet):
-        cut = range(first, min(first + window, len(bridged.layers)))
-        found.append(measure(metric, knocked_out(bridged, inputs, pairs, layers=cut)))
-    return torch.stack(found).float().cpu()
+    refuse_no_pair(pairs)
+    begin = select(bridged, layers).layers
+    cut = select(bridged, heads=heads)
+    variants = []
+    for first in begin:
+        within = range(first, first + window)
+        places = [(layer, head) for layer, head in heads_in(bridged, cut) if layer in within]
+        variants.append(cuts(bridged, pairs, places))
+    table = torch.full((len(bridged.layers),), torch.nan)
+    found = measure_each(bridged, inputs, metric, variants, "knockout", quiet, at_once)
+    for first, value in zip(begin, found, strict=True):
+        table[first] = value
+    return table
 
 
 @torch.no_grad()
@@ -75,18 +92,35 @@ def knocked_out(
         MethodError: as `attention_knockout`; or a head that the model does not have.
     """
     pairs = list(pairs)
+    refuse_no_pair(pairs)
+    chosen = heads_of(bridged, layers, heads)
+    refuse_unknown(bridged, chosen)
+    return logits_of(bridged, inputs, cuts(bridged, pairs, chosen))
+
+
+def refuse_no_pair(pairs: Sequence[tuple[int, int]]) -> None:
+    """Refuse to knock out nothing."""
     if not pairs:
         raise MethodError("no pair to knock out; pass (query, key) positions: pairs=[(-1, 0)]")
-    chosen = heads_of(bridged, layers, heads)
-    refuse_unknown_heads(bridged, chosen)
-    return logits_of(
-        bridged,
-        inputs,
-        [
-            (f"{bridged.layers[layer].name}.hook_attn_scores", forbid(head, pairs))
-            for layer, head in chosen
-        ],
-    )
+
+
+def cuts(
+    bridged: BridgedModel, pairs: list[tuple[int, int]], heads: Iterable[tuple[int, int]]
+) -> list[tuple[str, Any]]:
+    """Return the hooks that forbid the pairs to these heads (layer, head)."""
+    return [
+        (f"{bridged.layers[layer].name}.hook_attn_scores", forbid(head, pairs))
+        for layer, head in heads
+    ]
+
+
+def heads_in(bridged: BridgedModel, chosen: Selection) -> list[tuple[int, int]]:
+    """Return the chosen heads (layer, head)."""
+    return [
+        (layer, head)
+        for layer in chosen.layers
+        for head in chosen.heads_of(layer, bridged.layers[layer].variant.heads)
+    ]
 
 
 def heads_of(
@@ -100,7 +134,7 @@ def heads_of(
         whole = []
     else:
         whole = range(len(bridged.layers))
-    refuse_unknown_heads(bridged, [(layer, 0) for layer in whole])
+    refuse_unknown(bridged, [(layer, 0) for layer in whole])
     return sorted(
         {
             *(

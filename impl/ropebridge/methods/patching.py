@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ropebridge.bridged import BridgedModel
 from ropebridge.methods.errors import MethodError
-from ropebridge.methods.running import Inputs, Metric, bar, logits_of, measure, values_at
+from ropebridge.methods.running import Inputs, Metric, values_at
+from ropebridge.methods.selection import Heads, Selection, select
+from ropebridge.methods.variants import measure_each
 from ropebridge_spec import axis_names
 
 Index = tuple[int, ...]
@@ -26,6 +28,10 @@ def activation_patching(
     *,
     hook: str = "hook_z",
     each: str = "head",
+    layers: Iterable[int] | None = None,
+    heads: Heads | None = None,
+    positions: Iterable[int] | None = None,
+    at_once: int | None = None,
     quiet: bool = False,
 ) -> Tensor:
     """Return the metric on `inputs` with one activation after another taken from the run on
@@ -41,27 +47,49 @@ def activation_patching(
         each: the axes of that hook point that are gone through one place at a time, in its own
             order, `"pos head"`; along the others everything is patched at once. An empty string
             patches whole layers.
+        layers, heads, positions: which places are gone through, and along the axes that `each`
+            does not name, what is patched; as in `select`. Heads are those of the hook point: of
+            hook_k kv heads.
+        at_once: how many patches one forward pass makes, each in rows of its own; None takes as
+            many as make 2048 tokens.
         quiet: no progress bar.
 
     Returns:
-        (layer, *each) float32: the metric under that patch; nan where a layer has no such place.
+        (layer, *each) float32: the metric under that patch; nan where a layer has no such place, or
+        it was not chosen.
 
     Raises:
         MethodError: an axis that the hook point does not have, or two batches of different shapes.
         UnknownHook: no layer has the hook point.
     """
+    chosen = select(bridged, layers, heads, positions)
     theirs = values_at(bridged, others, hook)
     axes = {name: places_of(bridged, name, each) for name in theirs}
     table = empty_table(bridged, theirs, axes)
-    places = [(name, place) for name, value in theirs.items() for place in every(value, axes[name])]
-    for name, place in bar(places, f"patching {hook}", quiet):
-        logits = logits_of(
-            bridged,
-            inputs,
-            [(name, put(theirs[name], whole(place, axes[name], theirs[name].ndim)))],
-        )
-        table[(layer_of(bridged, name), *place)] = measure(metric, logits)
+    masks = masks_of(bridged, theirs, chosen)
+    places = [(name, place) for name in masks for place in every(masks[name], axes[name])]
+    variants = [
+        [(name, put(theirs[name], at_place(masks[name], place, axes[name])))]
+        for name, place in places
+    ]
+    found = measure_each(bridged, inputs, metric, variants, f"patching {hook}", quiet, at_once)
+    for (name, place), value in zip(places, found, strict=True):
+        table[(layer_of(bridged, name), *place)] = value
     return table
+
+
+def masks_of(
+    bridged: BridgedModel, values: Mapping[str, Tensor], chosen: Selection
+) -> dict[str, Tensor]:
+    """Return name -> booleans of a value's shape without its batch axis: true where it was chosen;
+    nothing of layers that were not."""
+    masks = {}
+    for name, value in values.items():
+        layer = layer_of(bridged, name)
+        if layer in chosen.layers:
+            mask = chosen.mask(layer, bridged.hook_points[name].spec.axes, value.shape)
+            masks[name] = mask.expand(value.shape[1:])
+    return masks
 
 
 def places_of(bridged: BridgedModel, name: str, each: str) -> Index:
@@ -91,23 +119,32 @@ def empty_table(
     )
 
 
-def every(value: Tensor, axes: Index) -> Iterator[Index]:
-    """Return every place along the axes."""
-    return product(*(range(value.shape[axis]) for axis in axes))
+def every(mask: Tensor, axes: Index) -> Iterator[Index]:
+    """Return every place along the axes at which anything is chosen."""
+    places = product(*(range(mask.shape[axis - 1]) for axis in axes))
+    return (place for place in places if bool(mask[index_of(mask, place, axes)].any()))
 
 
-def whole(place: Index, axes: Index, ndim: int) -> tuple[Any, ...]:
-    """Return the index of a place in the whole tensor."""
+def index_of(mask: Tensor, place: Index, axes: Index) -> tuple[Any, ...]:
+    """Return the index of a place in what has no batch axis."""
     at = dict(zip(axes, place, strict=True))
-    return tuple(at.get(axis, slice(None)) for axis in range(ndim))
+    return tuple(at.get(axis + 1, slice(None)) for axis in range(mask.ndim))
 
 
-def put(value: Tensor, index: tuple[Any, ...]) -> Any:
+def at_place(mask: Tensor, place: Index, axes: Index) -> Tensor:
+    """Return booleans of the mask's shape: true at what is chosen of one place."""
+    index = index_of(mask, place, axes)
+    here = torch.zeros_like(mask)
+    here[index] = mask[index]
+    return here
+
+
+def put(value: Tensor, mask: Tensor) -> Any:
     """Return a hook that puts a part of another run's value in its place."""
 
     def patch(tensor: Tensor, hook: Any) -> None:
         refuse_other_run(value, tensor)
-        tensor[index] = value[index]
+        tensor.copy_(torch.where(mask.to(tensor.device), value, tensor))
 
     return patch
 

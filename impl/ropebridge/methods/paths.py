@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,10 @@ from torch import Tensor
 from ropebridge.bridged import BridgedModel
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.patching import refuse_other_run
-from ropebridge.methods.running import Inputs, Metric, logits_of, measure, over_heads, values_at
+from ropebridge.methods.running import Inputs, Metric, table_of_heads, values_at
+from ropebridge.methods.selection import Heads, Selection, select
+from ropebridge.methods.variants import logits_of_each, measure_each
+from ropebridge.requests import Hooks
 
 Receiver = tuple[int, int, str]
 """Layer, head, and which of its inputs: "q", "k" or "v"; for k and v the head is a key-value
@@ -27,6 +30,10 @@ def path_patching(
     metric: Metric,
     *,
     receivers: Sequence[Receiver] | Literal["logits"],
+    layers: Iterable[int] | None = None,
+    heads: Heads | None = None,
+    positions: Iterable[int] | None = None,
+    at_once: int | None = None,
     quiet: bool = False,
 ) -> Tensor:
     """Return the metric on `inputs` when receivers hear one sender as it spoke in the run on
@@ -43,10 +50,14 @@ def path_patching(
         metric: a function of the logits of the run on `inputs`.
         receivers: (layer, head, "q" | "k" | "v"), patched together, of a model attached with
             use_split_qkv_input=True; or "logits".
+        layers, heads, positions: which heads send, and at which positions they speak as in
+            `others`; as in `select`.
+        at_once: how many senders one forward pass tries, each in rows of its own; None takes as
+            many as make 2048 tokens.
         quiet: no progress bar.
 
     Returns: (layer, head) float32: the metric when that head is the sender; nan where no receiver
-        comes after it.
+        comes after it, or it was not chosen.
 
     Raises:
         MethodError: a receiver that the model does not have, or two batches of different shapes.
@@ -59,28 +70,29 @@ def path_patching(
         if receivers == "logits"
         else max((layer for layer, _, _ in receivers), default=0)
     )
-
-    def one(layer: int, head: int) -> Tensor:
-        if layer >= last:
-            return torch.tensor(torch.nan)
-        heard: dict[str, Tensor] = {}
-        hooks = [
-            *held_still(ours, theirs, f"{bridged.layers[layer].name}.hook_z", head),
-            *((name, keep(heard)) for name in {name for name, _ in sites}),
+    chosen = select(bridged, layers, heads, positions)
+    table, senders = table_of_heads(bridged, chosen)
+    senders = [(layer, head) for layer, head in senders if layer < last]
+    heard: list[dict[str, Tensor]] = [{} for _ in senders]
+    speaking = [
+        [
+            *held_still(ours, theirs, f"{bridged.layers[layer].name}.hook_z", head, chosen),
+            *((name, keep(kept)) for name in {name for name, _ in sites}),
         ]
-        logits = logits_of(bridged, inputs, hooks)
-        return measure(
-            metric,
-            (
-                logits
-                if receivers == "logits"
-                else logits_of(
-                    bridged, inputs, [(name, put_head(heard, head)) for name, head in sites]
-                )
-            ),
-        )
-
-    return over_heads(bridged, one, "path patching", quiet)
+        for (layer, head), kept in zip(senders, heard, strict=True)
+    ]
+    if receivers == "logits":
+        found = measure_each(bridged, inputs, metric, speaking, "path patching", quiet, at_once)
+    else:
+        for _ in logits_of_each(bridged, inputs, speaking, at_once):
+            pass  # what the receivers hear is kept
+        listening: list[Hooks] = [
+            [(name, put_head(kept, head)) for name, head in sites] for kept in heard
+        ]
+        found = measure_each(bridged, inputs, metric, listening, "path patching", quiet, at_once)
+    for sender, value in zip(senders, found, strict=True):
+        table[sender] = value
+    return table
 
 
 def site_of(bridged: BridgedModel, receiver: Receiver) -> tuple[str, int]:
@@ -104,15 +116,21 @@ def site_of(bridged: BridgedModel, receiver: Receiver) -> tuple[str, int]:
 
 
 def held_still(
-    ours: dict[str, Tensor], theirs: dict[str, Tensor], sender: str, head: int
+    ours: dict[str, Tensor],
+    theirs: dict[str, Tensor],
+    sender: str,
+    head: int,
+    chosen: Selection,
 ) -> list[tuple[str, Any]]:
-    """Return hooks that hold every head's z at its own value, but for the sender's."""
+    """Return hooks that hold every head's z at its own value, but for the sender's at the chosen
+    positions."""
 
     def hold(z: Tensor, hook: Any) -> Tensor:
         held = ours[hook.name].clone()
         refuse_other_run(theirs[hook.name], z)
         if hook.name == sender:
-            held[:, :, head] = theirs[hook.name][:, :, head]
+            rows = list(chosen.positions_of(z.shape[1]))
+            held[:, rows, head] = theirs[hook.name][:, rows, head]
         return held
 
     return [(name, hold) for name in ours]

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ropebridge.bridged import BridgedModel
 from ropebridge.methods.errors import MethodError
+from ropebridge.methods.selection import Selection
 from ropebridge.requests import Hooks
 
 Inputs = Tensor | Mapping[str, Any]
@@ -126,15 +127,12 @@ def bar(places: Collection[Place], what: str, quiet: bool) -> Iterator[Place]:
     return iter(tqdm(places, desc=what, disable=quiet, leave=False))
 
 
-def over_heads(
-    bridged: BridgedModel, one: Callable[[int, int], Tensor], what: str, quiet: bool
-) -> Tensor:
-    """Return (layer, head) float32 on the CPU: what `one(layer, head)` says; nan where a layer has
-    fewer heads than another."""
+def table_of_heads(
+    bridged: BridgedModel, chosen: Selection
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Return (layer, head) float32 on the CPU, full of nan, and the chosen heads (layer, head)."""
     heads = [layer.variant.heads for layer in bridged.layers]
-    table = torch.full((len(heads), max(heads)), torch.nan)
-    for layer, head in bar(
-        [(layer, head) for layer, count in enumerate(heads) for head in range(count)], what, quiet
-    ):
-        table[layer, head] = one(layer, head)
-    return table
+    places = [
+        (layer, head) for layer in chosen.layers for head in chosen.heads_of(layer, heads[layer])
+    ]
+    return torch.full((len(heads), max(heads)), torch.nan), places
