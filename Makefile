@@ -6,7 +6,7 @@ FAMILIES ?=
 RESULTS ?= results/run.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help quick quick-tests quick-zoo run test format lint hooks wheel legs leg-oldest leg-newest real spec mutants coverage subjects bench clean
+.PHONY: help quick quick-tests quick-zoo run test format lint hooks wheel legs leg-oldest leg-newest real spec sequences mutants coverage subjects bench clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -68,6 +68,9 @@ subjects: .venv/installed ## judge Hugging Face's own eager attention, and write
 	-$(BIN)/ropebridge check ropebridge_conformance.subjects.hugging_face:Factory --jobs $(JOBS) --results results/hugging_face.jsonl
 	$(BIN)/python -m ropebridge_conformance.subject_report results/hugging_face.jsonl \
 		--known-failures conformance/ropebridge_conformance/subjects/hugging_face.toml --page docs/subjects/hugging_face.md
+
+sequences: .venv/installed ## the public API in any order: 1,000 sequences (`make test` tries 50)
+	ROPEBRIDGE_SEQUENCES=1000 $(BIN)/pytest -q tests/test_stateful.py
 
 mutants: .venv/installed ## judge the judge: every mutant must be killed at its stage
 	$(BIN)/ropebridge mutants --jobs $(JOBS)
