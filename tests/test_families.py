@@ -16,7 +16,14 @@ from ropebridge import attach
 from ropebridge.versions import sdpa_refuses_softcaps
 from ropebridge_conformance.recipes import INSTALLED, build_model, cache_name, extra_of, inputs_of
 from ropebridge_conformance.zoo import attention_layer, randomise
-from ropebridge_spec import FAMILIES, ContractError, Family, UnsupportedAttention, VerificationError
+from ropebridge_spec import (
+    FAMILIES,
+    ContractError,
+    Family,
+    RopebridgeError,
+    UnsupportedAttention,
+    VerificationError,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -130,6 +137,44 @@ def test_the_model_gives_what_it_gives_alone_under_left_padding(name: str) -> No
             wanted,
             padding[:, -wanted.shape[1] :].bool(),
         )
+
+
+MADE_ENCODERS = (
+    *("llama", "gemma3n", "llama4", "exaone4", "phi3", "falcon", "deepseek_v3", "doge"),
+    *("minimax_m3", "nemotron", "stablelm", "higgs_audio_v2", "roformer", "gpt_neox_japanese"),
+)
+"""With windows, chunks, shared keys, latents and biases; and those whose classes do something else
+under `config.is_causal = False`, or cannot know of it."""
+
+
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", MADE_ENCODERS)
+@torch.no_grad()
+def test_a_decoder_that_its_config_makes_an_encoder_gives_what_it_gives_alone_or_is_refused(
+    name: str, attn: str
+) -> None:
+    model = tiny(name)
+    if attn == "sdpa" and not model._supports_sdpa:
+        pytest.skip("its model refuses sdpa")
+    if attn == "sdpa":
+        model.set_attn_implementation("sdpa")
+    inputs, run = inputs_of(name, model.config), runner(name, model)
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config.is_causal = False
+    wanted = final(run(**inputs))
+    try:
+        with attach(model):
+            agree(final(run(**inputs)), wanted)
+    except RopebridgeError:
+        assert (name, attn) in REFUSED
+
+
+REFUSED = {
+    *((name, "sdpa") for name in ("nemotron", "stablelm", "higgs_audio_v2")),
+    *((name, attn) for name in ("minimax_m3", "gpt_neox_japanese") for attn in ("eager", "sdpa")),
+    ("roformer", "eager"),
+}
 
 
 @pytest.mark.parametrize("name", ["gemma2", "vaultgemma"])

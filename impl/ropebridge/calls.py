@@ -126,6 +126,7 @@ def read_call(
     layer = cache_layer(module, by_role.get("layer"), by_role.get("cache_offset"))
     refuse_other_cache(name, cache, signature)
     mask = by_role.get("attention_mask")
+    refuse_half_an_encoder(name, module, mask, by_role.get("is_causal"))
     asked = bool(by_role.get("output_attentions")) or bool(
         getattr(getattr(module, "config", None), "output_attentions", False)
     )
@@ -196,6 +197,24 @@ def refuse_other_cache(name: str, cache: Any, signature: Signature) -> None:
         raise ContractError(
             f"{name!r} was called with a {type(cache).__name__}, which has no get_seq_length();"
             " clause ARG-1 refuses paged caches: generate with a DynamicCache or a StaticCache"
+        )
+
+
+def refuse_half_an_encoder(name: str, module: Any, mask: Any, is_causal: Any) -> None:
+    """Refuse a call in which the model around says nothing of what its config asks for: sdpa is
+    then causal all the same, and the layer is not."""
+    if mask is not None or is_causal is not None:
+        return
+    config = getattr(module, "config", None)
+    if vars(config or object).get("is_causal") is not False:
+        return
+    by_sdpa = getattr(config, "_attn_implementation", None) == "sdpa"
+    if by_sdpa and getattr(module, "is_causal", True):
+        raise ContractError(
+            f"{name!r} was called without a mask and without is_causal, and its config asks for"
+            " attention to later positions (is_causal=False); transformers' sdpa would be causal"
+            " here (MASK-2)\n  call model.set_attn_implementation('eager'), or pass a four-axis"
+            " attention_mask"
         )
 
 

@@ -4,7 +4,7 @@ call, so that nothing runs that was not proved."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,33 +29,39 @@ eager attention is a function of the class's own file."""
 
 
 @dataclass(frozen=True)
+class Attributes:
+    """Hold the names of attributes, and their values in the same order."""
+
+    names: tuple[str, ...]
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
 class Switches:
     """Hold the forward of a module's class, and the plain attributes of the module and of its
     config, as they were."""
 
     forward: Any
-    module: tuple[tuple[str, Any], ...]
-    config: tuple[tuple[str, Any], ...]
+    module: Attributes
+    config: Attributes
 
 
 def read_switches(module: nn.Module) -> Switches:
     """Return the switches of a module as they are."""
-    config = vars(getattr(module, "config", None) or object)
+    config = getattr(module, "config", None) or object
+    of_module = [name for name in vars(module) if name[0] != "_" and name not in MAY_CHANGE]
     return Switches(
         type(module).forward,
-        tuple(
-            (name, value)
-            for name, value in sorted(vars(module).items())
-            if isinstance(value, PLAIN_TYPES)
-            and not name.startswith("_")
-            and name not in MAY_CHANGE
-        ),
-        tuple(
-            (name, value)
-            for name in OF_CONFIG
-            if isinstance(value := config.get(name), PLAIN_TYPES)
-        ),
+        plain_attributes(module, sorted(of_module)),
+        plain_attributes(config, OF_CONFIG),
     )
+
+
+def plain_attributes(owner: object, names: Iterable[str]) -> Attributes:
+    """Return those of these attributes that are numbers, flags, strings or None; None too where
+    there is no such attribute."""
+    plain = [name for name in names if isinstance(vars(owner).get(name), PLAIN_TYPES)]
+    return Attributes(tuple(plain), tuple(vars(owner).get(name) for name in plain))
 
 
 def refuse_changes(name: str, module: nn.Module, then: Switches) -> None:
@@ -79,27 +85,30 @@ def refuse_changes(name: str, module: nn.Module, then: Switches) -> None:
         )
     config = getattr(module, "config", None) or object
     for owner, switches in ((module, then.module), (config, then.config)):
-        for switch, value in switches:
-            now = vars(owner).get(switch)
-            if now is not value and now != value:
-                raise AttachError(changed(name, owner, switch, value, now))
+        now = tuple(map(vars(owner).get, switches.names))
+        if now != switches.values:
+            refuse_change(name, owner, switches, now)
     refuse_other_attention(name, module)
 
 
-def changed(name: str, owner: object, switch: str, then: object, now: object) -> str:
-    """Return the message for a switch that has another value than when the bridge was made."""
-    return (
-        f"{name!r} is not what it was when it was attached to: {switch} of its"
-        f" {type(owner).__name__} was {then!r} and is {now!r}\n  attach again to go on with the new"
-        " value: bridged.detach(); bridged = attach(model)"
-    )
+def refuse_change(name: str, owner: object, then: Attributes, now: tuple[Any, ...]) -> None:
+    """Refuse the first attribute that has another value than when the bridge was made."""
+    for switch, before, value in zip(then.names, then.values, now, strict=True):
+        if before is not value and before != value:
+            raise AttachError(
+                f"{name!r} is not what it was when it was attached to: {switch} of its"
+                f" {type(owner).__name__} was {before!r} and is {value!r}\n  attach again to go on"
+                " with the new value: bridged.detach(); bridged = attach(model)"
+            )
 
 
 def refuse_other_attention(name: str, module: nn.Module) -> None:
     """Refuse a model that attends by another function than transformers' own eager, sdpa and flex:
     the bridge would compute something else."""
     config: Any = getattr(module, "config", None)
-    chosen = getattr(config, "_attn_implementation", None) or "eager"
+    # where configs keep it: their own look-up of attributes takes longer than all else here
+    held = vars(config or object).get("_attn_implementation_internal")
+    chosen = held or getattr(config, "_attn_implementation", None) or "eager"
     if chosen not in SERVED:
         raise AttachError(
             f"{name!r} attends by {chosen!r}, and the bridge stands for 'eager', 'sdpa' and"
