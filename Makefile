@@ -70,7 +70,7 @@ subjects: .venv/installed ## judge Hugging Face's own eager attention, and write
 		--known-failures conformance/ropebridge_conformance/subjects/hugging_face.toml --page docs/subjects/hugging_face.md
 
 sequences: .venv/installed ## the public API in any order: 1,000 sequences (`make test` tries 50)
-	ROPEBRIDGE_SEQUENCES=1000 $(BIN)/pytest -q tests/test_stateful.py
+	ROPEBRIDGE_SEQUENCES=1000 $(BIN)/pytest -q --timeout 3600 tests/test_stateful.py
 
 mutants: .venv/installed ## judge the judge: every mutant must be killed at its stage
 	$(BIN)/ropebridge mutants --jobs $(JOBS)

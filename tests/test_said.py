@@ -249,3 +249,74 @@ def test_a_method_refuses_a_model_that_drops_out_at_random(build: Any, tokens: T
 def test_a_method_refuses_inputs_that_are_no_tokens(bridged: Any) -> None:
     with pytest.raises(MethodError, match=r"inputs are 'a text'; they must be token ids"):
         head_ablation(bridged, "a text", lambda logits: logits.mean(), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ({"heads": 2}, r"heads=2 is no list of numbers; give heads=\[2\]"),
+        ({"layers": "all"}, r"layers='all' is no list of numbers"),
+        ({"positions": -1}, r"positions=-1 is no list of numbers"),
+        ({"metric": None}, r"the metric is None; it must be a function of the logits"),
+    ],
+)
+def test_a_method_refuses_what_it_cannot_read(
+    bridged: Any, tokens: Tensor, choice: Any, words: str
+) -> None:
+    given = {"metric": lambda logits: logits.mean(), "quiet": True, **choice}
+    with pytest.raises(MethodError, match=words):
+        head_ablation(bridged, tokens, **given)
+
+
+# ---- odd values ----
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"pos_slice": "last"}, r"pos_slice='last' names no positions; it is a number"),
+        ({"pos_slice": 1.5}, r"pos_slice=1\.5 names no positions"),
+        ({"pos_slice": 99}, r"pos_slice=99 names a position that '.*hook_in' does not have: it"),
+        ({"dtype": "float16"}, r"dtype='float16' is no dtype of torch; give torch\.float16"),
+        ({"use_cache": 1, "model_kwargs": {"use_cache": 0}}, r"'use_cache' is given twice"),
+    ],
+)
+def test_an_odd_value_for_a_cache_is_refused(
+    bridged: Any, tokens: Tensor, given: Any, words: str
+) -> None:
+    with pytest.raises(ContractError, match=words):
+        bridged.run_with_cache(tokens, **given)
+
+
+def test_gradients_that_cannot_flow_are_refused(bridged: Any, tokens: Tensor) -> None:
+    with torch.no_grad(), pytest.raises(ContractError, match=r"no gradient flows to output\.loss"):
+        bridged.run_with_cache(tokens, labels=tokens, incl_bwd=True)
+
+
+def test_a_name_that_is_no_string_is_refused(bridged: Any, tokens: Tensor) -> None:
+    with pytest.raises(UnknownHook, match="3 is no name of a hook point, which is a string"):
+        bridged.run_with_cache(tokens, names_filter=3)
+
+
+def test_recordings_take_their_names_as_caches_do(bridged: Any, tokens: Tensor) -> None:
+    with bridged.caching(names_filter=[Z]) as one, bridged.caching([Z], PATTERN) as two:
+        bridged(tokens)
+    assert set(one) == {Z}
+    assert set(two) == {Z, PATTERN}
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("gpt2", r"attach was given 'gpt2', and takes a model in memory\n  load it first"),
+        (None, "attach was given None"),
+    ],
+)
+def test_what_is_no_model_is_refused(model: Any, words: str) -> None:
+    with pytest.raises(AttachError, match=words):
+        attach(model)
+
+
+def test_what_attach_returned_is_no_model(bridged: Any) -> None:
+    with pytest.raises(AttachError, match="attach was given what it returned"):
+        attach(bridged)

@@ -230,7 +230,8 @@ class BridgedModel:
     @contextmanager
     def caching(
         self,
-        *names_filters: NamesFilter,
+        names_filter: NamesFilter = None,
+        *more: NamesFilter,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Iterator[Recording]:
@@ -238,7 +239,7 @@ class BridgedModel:
         `model.generate`, a trainer, a pipeline, a model of which this one is a part.
 
         Args:
-            names_filters: full hook names, or predicates of names; none for all.
+            names_filter, more: full hook names, several, or predicates of names; None for all.
             device, dtype: where to keep the tensors, and in which floating-point dtype; None leaves
                 them as they are.
 
@@ -252,7 +253,7 @@ class BridgedModel:
         """
         points = self.hook_points
         chosen = [
-            name for wanted in names_filters or (None,) for name in selected_names(points, wanted)
+            name for wanted in (names_filter, *more) for name in selected_names(points, wanted)
         ]
         recording = Recording(Keep(device, dtype))
         _, around = innermost_around(self.model, self._paths())
@@ -272,7 +273,13 @@ class BridgedModel:
     ) -> Any:
         """Run the model with what its forward names, and with what was passed on explicitly."""
         refuse_unnamed(self.model, self._paths()[0], args, kwargs)
-        return self.model(*args, **kwargs, **(more or {}))
+        more = {} if more is None else more
+        if not isinstance(more, Mapping):
+            raise ContractError(f"model_kwargs is {more!r}; it must map names to values")
+        twice = sorted(set(more) & set(kwargs))
+        if twice:
+            raise ContractError(f"{twice[0]!r} is given twice, by itself and in model_kwargs")
+        return self.model(*args, **kwargs, **more)
 
     def _paths(self) -> list[str]:
         """Return the path of each attention module in the model."""
@@ -296,6 +303,11 @@ def loss_of(output: Any) -> Tensor:
             " pass labels=input_ids, or keep gradients yourself: with"
             " bridged.hooks(bwd_hooks=[...]): metric(bridged(input_ids)).backward()"
         )
+    if not loss.requires_grad:
+        raise ContractError(
+            "incl_bwd=True runs the backward pass, and no gradient flows to output.loss: leave"
+            " torch.no_grad(), and let a weight require a gradient"
+        )
     return loss
 
 
@@ -310,6 +322,10 @@ NAMES_ELSEWHERE = {
     "to_str_tokens": "tokenizer.convert_ids_to_tokens(tokens)",
     "blocks": "the bridges are bridged.layers; hook points are found by name in hook_points",
     "tokenizer": "a bridged model has none: keep the one you loaded",
+    **dict.fromkeys(
+        ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"),
+        "weights are those of a layer: bridged.layers[0].W_Q, one axis of heads first",
+    ),
     "W_U": "the unembedding is bridged.model.get_output_embeddings().weight",
     "W_E": "the embedding is bridged.model.get_input_embeddings().weight",
     "forward": "call it: bridged(input_ids)",

@@ -37,20 +37,45 @@ class Keep:
     positions: Positions = None
     remove_batch: bool = False
 
+    def __post_init__(self) -> None:
+        if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
+            raise ContractError(
+                f"dtype={self.dtype!r} is no dtype of torch; give torch.float16 or its like"
+            )
+        chosen = self.positions
+        if not isinstance(chosen, (int, slice, Sequence, Tensor, type(None))) or isinstance(
+            chosen, str
+        ):
+            raise ContractError(
+                f"pos_slice={chosen!r} names no positions; it is a number, a slice, a list of"
+                " numbers, or None for all"
+            )
+
     def __call__(self, tensor: Tensor, hook: HookPoint) -> Tensor:
         """Return what is kept, detached from the graph.
 
         Raises:
-            ContractError: the batch axis is to go, and is longer than 1.
+            ContractError: the batch axis is to go, and is longer than 1; or there is no such
+                position.
         """
         tensor, axes = tensor.detach(), hook.spec.axes.split()
         along = [at for at, axis in enumerate(axes) if axis in OVER_POSITIONS]
         if self.positions is not None and along:
+            refuse_absent_position(self.positions, tensor.shape[along[0]], hook.name)
             tensor = selected(tensor, self.positions, along[0])
         if self.remove_batch:
             tensor = without_batch(tensor, hook.name)
         floating = tensor.is_floating_point()
         return tensor.to(device=self.device, dtype=self.dtype if floating else None)
+
+
+def refuse_absent_position(positions: Positions, length: int, name: str) -> None:
+    """Refuse the number of a position that a hook point does not have."""
+    if isinstance(positions, int) and not -length <= positions < length:
+        raise ContractError(
+            f"pos_slice={positions} names a position that {name!r} does not have: it holds"
+            f" {length}, counted from 0, or from -1 at the end"
+        )
 
 
 def selected(tensor: Tensor, positions: Positions, axis: int) -> Tensor:

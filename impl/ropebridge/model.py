@@ -29,7 +29,7 @@ from ropebridge_spec import FAMILIES, AttachError, Family, UnsupportedAttention,
 def attach(
     model: nn.Module,
     *,
-    layers: Iterable[int] | None = None,
+    layers: Iterable[int] | int | None = None,
     verify: bool = True,
     use_attn_in: bool = False,
     use_split_qkv_input: bool = False,
@@ -45,8 +45,8 @@ def attach(
 
     Args:
         model: a model, or any module that holds rotary attention layers.
-        layers: the numbers of the layers to attach to, as in the names of their hooks; None for
-            all. The others stay as they are.
+        layers: the numbers of the layers to attach to, or one number, as in the names of their
+            hooks; None for all. The others stay as they are.
         verify: prove each distinct layer against the module it wraps, in float64, before going on.
         use_attn_in, use_split_qkv_input, use_attn_result: opt in to the hook points of clauses
         SPLIT-1 and RES-1.
@@ -64,6 +64,7 @@ def attach(
         VerificationError: a layer did not reproduce the module it wraps; the model is left as it
             was.
     """
+    refuse_no_model(model)
     warn_if_untested()
     options = {
         "use_attn_in": use_attn_in,
@@ -79,7 +80,8 @@ def attach(
             " the module that holds its layers"
         )
     if layers is not None:
-        found, names = chosen_layers(found, names, list(layers))
+        chosen = list(layers) if isinstance(layers, Iterable) else [layers]
+        found, names = chosen_layers(found, names, chosen)
     bridges = build_all(found, names, model, options, families)
     if verify:
         verify_layers(bridges)
@@ -104,6 +106,19 @@ def get_bridged_model(model: nn.Module) -> BridgedModel:
             f"{type(model).__name__} holds no layer that is attached to; call attach(model)"
         )
     return BridgedModel(model, bridges)
+
+
+def refuse_no_model(model: object) -> None:
+    """Refuse what is no module of torch: a name, a class, or what attach returned."""
+    if isinstance(model, BridgedModel):
+        raise AttachError(
+            "attach was given what it returned; the model is bridged.model, and it is attached to"
+        )
+    if not isinstance(model, nn.Module):
+        raise AttachError(
+            f"attach was given {model!r}, and takes a model in memory\n  load it first:"
+            " AutoModelForCausalLM.from_pretrained(name)"
+        )
 
 
 def chosen_layers(

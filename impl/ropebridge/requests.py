@@ -52,7 +52,8 @@ def selected_names(points: Mapping[str, HookPoint], names_filter: NamesFilter) -
     if callable(names_filter):
         names = [name for name in points if names_filter(name)]
     else:
-        names = [names_filter] if isinstance(names_filter, str) else list(names_filter)
+        several = isinstance(names_filter, Iterable) and not isinstance(names_filter, str)
+        names = list(names_filter) if several else [names_filter]  # type: ignore[list-item]
     for name in names:
         if name not in points:
             raise UnknownHook(unknown_hook(name, list(points)))

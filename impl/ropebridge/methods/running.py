@@ -86,6 +86,11 @@ def measure(metric: Metric, logits: Tensor) -> Tensor:
     Raises:
         MethodError: it is not one number.
     """
+    if not callable(metric):
+        raise MethodError(
+            f"the metric is {metric!r}; it must be a function of the logits (batch, pos,"
+            " vocabulary) that returns one number: methods.answer_logit(answers)"
+        )
     value = metric(logits)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return torch.tensor(float(value))

@@ -98,6 +98,9 @@ def select(
     Raises:
         MethodError: a layer or a head that the model does not have, or nothing at all.
     """
+    for name, value in {"layers": layers, "heads": heads, "positions": positions}.items():
+        if isinstance(value, str) or not isinstance(value, (Iterable, type(None))):
+            raise MethodError(f"{name}={value!r} is no list of numbers; give {name}=[{value!r}]")
     numbers, pairs = sorted_heads(heads)
     refuse_unknown(bridged, pairs)
     if layers is not None:
