@@ -199,3 +199,18 @@ def test_polars_serves_where_pandas_is_not_installed(monkeypatch, bridged, cache
     pytest.importorskip("polars")
     monkeypatch.setattr("ropebridge.frames.is_installed", lambda name: name == "polars")
     assert type(to_frame(bridged, cache)).__module__.startswith("polars")
+
+
+def test_gradients_of_a_cache_are_rows_under_their_own_name(bridged, tokens, library):
+    name = "blocks.0.attn.hook_z"
+    _, cache = bridged.run_with_cache(tokens, names_filter=name, labels=tokens, incl_bwd=True)
+    rows = rows_of(to_frame(bridged, cache, library=library))
+    assert {row["hook"] for row in rows} == {"hook_z", "hook_z_grad"}
+    assert len(rows) == 2 * cache[name].numel()
+
+
+def test_a_recording_is_refused_with_what_to_pass(bridged, tokens):
+    with bridged.caching("blocks.0.attn.hook_z") as recording:
+        bridged(tokens)
+    with pytest.raises(FrameError, match=r"has tuple for a tensor(.|\n)*recording\.joined\("):
+        to_frame(bridged, recording)

@@ -31,6 +31,10 @@ class Part(TypedDict):
     columns: dict[str, Tensor]
 
 
+GRADIENT = "_grad"
+"""What the names of gradients end in, in a cache of `run_with_cache(..., incl_bwd=True)`."""
+
+
 def to_frame(
     bridged: BridgedModel,
     cache: Mapping[str, Tensor],
@@ -47,7 +51,8 @@ def to_frame(
     exactly; other dtypes stay.
 
     Args:
-        cache: full hook name -> tensor, as `run_with_cache` gives it.
+        cache: full hook name -> tensor, as `run_with_cache` gives it, gradients (`{name}_grad`)
+            among them.
         library: "pandas" or "polars"; None takes the first of them that is installed.
         most_rows: refuse a larger table; the message says how to keep less.
 
@@ -62,6 +67,12 @@ def to_frame(
         UnknownHook: a name that is no hook point of this model.
     """
     chosen = choose(library)
+    for name, tensor in cache.items():
+        if not isinstance(tensor, Tensor):
+            raise FrameError(
+                f"{name!r} has {type(tensor).__name__} for a tensor; of what bridged.caching()"
+                f" recorded pass one for each name: {{{name!r}: recording.joined({name!r})}}"
+            )
     rows = sum(tensor.numel() for tensor in cache.values())
     if not cache:
         raise FrameError(
@@ -106,9 +117,11 @@ def is_installed(package: str) -> bool:
 
 def part_of(bridged: BridgedModel, name: str, tensor: Tensor) -> Part:
     """Return one hook's tensor as columns: its axes' places, and the value."""
-    if name not in bridged.hook_points:
+    of_values = name.removesuffix(GRADIENT)
+    if of_values not in bridged.hook_points:
         raise UnknownHook(unknown_hook(name, list(bridged.hook_points)))
-    axes = axis_names(bridged.hook_points[name].spec.axes)
+    point = bridged.hook_points[of_values]
+    axes = axis_names(point.spec.axes)
     if len(axes) != tensor.ndim:
         raise FrameError(
             f"{name!r} was given a tensor of {tensor.ndim} axes; its hook point has {len(axes)}:"
@@ -123,8 +136,7 @@ def part_of(bridged: BridgedModel, name: str, tensor: Tensor) -> Part:
         for axis, place in zip(axes, places, strict=True)
     }
     columns["value"] = (values.float() if values.dtype == torch.bfloat16 else values).flatten()
-    point = bridged.hook_points[name]
-    return Part(layer=point.layer(), hook=point.spec.name, columns=columns)
+    return Part(layer=point.layer(), hook=name.rsplit(".", 1)[-1], columns=columns)
 
 
 def pandas_frame(parts: Sequence[Part], axes: Sequence[str]) -> Any:

@@ -131,6 +131,11 @@ def test_what_cannot_be_drawn_is_refused(bridged, tokens, tmp_path, name, option
         plot_patterns(bridged, tokens, tmp_path / name, **options)
 
 
+def test_text_is_no_input(bridged, tmp_path):
+    with pytest.raises(PlotError, match=r"inputs are 'a text'; they must be token ids"):
+        plot_patterns(bridged, "a text", tmp_path / "page.html")
+
+
 def test_embeddings_instead_of_ids_are_numbered(bridged, tokens, tmp_path):
     embedded = bridged.model.get_input_embeddings().weight[None, :3].detach()
     data, _ = read_page(plot_patterns(bridged, {"inputs_embeds": embedded}, tmp_path / "p.html"))

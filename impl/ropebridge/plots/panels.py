@@ -54,9 +54,24 @@ def panels_of(
         found[hook.name] = pattern[row].detach().float().cpu()
 
     names = {layer: f"{bridged.layers[layer].name}.hook_pattern" for layer, _ in chosen}
-    call = {"use_cache": False, **({"input_ids": inputs} if isinstance(inputs, Tensor) else inputs)}
-    bridged.run_with_hooks(fwd_hooks=[(name, keep) for name in names.values()], **call)
+    hooks = [(name, keep) for name in names.values()]
+    bridged.run_with_hooks(fwd_hooks=hooks, **keywords(bridged, inputs))
     return [Panel(layer, head, found[names[layer]][head].contiguous()) for layer, head in chosen]
+
+
+def keywords(bridged: BridgedModel, inputs: Tensor | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords of the model's call.
+
+    Raises:
+        PlotError: the inputs are neither a tensor nor a mapping.
+    """
+    if not isinstance(inputs, (Tensor, Mapping)):
+        raise PlotError(
+            f"inputs are {inputs!r}; they must be token ids (batch, pos), or a mapping of what the"
+            " model is called with: tokenizer(text, return_tensors='pt')"
+        )
+    uncached = {"use_cache": False} if bridged.accepts("use_cache") else {}
+    return {**uncached, **({"input_ids": inputs} if isinstance(inputs, Tensor) else inputs)}
 
 
 def choose(
