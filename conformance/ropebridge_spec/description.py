@@ -113,7 +113,7 @@ def read(module: Any, family: Family | Variant) -> Variant:
     widths = read_latent_widths(module) if family.latent else read_widths(module, family)
     found = read_path(module, family.causal)
     causal = found is None or bool(found)
-    encoder = causal and made_encoder(module)
+    encoder = causal and is_made_encoder(module)
     causal = causal and not encoder
     return Variant(
         **widths,
@@ -367,7 +367,7 @@ def words(data: Any) -> Iterator[str]:
         yield from data.removesuffix("?").split(".")
 
 
-def made_encoder(module: Any) -> bool:
+def is_made_encoder(module: Any) -> bool:
     """Return whether the config makes an encoder of a causal layer: the model around then hands it
     a mask that says all, window and chunk included, or none, and every query sees every key."""
     return getattr(getattr(module, "config", None), "is_causal", None) is False

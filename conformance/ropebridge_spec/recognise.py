@@ -109,7 +109,7 @@ def definition_of(found: Any) -> ast.AST | None:
     now; None where it has none."""
     if not isinstance(found, type):
         return definition_of_function(found)
-    node = parsed(found)
+    node = parse_source(found)
     if isinstance(node, ast.ClassDef):
         node.body = [
             live_method(found, item) if isinstance(item, ast.FunctionDef) else item
@@ -135,7 +135,7 @@ def definition_of_function(function: Any) -> ast.AST | None:
     a tree."""
     while hasattr(function, "__wrapped__") and is_decorators(function):
         function = function.__wrapped__
-    return parsed(getattr(function, "__code__", function))
+    return parse_source(getattr(function, "__code__", function))
 
 
 def is_decorators(function: Any) -> bool:
@@ -146,7 +146,7 @@ def is_decorators(function: Any) -> bool:
     return any(folder in file.parents for folder in known) or str(file) == functools.__file__
 
 
-def parsed(found: Any) -> ast.AST | None:
+def parse_source(found: Any) -> ast.AST | None:
     """Return the source of an object as a tree; None where it has none."""
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(found))).body[0]

@@ -18,7 +18,7 @@ from ropebridge.caching import ActivationCache, Keep, Positions, Recording, keep
 from ropebridge.finding import innermost_around
 from ropebridge.hooks import Direction, HookFunction, HookHandle, HookPoint
 from ropebridge.model_arguments import accepted_names, refuse_unnamed
-from ropebridge.requests import Hooks, NamesFilter, refuse_unfired, requests, selected_names
+from ropebridge.requests import Hooks, NamesFilter, find_names, refuse_unfired, requests
 from ropebridge.takeover import bridge_in_force, give_back, origin_of, replacement
 from ropebridge_spec import AttachError, ContractError
 
@@ -120,7 +120,7 @@ class BridgedModel:
         """
         self._refuse_detached()
         points = self.hook_points
-        names = selected_names(points, names_filter)
+        names = find_names(points, names_filter)
         return [points[name].add_hook(fn, dir, prepend=prepend) for name in names]
 
     def reset_hooks(self) -> None:
@@ -220,7 +220,7 @@ class BridgedModel:
         cache = ActivationCache()
         keep = Keep(device, dtype, pos_slice, remove_batch_dim)
         looking = keep_once(cache, keep, gradients=incl_bwd)
-        names = dict.fromkeys(selected_names(self.hook_points, names_filter))
+        names = dict.fromkeys(find_names(self.hook_points, names_filter))
         with self.hooks([*fwd_hooks, *((name, looking) for name in names)], bwd_hooks):
             output = self._call(args, kwargs, model_kwargs)
             if incl_bwd:
@@ -252,9 +252,7 @@ class BridgedModel:
             AttachError, UnknownHook, HookNeverFired: as `hooks`.
         """
         points = self.hook_points
-        chosen = [
-            name for wanted in (names_filter, *more) for name in selected_names(points, wanted)
-        ]
+        chosen = [name for wanted in (names_filter, *more) for name in find_names(points, wanted)]
         recording = Recording(Keep(device, dtype))
         _, around = innermost_around(self.model, self._paths())
         counter = around.register_forward_pre_hook(recording.begin_pass)

@@ -62,7 +62,7 @@ class Keep:
         along = [at for at, axis in enumerate(axes) if axis in OVER_POSITIONS]
         if self.positions is not None and along:
             refuse_absent_position(self.positions, tensor.shape[along[0]], hook.name)
-            tensor = selected(tensor, self.positions, along[0])
+            tensor = take_positions(tensor, self.positions, along[0])
         if self.remove_batch:
             tensor = without_batch(tensor, hook.name)
         floating = tensor.is_floating_point()
@@ -78,7 +78,7 @@ def refuse_absent_position(positions: Positions, length: int, name: str) -> None
         )
 
 
-def selected(tensor: Tensor, positions: Positions, axis: int) -> Tensor:
+def take_positions(tensor: Tensor, positions: Positions, axis: int) -> Tensor:
     """Return a copy of some positions of a tensor, so that the rest of it need not live on; the
     axis goes where one number selects."""
     if isinstance(positions, int):

@@ -311,7 +311,7 @@ def unreadable(tensor: Tensor) -> bool:
     return torch.compiler.is_compiling() or tensor.is_meta or under_vmap()
 
 
-def transformed() -> bool:
+def under_transform() -> bool:
     """Return whether a transform of `torch.func` runs this code, or forward-mode
     differentiation."""
     return not torch.compiler.is_compiling() and (
@@ -321,7 +321,7 @@ def transformed() -> bool:
 
 def under_vmap() -> bool:
     """Return whether `torch.vmap` runs this code: a tensor then stands for many."""
-    return transformed() and any(
+    return under_transform() and any(
         interpreter.key() == torch._C._functorch.TransformType.Vmap
         for interpreter in retrieve_all_functorch_interpreters()
     )

@@ -81,7 +81,7 @@ def attach(
         )
     if layers is not None:
         chosen = list(layers) if isinstance(layers, Iterable) else [layers]
-        found, names = chosen_layers(found, names, chosen)
+        found, names = pick_layers(found, names, chosen)
     bridges = build_all(found, names, model, options, families)
     if verify:
         verify_layers(bridges)
@@ -121,7 +121,7 @@ def refuse_no_model(model: object) -> None:
         )
 
 
-def chosen_layers(
+def pick_layers(
     found: list[tuple[str, nn.Module]], names: list[str], layers: Sequence[int]
 ) -> tuple[list[tuple[str, nn.Module]], list[str]]:
     """Return the attention modules of some layers, with their paths; and their names.

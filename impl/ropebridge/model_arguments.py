@@ -65,11 +65,11 @@ def refuse_unnamed(
     """
     for place, value in enumerate(args):
         if value is not None and not isinstance(value, Tensor):
-            raise ContractError(wrong_positional(model, place, value))
+            raise ContractError(message_of_positional(model, place, value))
     names = accepted_names(model, path)
     for name in kwargs:
         if names and name not in names:
-            raise ContractError(unnamed_argument(model, name, names))
+            raise ContractError(message_of_argument(model, name, names))
 
 
 def accepted_names(model: nn.Module, path: str) -> frozenset[str]:
@@ -81,11 +81,11 @@ def accepted_names(model: nn.Module, path: str) -> frozenset[str]:
             break
         chain.append(getattr(chain[-1], part))
     chain = chain if isinstance(chain[-1], PreTrainedModel) else [model]
-    named = frozenset[str]().union(*(named_parameters(module.forward) for module in chain))
+    named = frozenset[str]().union(*(parameter_names(module.forward) for module in chain))
     return named and named | READ_BY_TRANSFORMERS
 
 
-def named_parameters(forward: Any) -> frozenset[str]:
+def parameter_names(forward: Any) -> frozenset[str]:
     """Return the names of the parameters of a forward, without self, *args and **kwargs."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return frozenset(
@@ -95,7 +95,7 @@ def named_parameters(forward: Any) -> frozenset[str]:
     )
 
 
-def wrong_positional(model: nn.Module, place: int, value: object) -> str:
+def message_of_positional(model: nn.Module, place: int, value: object) -> str:
     """Return the message for a positional argument that is no tensor."""
     kind = type(model).__name__
     if isinstance(value, str) and place == 0:
@@ -115,7 +115,7 @@ def wrong_positional(model: nn.Module, place: int, value: object) -> str:
     )
 
 
-def unnamed_argument(model: nn.Module, name: str, names: frozenset[str]) -> str:
+def message_of_argument(model: nn.Module, name: str, names: frozenset[str]) -> str:
     """Return the message for a keyword that the model's forward does not name."""
     near = get_close_matches(name, [*OWN, *sorted(names)], n=3, cutoff=0.6)
     hint = f"  {ELSEWHERE[name]}\n" if name in ELSEWHERE else ""

@@ -91,7 +91,7 @@ def proof_calls(twin: PositionEmbeddingsAttentionBridge, own: str | None) -> Ite
     if by_sdpa:
         yield plain_call(twin, given, "sdpa")
     if sees_the_same_unmasked(twin.variant, by_sdpa):
-        call = plain_call(twin, unmasked(twin), "sdpa" if by_sdpa else "eager")
+        call = plain_call(twin, inputs_without_mask(twin), "sdpa" if by_sdpa else "eager")
         yield replace(call, optional=True)
 
 
@@ -126,7 +126,7 @@ def sees_the_same_unmasked(variant: Variant, by_sdpa: bool) -> bool:
     return by_sdpa and by_itself
 
 
-def unmasked(twin: PositionEmbeddingsAttentionBridge) -> dict[str, Any]:
+def inputs_without_mask(twin: PositionEmbeddingsAttentionBridge) -> dict[str, Any]:
     """Return inputs without a mask; where the config makes an encoder of the layer, with what the
     model around then passes."""
     given = {
@@ -150,7 +150,7 @@ def far_call(
     """
     variant, lengths = twin.variant, numbers_of(twin.wrapped)
     first = min(max(lengths), table_rows(twin) - POS - 1)
-    earlier = many_keys(variant, lengths) if made_up_cache(twin) else 0
+    earlier = many_keys(variant, lengths) if can_make_up_cache(twin) else 0
     inputs = random_inputs(
         twin, 1, FEW if earlier else POS, None, None, 0, None, left_padding=0, first=first
     )
@@ -176,7 +176,7 @@ def far_call(
     return ProofCall(by_module, by_bridge, (theirs, ours, layer), implementation, last)
 
 
-def made_up_cache(twin: PositionEmbeddingsAttentionBridge) -> bool:
+def can_make_up_cache(twin: PositionEmbeddingsAttentionBridge) -> bool:
     """Return whether a cache of the layer holds keys and values of heads and nothing else, so that
     any numbers will do."""
     variant = twin.variant

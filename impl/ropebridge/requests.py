@@ -36,12 +36,12 @@ def requests(points: Mapping[str, HookPoint], hooks: Hooks, dir: Direction) -> I
         UnknownHook: no hook point of that name.
     """
     for names_filter, fn in pairs_of(hooks, dir):
-        names = selected_names(points, names_filter)
+        names = find_names(points, names_filter)
         refuse_uncallable(names[0], fn)
         yield from (Request(name, fn, dir) for name in names)
 
 
-def selected_names(points: Mapping[str, HookPoint], names_filter: NamesFilter) -> list[str]:
+def find_names(points: Mapping[str, HookPoint], names_filter: NamesFilter) -> list[str]:
     """Return the hook names a filter selects; never none.
 
     Raises:

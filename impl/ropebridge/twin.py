@@ -56,7 +56,7 @@ def whole_copy(module: nn.Module) -> nn.Module:
     with all_weights_in(module):
         for part in module.modules():
             if is_quantised(part):
-                copied[id(part)] = dequantised(part, like=called_with(part))
+                copied[id(part)] = linear_of_answers(part, like=called_with(part))
         twin = copy.deepcopy(module, copied)
     for part, own in zip(module.modules(), twin.modules(), strict=True):
         if is_quantised(part):
@@ -88,7 +88,7 @@ def is_quantised(part: Any) -> bool:
     return not is_sharded(part.weight) and not (plain and has_own_weight(part))
 
 
-def dequantised(part: Any, like: Tensor) -> nn.Linear:
+def linear_of_answers(part: Any, like: Tensor) -> nn.Linear:
     """Return a torch.nn.Linear in float64 that gives what a quantised linear map answers.
 
     Args:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ropebridge.base import AttentionBridge
-from ropebridge.hooks import transformed
+from ropebridge.hooks import under_transform
 from ropebridge.kernels.fused import attend_fused
 from ropebridge.kernels.row_blocks import attend_by_rows
 from ropebridge.kernels.whole import attend_shown
@@ -42,7 +42,7 @@ def differentiates_as_eager(q: Tensor, layer: AttentionBridge) -> bool:
     second ones, or forward ones, which the fused kernel does not have."""
     if getattr(layer.config_in_force, "_attn_implementation", None) != "eager":
         return False
-    return (torch.is_grad_enabled() and q.requires_grad) or transformed()
+    return (torch.is_grad_enabled() and q.requires_grad) or under_transform()
 
 
 def needs_scores(v: Tensor, layer: AttentionBridge) -> bool:

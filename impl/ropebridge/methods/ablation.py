@@ -14,8 +14,8 @@ from ropebridge.methods.errors import MethodError
 from ropebridge.methods.running import (
     Inputs,
     Metric,
+    inputs_by_name,
     logits_of,
-    named_inputs,
     table_of_heads,
     values_at,
 )
@@ -154,7 +154,7 @@ def samples(bridged: BridgedModel, inputs: Inputs) -> dict[str, Tensor]:
 
 def mean_of(z: Tensor, inputs: Inputs) -> Tensor:
     """Return (1, 1, head, d_head_v): the mean over batch and positions that are no padding."""
-    mask = named_inputs(inputs).get("attention_mask")
+    mask = inputs_by_name(inputs).get("attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         return z.mean((0, 1), keepdim=True)
     weight = mask.to(z)[..., None, None]

@@ -52,10 +52,10 @@ def keywords(bridged: BridgedModel, inputs: Inputs) -> dict[str, Any]:
         MethodError: the inputs are neither a tensor nor a mapping.
     """
     uncached = {"use_cache": False} if bridged.accepts("use_cache") else {}
-    return {**uncached, **named_inputs(inputs)}
+    return {**uncached, **inputs_by_name(inputs)}
 
 
-def named_inputs(inputs: Inputs) -> dict[str, Any]:
+def inputs_by_name(inputs: Inputs) -> dict[str, Any]:
     """Return inputs by the names of the model's forward."""
     if isinstance(inputs, Tensor):
         return {"input_ids": inputs}

@@ -67,13 +67,13 @@ class Selection:
         for at, axis in enumerate(axis_names(axes)[1:]):
             size = shape[at + 1]
             if axis in OF_HEADS:
-                mask = mask & along(self.heads_of(layer, size), size, at, mask.ndim)
+                mask = mask & flags_along(self.heads_of(layer, size), size, at, mask.ndim)
             if axis in OF_POSITIONS:
-                mask = mask & along(self.positions_of(size), size, at, mask.ndim)
+                mask = mask & flags_along(self.positions_of(size), size, at, mask.ndim)
         return mask
 
 
-def along(chosen: Sequence[int], size: int, axis: int, ndim: int) -> Tensor:
+def flags_along(chosen: Sequence[int], size: int, axis: int, ndim: int) -> Tensor:
     """Return booleans with `size` places along one axis and 1 along the others: true at the chosen
     ones."""
     flags = torch.zeros(size, dtype=torch.bool)
@@ -101,7 +101,7 @@ def select(
     for name, value in {"layers": layers, "heads": heads, "positions": positions}.items():
         if isinstance(value, str) or not isinstance(value, (Iterable, type(None))):
             raise MethodError(f"{name}={value!r} is no list of numbers; give {name}=[{value!r}]")
-    numbers, pairs = sorted_heads(heads)
+    numbers, pairs = split_heads_and_pairs(heads)
     refuse_unknown(bridged, pairs)
     if layers is not None:
         chosen = sorted({int(layer) for layer in layers})
@@ -123,7 +123,7 @@ def select(
     return Selection(tuple(chosen), of_layer, where)
 
 
-def sorted_heads(heads: Heads | None) -> tuple[list[int], list[tuple[int, int]]]:
+def split_heads_and_pairs(heads: Heads | None) -> tuple[list[int], list[tuple[int, int]]]:
     """Return the numbers, and the pairs, among chosen heads."""
     numbers: list[int] = []
     pairs: list[tuple[int, int]] = []

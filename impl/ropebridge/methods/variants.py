@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ropebridge.bridged import BridgedModel
 from ropebridge.methods.errors import MethodError
-from ropebridge.methods.running import Inputs, Metric, bar, logits_of, measure, named_inputs
+from ropebridge.methods.running import Inputs, Metric, bar, inputs_by_name, logits_of, measure
 from ropebridge.requests import Hooks
 
 TOKENS = 2048
@@ -48,14 +48,15 @@ def logits_of_each(
     bridged: BridgedModel, inputs: Inputs, variants: Sequence[Hooks], at_once: int | None
 ) -> Iterator[Tensor]:
     """Yield the logits (batch, pos, vocabulary) of a run on the inputs under each set of hooks."""
-    named = named_inputs(inputs)
+    named = inputs_by_name(inputs)
     rows = rows_of(named)
     together = at_once_of(bridged, named, variants, at_once)
     for group in groups(variants, together):
         if len(group) == 1:
             yield logits_of(bridged, inputs, group[0])
             continue
-        logits = logits_of(bridged, repeated(named, rows, len(group)), hooks_of_rows(group, rows))
+        all_rows = repeat_rows(named, rows, len(group))
+        logits = logits_of(bridged, all_rows, hooks_of_rows(group, rows))
         yield from logits.split(rows)
 
 
@@ -97,7 +98,7 @@ def rows_of(named: Mapping[str, Any]) -> int:
     return int(tokens.shape[0]) if isinstance(tokens, Tensor) else 1
 
 
-def repeated(named: Mapping[str, Any], rows: int, times: int) -> dict[str, Any]:
+def repeat_rows(named: Mapping[str, Any], rows: int, times: int) -> dict[str, Any]:
     """Return inputs with all their rows so many times over; what holds for every row stays."""
     return {
         name: torch.cat([value] * times)
