@@ -264,13 +264,13 @@ class BridgedModel:
 
     def accepts(self, name: str) -> bool:
         """Return whether the model's forward names an argument, or transformers reads it."""
-        return name in accepted_names(self.model, self._paths()[0])
+        return name in accepted_names(self.model, self._first_path())
 
     def _call(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], more: Mapping[str, Any] | None
     ) -> Any:
         """Run the model with what its forward names, and with what was passed on explicitly."""
-        refuse_unnamed(self.model, self._paths()[0], args, kwargs)
+        refuse_unnamed(self.model, self._first_path(), args, kwargs)
         more = {} if more is None else more
         if not isinstance(more, Mapping):
             raise ContractError(f"model_kwargs is {more!r}; it must map names to values")
@@ -278,6 +278,12 @@ class BridgedModel:
         if twice:
             raise ContractError(f"{twice[0]!r} is given twice, by itself and in model_kwargs")
         return self.model(*args, **kwargs, **more)
+
+    def _first_path(self) -> str:
+        """Return the path of the first attention module in the model."""
+        first: nn.Module = self.layers[0].wrapped
+        found: str = next(path for path, part in self.model.named_modules() if part is first)
+        return found
 
     def _paths(self) -> list[str]:
         """Return the path of each attention module in the model."""

@@ -69,7 +69,7 @@ def activation_patching(
     masks = masks_of(bridged, theirs, chosen)
     places = [(name, place) for name in masks for place in every(masks[name], axes[name])]
     variants = [
-        [(name, put(theirs[name], at_place(masks[name], place, axes[name])))]
+        [(name, put(theirs[name], masks[name], index_of(masks[name], place, axes[name])))]
         for name, place in places
     ]
     found = measure_each(bridged, inputs, metric, variants, f"patching {hook}", quiet, at_once)
@@ -131,20 +131,15 @@ def index_of(mask: Tensor, place: Index, axes: Index) -> tuple[Any, ...]:
     return tuple(at.get(axis + 1, slice(None)) for axis in range(mask.ndim))
 
 
-def at_place(mask: Tensor, place: Index, axes: Index) -> Tensor:
-    """Return booleans of the mask's shape: true at what is chosen of one place."""
-    index = index_of(mask, place, axes)
-    here = torch.zeros_like(mask)
-    here[index] = mask[index]
-    return here
-
-
-def put(value: Tensor, mask: Tensor) -> Any:
-    """Return a hook that puts a part of another run's value in its place."""
+def put(value: Tensor, mask: Tensor, index: tuple[Any, ...]) -> Any:
+    """Return a hook that puts what was chosen of one place, from another run's value, in its
+    place."""
+    here = (slice(None), *index)
 
     def patch(tensor: Tensor, hook: Any) -> None:
         refuse_other_run(value, tensor)
-        tensor.copy_(torch.where(mask.to(tensor.device), value, tensor))
+        chosen = mask[index].to(tensor.device)
+        tensor[here] = torch.where(chosen, value[here], tensor[here])
 
     return patch
 

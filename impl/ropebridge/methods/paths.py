@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,9 +12,15 @@ from torch import Tensor
 from ropebridge.bridged import BridgedModel
 from ropebridge.methods.errors import MethodError
 from ropebridge.methods.patching import refuse_other_run
-from ropebridge.methods.running import Inputs, Metric, table_of_heads, values_at
+from ropebridge.methods.running import (
+    Inputs,
+    Metric,
+    inputs_by_name,
+    table_of_heads,
+    values_at,
+)
 from ropebridge.methods.selection import Heads, Selection, select
-from ropebridge.methods.variants import logits_of_each, measure_each
+from ropebridge.methods.variants import at_once_of, groups, logits_of_each, measure_all
 from ropebridge.requests import Hooks
 
 Receiver = tuple[int, int, str]
@@ -73,26 +79,41 @@ def path_patching(
     chosen = select(bridged, layers, heads, positions)
     table, senders = table_of_heads(bridged, chosen)
     senders = [(layer, head) for layer, head in senders if layer < last]
-    heard: list[dict[str, Tensor]] = [{} for _ in senders]
-    speaking = [
-        [
-            *held_still(ours, theirs, f"{bridged.layers[layer].name}.hook_z", head, chosen),
-            *((name, keep(kept)) for name in {name for name, _ in sites}),
-        ]
-        for (layer, head), kept in zip(senders, heard, strict=True)
+    speak = [
+        held_still(ours, theirs, f"{bridged.layers[layer].name}.hook_z", head, chosen)
+        for layer, head in senders
     ]
-    if receivers == "logits":
-        found = measure_each(bridged, inputs, metric, speaking, "path patching", quiet, at_once)
+    if sites:
+        each = logits_heard(bridged, inputs, speak, sites, at_once)
     else:
-        for _ in logits_of_each(bridged, inputs, speaking, at_once):
-            pass  # what the receivers hear is kept
-        listening: list[Hooks] = [
-            [(name, put_head(kept, head)) for name, head in sites] for kept in heard
-        ]
-        found = measure_each(bridged, inputs, metric, listening, "path patching", quiet, at_once)
+        each = logits_of_each(bridged, inputs, speak, at_once)
+    found = measure_all(metric, each, len(senders), "path patching", quiet)
     for sender, value in zip(senders, found, strict=True):
         table[sender] = value
     return table
+
+
+def logits_heard(
+    bridged: BridgedModel,
+    inputs: Inputs,
+    speak: Sequence[Hooks],
+    sites: Sequence[tuple[str, int]],
+    at_once: int | None,
+) -> Iterator[Tensor]:
+    """Yield the logits (batch, pos, vocabulary) of a run in which receivers hear what each set of
+    hooks makes a sender say; what they hear is kept for no more senders than run at once."""
+    names = {name for name, _ in sites}
+    together = at_once_of(bridged, inputs_by_name(inputs), speak, at_once)
+    for group in groups(speak, together):
+        heard: list[dict[str, Tensor]] = [{} for _ in group]
+        first = [
+            [*hooks, *((name, keep(kept)) for name in names)]
+            for hooks, kept in zip(group, heard, strict=True)
+        ]
+        for _ in logits_of_each(bridged, inputs, first, together):
+            pass
+        second = [[(name, put_head(kept, head)) for name, head in sites] for kept in heard]
+        yield from logits_of_each(bridged, inputs, second, together)
 
 
 def site_of(bridged: BridgedModel, receiver: Receiver) -> tuple[str, int]:

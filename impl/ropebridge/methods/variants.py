@@ -29,15 +29,24 @@ def measure_each(
     quiet: bool,
     at_once: int | None,
 ) -> Iterator[Tensor]:
-    """Yield the metric of a run on the inputs under each set of hooks, with a progress bar.
+    """Return an iterator over the metric of a run on the inputs under each set of hooks, with a
+    progress bar.
 
     Args:
         variants: hooks, each by a full name.
         what: what the bar says.
         at_once: how many sets one forward pass runs, as rows; None takes as many as make `TOKENS`.
     """
-    progress = bar(variants, what, quiet)
-    for logits in logits_of_each(bridged, inputs, variants, at_once):
+    each = logits_of_each(bridged, inputs, variants, at_once)
+    return measure_all(metric, each, len(variants), what, quiet)
+
+
+def measure_all(
+    metric: Metric, each: Iterable[Tensor], count: int, what: str, quiet: bool
+) -> Iterator[Tensor]:
+    """Yield the metric of so many logits (batch, pos, vocabulary), with a progress bar."""
+    progress = bar(range(count), what, quiet)
+    for logits in each:
         next(progress)
         yield measure(metric, logits)
     for _ in progress:  # nothing is left: the bar ends
@@ -83,7 +92,8 @@ def at_once_of(
     names = {name for hooks in variants for name, _ in hooks}
     known = [points[name] for name in map(str, names) if name in points]
     apart = all(point.spec.axes.startswith("batch") for point in known)
-    if not apart or not set(named) <= {*OF_ROWS}:
+    by_axis = getattr(named.get("position_ids"), "ndim", 2) > 2  # (axis, batch, pos)
+    if not apart or by_axis or not set(named) <= {*OF_ROWS}:
         return 1
     tokens = named.get("input_ids", named.get("inputs_embeds"))
     if not isinstance(tokens, Tensor):
