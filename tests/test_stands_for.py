@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama import modeling_llama
 
 from ropebridge import FAMILIES, AttachError, ContractError, VerificationError, attach
-from ropebridge.proof import numbers_of
+from ropebridge.proof import lengths_of, numbers_of
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +87,9 @@ def test_every_number_of_a_module_and_its_config_is_a_length_to_reach_beyond(bui
     layer = model.model.layers[0].self_attn
     layer.chunk = 4444
     layer.config.rope_parameters["original_max_position_embeddings"] = 555
-    assert {777, 33, 4444, 555} <= set(numbers_of(layer))
+    assert {777, 33, 4444, 555} <= {number for _, number in numbers_of(layer)}
+    assert {777, 33, 4444, 555} <= set(lengths_of(layer))
+    assert layer.config.vocab_size not in lengths_of(layer)
 
 
 # ---- functions and switches ----

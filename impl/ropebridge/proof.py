@@ -148,9 +148,10 @@ def far_call(
         caches: what a decode left, of the module and of the bridge: Falcon caches a key head for
             every query head.
     """
-    variant, lengths = twin.variant, numbers_of(twin.wrapped)
-    first = min(max(lengths), table_rows(twin) - POS - 1)
-    earlier = many_keys(variant, lengths) if can_make_up_cache(twin) else 0
+    variant = twin.variant
+    farthest = max(number for _, number in numbers_of(twin.wrapped))
+    first = min(farthest, table_rows(twin) - POS - 1)
+    earlier = many_keys(variant, lengths_of(twin.wrapped)) if can_make_up_cache(twin) else 0
     inputs = random_inputs(
         twin, 1, FEW if earlier else POS, None, None, 0, None, left_padding=0, first=first
     )
@@ -195,24 +196,40 @@ def many_keys(variant: Variant, lengths: Sequence[int]) -> int:
     return 1 + max(length for length in lengths if length < max(most, POS + 1))
 
 
-def numbers_of(module: Any) -> list[int]:
-    """Return the whole numbers that a module and its config hold: every length that its forward
-    could know of is among them; at least `POS`."""
+NO_LENGTHS = ("theta", "vocab", "token", "hidden_size", "intermediate_size")
+"""Parts of the names of numbers that no class counts keys by: to reach beyond them costs time."""
+
+
+def lengths_of(module: Any) -> list[int]:
+    """Return the whole numbers that a module and its config hold and that may count keys; at least
+    `POS`."""
+    named = numbers_of(module)
+    return [
+        POS,
+        *(number for name, number in named if not any(part in name for part in NO_LENGTHS)),
+    ]
+
+
+def numbers_of(module: Any) -> list[tuple[str, int]]:
+    """Return the whole numbers that a module and its config hold, from `POS` on, each with its
+    name: every length that its forward could know of is among them."""
     config: Any = getattr(module, "config", None)
     held = (vars(module), config.to_dict() if hasattr(config, "to_dict") else {})
-    found = [number for values in held for number in whole_numbers(values)]
-    return [POS, *(number for number in found if POS < number < FARTHEST)]
+    found = [pair for values in held for pair in whole_numbers("", values)]
+    return [("", POS), *((name, number) for name, number in found if POS < number < FARTHEST)]
 
 
-def whole_numbers(values: Any) -> Iterator[int]:
-    """Yield the whole numbers in a value, and in the items of mappings and sequences."""
-    if isinstance(values, Mapping):
-        values = list(values.values())
-    if isinstance(values, (list, tuple)):
-        for value in values:
-            yield from whole_numbers(value)
-    if isinstance(values, (int, float)) and not isinstance(values, bool) and values == values // 1:
-        yield int(values)
+def whole_numbers(name: str, value: Any) -> Iterator[tuple[str, int]]:
+    """Yield the whole numbers in a value of this name, and in the items of mappings and
+    sequences."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from whole_numbers(str(key), item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from whole_numbers(name, item)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1:
+        yield name, int(value)
 
 
 def table_rows(twin: PositionEmbeddingsAttentionBridge) -> int:
