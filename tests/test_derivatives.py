@@ -81,6 +81,18 @@ def test_an_eager_model_has_the_derivatives_that_it_had(
     torch.testing.assert_close(got, wanted, rtol=2e-3, atol=1e-5 * largest)
 
 
+@pytest.mark.parametrize("derivative", ["second", "jvp", "vmap"])
+def test_watched_scores_in_half_precision_have_the_derivatives_of_the_model_alone(
+    build: Any, embedded: Tensor, derivative: str
+) -> None:
+    """What hooks are shown is rounded; the derivatives go on through it."""
+    model = build("llama", "eager").bfloat16()
+    wanted = DERIVATIVES[derivative](model, embedded.bfloat16())
+    with attach(model) as bridged, bridged.hooks([("blocks.0.attn.hook_attn_scores", look)]):
+        got = DERIVATIVES[derivative](model, embedded.bfloat16())
+    torch.testing.assert_close(got, wanted, rtol=0.1, atol=0.1 * float(wanted.detach().abs().max()))
+
+
 def test_edits_are_differentiated_too(build: Any, embedded: Tensor) -> None:
     model = build("llama", "eager")
     halved = [("blocks.0.attn.hook_pattern", lambda pattern, hook: pattern * 0.5)]

@@ -106,7 +106,10 @@ def unrounded(left: Tensor, scores: Tensor) -> Tensor:
 
 
 class Unrounded(torch.autograd.Function):
-    """Give back the digits that rounding took; the gradient goes to what hooks left (GRAD-1)."""
+    """Give back the digits that rounding took; derivatives are those of what hooks left
+    (GRAD-1)."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(left: Tensor, scores: Tensor) -> Tensor:
@@ -115,13 +118,18 @@ class Unrounded(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        """Keep the dtype that the gradient must have."""
-        ctx.dtype = inputs[0].dtype
+        """Keep the dtypes that derivatives must have."""
+        ctx.dtype, ctx.wide = inputs[0].dtype, output.dtype
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Return the gradient as it is, rounded, for what the hooks left."""
         return gradient.to(ctx.dtype), None
+
+    @staticmethod
+    def jvp(ctx: Any, left: Tensor, scores: Tensor) -> Tensor:
+        """Return the derivative of what the hooks left, in the dtype of the scores."""
+        return left.to(ctx.wide)
 
 
 def finite_or_forbidden(scores: Tensor) -> bool:
