@@ -186,3 +186,11 @@ def test_each_thread_has_a_ctx_of_its_own(bridged: Any) -> None:
     assert point.ctx == {"seen": 1}
     point.remove_hooks()
     assert point.ctx == {}
+
+
+def test_a_recording_counts_the_passes_of_its_own_thread(bridged: Any, tokens: Tensor) -> None:
+    with bridged.caching(Z) as recording:
+        bridged(tokens)
+        in_thread(lambda: bridged(tokens))
+        bridged(tokens)
+    assert recording.steps(Z) == (0, 1)

@@ -253,14 +253,15 @@ class BridgedModel:
         """
         points = self.hook_points
         chosen = [name for wanted in (names_filter, *more) for name in find_names(points, wanted)]
-        recording = Recording(Keep(device, dtype))
         _, around = innermost_around(self.model, self._paths())
-        counter = around.register_forward_pre_hook(recording.begin_pass)
-        try:
-            with self.hooks([(name, recording.look) for name in dict.fromkeys(chosen)]):
-                yield recording
-        finally:
-            counter.remove()
+        with owners.block() as owner:
+            recording = Recording(Keep(device, dtype), owner)
+            counter = around.register_forward_pre_hook(recording.begin_pass)
+            try:
+                with self.hooks([(name, recording.look) for name in dict.fromkeys(chosen)]):
+                    yield recording
+            finally:
+                counter.remove()
 
     def accepts(self, name: str) -> bool:
         """Return whether the model's forward names an argument, or transformers reads it."""

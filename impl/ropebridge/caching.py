@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ropebridge.hooks import HookPoint
+from ropebridge.owners import Owner, present
 from ropebridge_spec import HOOK_BY_NAME, ContractError
 
 Positions = int | slice | Sequence[int] | Tensor | None
@@ -167,9 +168,9 @@ class Recording(Mapping[str, tuple[Tensor, ...]]):
         firings: every firing of every hook point, in order.
     """
 
-    def __init__(self, keep: Keep) -> None:
+    def __init__(self, keep: Keep, owner: Owner) -> None:
         self.firings: list[Firing] = []
-        self._keep = keep
+        self._keep, self._owner = keep, owner
         self._passes = 0
 
     def __getitem__(self, name: str) -> tuple[Tensor, ...]:
@@ -218,8 +219,9 @@ class Recording(Mapping[str, tuple[Tensor, ...]]):
         return torch.cat(tensors, dim=along[0])
 
     def begin_pass(self, *_: Any) -> None:
-        """Count a forward pass of the model."""
-        self._passes += 1
+        """Count a forward pass of the model; those of other threads and tasks are not the
+        block's."""
+        self._passes += self._owner in present()
 
     def look(self, tensor: Tensor, hook: HookPoint) -> None:
         """Keep a firing; one that a recomputation repeats is kept already."""
