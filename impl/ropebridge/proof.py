@@ -36,6 +36,8 @@ FEW = 3
 """How many positions a call has that reaches far."""
 FARTHEST = 2**24
 """Positions that float32 can tell from the next."""
+MOST_KEYS = 2**13
+"""The greatest length that a call reaches beyond by keys; greater ones it reaches by positions."""
 ROOM = 2**29
 """How many bytes the keys and values of all heads may take, in a call that reaches far."""
 
@@ -192,8 +194,9 @@ def can_make_up_cache(twin: PositionEmbeddingsAttentionBridge) -> bool:
 
 def many_keys(variant: Variant, lengths: Sequence[int]) -> int:
     """Return one more than the largest length whose keys there is room for."""
-    most = ROOM // (8 * variant.heads * (variant.d_head + variant.d_head_v))
-    return 1 + max(length for length in lengths if length < max(most, POS + 1))
+    room = ROOM // (8 * variant.heads * (variant.d_head + variant.d_head_v))
+    most = max(min(room - 1, MOST_KEYS), POS)
+    return 1 + max(length for length in lengths if length <= most)
 
 
 NO_LENGTHS = ("theta", "vocab", "token", "hidden_size", "intermediate_size")
