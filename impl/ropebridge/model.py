@@ -57,12 +57,13 @@ def attach(
         (UntestedTransformers) under a transformers newer than was tested.
 
     Raises:
-        UnsupportedAttention: a rotary attention class that no family serves, or whose forward has a
-            parameter that is not known.
-        AttachError: the model is attached to already, holds no rotary attention, or no numbers to
-            verify with (the meta device).
-        VerificationError: a layer did not reproduce the module it wraps; the model is left as it
-            was.
+        UnsupportedAttention: a rotary attention class that no family serves, that only bears the
+            name of one that is, or whose forward has a parameter that is not known.
+        AttachError: what was given is no model, is attached to already, has not such a layer, holds
+            no rotary attention, attends by another function than transformers' own, has a forward
+            that somebody replaced, or no numbers to verify with (the meta device).
+        VerificationError: a layer did not reproduce the module it wraps, or cannot be copied to be
+            proved; the model is left as it was.
     """
     refuse_no_model(model)
     warn_if_untested()
