@@ -84,7 +84,8 @@ def test_an_edit_of_one_thread_reaches_no_run_of_another(bridged: Any, rows: lis
 
 
 def in_thread(run: Any) -> Any:
-    """What `run` returns in a thread of its own."""
+    """What `run` returns in a thread of its own, in which no event loop runs: the browser of other
+    tests keeps one running in theirs."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(run).result()
 
@@ -117,7 +118,7 @@ def test_what_to_thread_runs_sees_the_block_of_its_caller(bridged: Any, tokens: 
         with bridged.hooks(fwd_hooks=[(Z, zero)]):
             return (await asyncio.to_thread(bridged, tokens)).logits
 
-    assert torch.equal(asyncio.run(run()), edited)
+    assert torch.equal(in_thread(lambda: asyncio.run(run())), edited)
 
 
 def test_two_tasks_of_one_loop_do_not_see_the_blocks_of_each_other(
@@ -134,7 +135,7 @@ def test_two_tasks_of_one_loop_do_not_see_the_blocks_of_each_other(
     async def both() -> list[Tensor]:
         return await asyncio.gather(run(True), run(False))
 
-    got = asyncio.run(both())
+    got = in_thread(lambda: asyncio.run(both()))
     assert torch.equal(got[0], edited)
     assert torch.equal(got[1], plain)
 
