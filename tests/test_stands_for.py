@@ -193,11 +193,14 @@ def test_a_class_that_was_patched_later_is_an_error_at_the_next_call(
 
 
 def test_train_mode_and_a_new_cache_are_no_switches(build: Any, tokens: Tensor) -> None:
-    with attach(build("llama")) as bridged:
-        bridged.model.train()
-        bridged(tokens)
-        bridged.model.eval()
-        bridged.model.generate(tokens, max_new_tokens=2, do_sample=False)
+    model = build("llama")
+    wanted = model.generate(tokens, max_new_tokens=2, do_sample=False)
+    alone = model(tokens).logits
+    with attach(model) as bridged:
+        model.train()
+        torch.testing.assert_close(bridged(tokens).logits, alone, rtol=1e-5, atol=1e-5)
+        model.eval()
+        assert torch.equal(model.generate(tokens, max_new_tokens=2, do_sample=False), wanted)
 
 
 # ---- decoders that are made encoders ----

@@ -53,6 +53,7 @@ def attribution_patching(
         MethodError, UnknownHook: as `activation_patching`; or the metric does not depend on the
             logits, or the two runs are masked differently.
     """
+    chosen = select(bridged, layers, heads, positions)
     with torch.no_grad():
         theirs = values_at(bridged, others, hook)
     ours: dict[str, Tensor] = {}
@@ -63,7 +64,7 @@ def attribution_patching(
     gradients = gradients_at(value, ours)
     axes = {name: places_of(bridged, name, each) for name in theirs}
     table = empty_table(bridged, theirs, axes)
-    masks = masks_of(bridged, theirs, select(bridged, layers, heads, positions))
+    masks = masks_of(bridged, theirs, chosen)
     for name, mask in masks.items():
         refuse_other_run(theirs[name], ours[name])
         change = difference(theirs[name], ours[name].detach(), name).float()
