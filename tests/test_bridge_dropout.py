@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ropebridge.kernels.demand import KernelSettings
+
 pytestmark = pytest.mark.slow
 
 RATE = 0.3
@@ -60,6 +62,7 @@ def test_other_numbers_give_another_output(bridge: Any) -> None:
 @LENGTHS
 @torch.no_grad()
 def test_the_pattern_is_shown_before_dropout(bridge: Any, pos: int) -> None:
+    bridge.kernels = KernelSettings("composite")  # what dropout takes: the same to the bit
     inputs = bridge.get_random_inputs(2, pos, seed=0)
     _, training = output(bridge, inputs, 7, "hook_pattern")
     bridge.original_component.eval()

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ropebridge.calls import Signature, signature_of
 from ropebridge.checkpointing import Edits
 from ropebridge.hooks import HookPoint
+from ropebridge.kernels.buffers import Buffers
+from ropebridge.kernels.demand import KernelSettings
 from ropebridge.switches import Switches, read_switches, refuse_changes
 from ropebridge.versions import sdpa_refuses_softcaps
 from ropebridge.weights import WeightViews
@@ -85,6 +87,8 @@ class AttentionBridge(WeightViews, nn.Module):
         self._signature: Signature | None = None
         self._switches: Switches | None = None
         self.roles: Mapping[str, str] = {}
+        self.kernels = KernelSettings()
+        self.memory = Buffers()
         self._edits = Edits()
 
     @property

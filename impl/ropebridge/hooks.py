@@ -217,6 +217,13 @@ class HookPoint(nn.Module):
             self._hook_gradient(tensor, backward)
         return tensor
 
+    def show(self, tensor: Tensor) -> tuple[Tensor, bool]:
+        """Return what the hooks left of a contiguous tensor that nobody else holds, and whether
+        they edited it: replaced it, or wrote into it; where nobody counts that, True."""
+        before = version(tensor)
+        left = self(tensor, fresh=True)
+        return left, left is not tensor or before is None or version(left) != before
+
     def _accept(self, replacement: Any, shown: Tensor, what: str = "a replacement") -> Tensor:
         """Return the replacement if there is one and it keeps clause EDIT-3, else what was
         shown."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.hooks import HookHandle
+from ropebridge.kernels.demand import KernelSettings
 from ropebridge_spec import FAMILIES, Family, HookFunction, OptIn, Variant
 
 Hooks = Sequence[tuple[str, HookFunction]]
@@ -28,6 +29,7 @@ class BridgedLayer:
         rotary: nn.Module,
         opted_in: Sequence[OptIn],
         families: Mapping[str, Family | Variant],
+        kernels: KernelSettings,
     ) -> None:
         options: dict[str, Any] = {f"use_{choice}": True for choice in opted_in}
         self.bridge = PositionEmbeddingsAttentionBridge(
@@ -35,6 +37,7 @@ class BridgedLayer:
         )
         self.bridge.set_original_component(module)
         self.bridge.set_rotary_emb(rotary)
+        self.bridge.kernels = kernels
         self._backward: list[HookHandle] = []
         self.get_random_inputs = self.bridge.get_random_inputs
 
@@ -67,10 +70,12 @@ def whole_pattern(returned: Mapping[str, Any]) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Factory:
-    """Make subjects of the production bridge; `families` is what `describe` knows."""
+    """Make subjects of the production bridge; `families` is what `describe` knows, `kernels` how a
+    layer chooses its kernel."""
 
     name: str = "bridge"
     families: Mapping[str, Family | Variant] = field(default_factory=lambda: FAMILIES)
+    kernels: KernelSettings = field(default_factory=KernelSettings)
 
     @property
     def unsupported(self) -> Mapping[str, str]:
@@ -81,4 +86,20 @@ class Factory:
         self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()
     ) -> BridgedLayer:
         """Return a bridge around an attention module."""
-        return BridgedLayer(module, rotary, opted_in, self.families)
+        return BridgedLayer(module, rotary, opted_in, self.families, self.kernels)
+
+
+def fused() -> Factory:
+    """Return the bridge that takes torch's fused kernel wherever it can."""
+    return Factory("bridge-fused", kernels=KernelSettings("fused"))
+
+
+def row_blocks() -> Factory:
+    """Return the bridge that attends by row blocks wherever it can, of so few rows that a short
+    sequence has several."""
+    return Factory("bridge-row-blocks", kernels=KernelSettings("row_blocks", rows=4))
+
+
+def composite() -> Factory:
+    """Return the bridge that attends by plain operations of torch alone."""
+    return Factory("bridge-composite", kernels=KernelSettings("composite"))

@@ -1,4 +1,5 @@
-"""Choice of how each head's mix of values is made: work follows demand."""
+"""From rotated query and key to each head's mix of values, by the kernel that the call's demand
+chooses."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ from torch import Tensor
 
 from ropebridge.base import AttentionBridge
 from ropebridge.hooks import under_transform
+from ropebridge.kernels.composite import attend_shown, attend_unseen
+from ropebridge.kernels.demand import Demand, Kernel, choose
 from ropebridge.kernels.fused import attend_fused
-from ropebridge.kernels.row_blocks import attend_by_rows
-from ropebridge.kernels.whole import attend_shown
+from ropebridge.kernels.row_blocks import RowBlocks
+from ropebridge.kernels.shown import attend_by_blocks, differentiate_by_blocks
 from ropebridge.masks import Visibility
 from ropebridge.stages.differential import side_by_side
 
@@ -25,32 +28,62 @@ def attend(
     """
     q = q.transpose(1, 2)  # (batch, head, pos, d_head)
     v = v if layer.variant.differential is None else side_by_side(v)
-    shown = layer.hook("hook_pattern").watched
-    if wants_pattern or shown or layer.hook("hook_attn_scores").watched:
-        z, pattern = attend_shown(q, k, v, seen, layer)
-        # what hooks were shown is nobody else's (EDIT-2)
-        return z.transpose(1, 2), pattern.clone() if wants_pattern and shown else pattern
-    if needs_scores(v, layer) or differentiates_as_eager(q, layer):
-        z = attend_by_rows(q, k, v, seen, layer.effective, layer.sinks, layer.dropout)
+    demand = demand_of(q, k, v, seen, wants_pattern, layer)
+    kernel = choose(demand, layer.kernels).kernel
+    if not demand.shown:
+        return attend_unshown(kernel, q, k, v, seen, layer), None
+    if kernel == "row_blocks":
+        z, pattern = attend_by_blocks(q, k, v, seen, layer)
+    elif kernel == "gradients":
+        z, pattern = differentiate_by_blocks(q, k, v, seen, layer)
     else:
-        z = attend_fused(q, k, v, seen, layer.variant.scale)
-    return z.transpose(1, 2), None
+        z, pattern = attend_shown(q, k, v, seen, layer)
+        z = z.transpose(1, 2)
+    # what hooks were shown is nobody else's (EDIT-2)
+    shown = wants_pattern and layer.hook("hook_pattern").watched
+    return z, pattern.clone() if shown else pattern
 
 
-def differentiates_as_eager(q: Tensor, layer: AttentionBridge) -> bool:
-    """Return whether derivatives are taken of a layer whose model attends by eager: these may be
-    second ones, or forward ones, which the fused kernel does not have."""
-    if getattr(layer.config_in_force, "_attn_implementation", None) != "eager":
-        return False
-    return (torch.is_grad_enabled() and q.requires_grad) or under_transform()
+def attend_unshown(
+    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, seen: Visibility, layer: AttentionBridge
+) -> Tensor:
+    """Return z (batch, pos, head, width), where nobody wants scores or pattern."""
+    if kernel == "fused":
+        return attend_fused(q, k, v, seen, layer.variant.scale).transpose(1, 2)
+    if kernel == "row_blocks":
+        rows = layer.kernels.rows
+        return RowBlocks(q, k, seen, layer.effective, layer.sinks, rows).attend(v)
+    z = attend_unseen(q, k, v, seen, layer.effective, layer.sinks, layer.dropout)
+    return z.transpose(1, 2)
 
 
-def needs_scores(v: Tensor, layer: AttentionBridge) -> bool:
-    """Return whether a layer does between scores and mix what the fused kernel cannot."""
-    capped = layer.effective.softcap is not None
-    return (
-        bool(layer.dropout)
-        or capped
-        or layer.sinks is not None
-        or v.shape[-1] != layer.variant.d_head
+def demand_of(
+    q: Tensor, k: Tensor, v: Tensor, seen: Visibility, wants_pattern: bool, layer: AttentionBridge
+) -> Demand:
+    """Return what a call asks for: query, key and value as the kernels take them."""
+    sinks = layer.sinks
+    scores = layer.hook("hook_attn_scores").watched
+    derived = differentiated(q, k, v, sinks, seen.mask, seen.key_bias)
+    transformed = torch.compiler.is_compiling() or q.is_meta or under_transform()
+    by_eager = getattr(layer.config_in_force, "_attn_implementation", None) == "eager"
+    return Demand(
+        shown=wants_pattern or scores or layer.hook("hook_pattern").watched,
+        scores=scores,
+        dropout=bool(layer.dropout),
+        softcap=layer.effective.softcap is not None,
+        sinks=sinks is not None,
+        other_width=v.shape[-1] != layer.variant.d_head,
+        derivatives=derived or under_transform(),
+        of_mask=differentiated(seen.mask, seen.key_bias),
+        of_any_order=by_eager,
+        transformed=transformed,
+        on_cpu=q.device.type == "cpu",
+        causal_rows=seen.query if seen.plain_causal else 0,
+    )
+
+
+def differentiated(*inputs: object) -> bool:
+    """Return whether autograd will be asked for the gradient of any of these."""
+    return torch.is_grad_enabled() and any(
+        isinstance(part, Tensor) and part.requires_grad for part in inputs
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ropebridge.kernels.row_blocks import by_rows
+from ropebridge.kernels.composite import by_rows
 from ropebridge.masks import Visibility
 
 

@@ -1,62 +1,198 @@
-"""Scores, pattern and mix for one block of query rows at a time: what is held is bounded."""
+"""Scores, pattern and mix for one block of query rows at a time, all heads together, in memory that
+every block uses again: scores are made, become the pattern, and are mixed, without leaving the
+processor's cache. Keys that no row of a block may see are never touched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from ropebridge.kernels.composite import row_slices
+from ropebridge.kernels.demand import ROWS
 from ropebridge.masks import Visibility
-from ropebridge.stages.mix import mix_values
-from ropebridge.stages.pattern import make_pattern
-from ropebridge.stages.scores import score_keys
 from ropebridge_spec import Variant
 
-ROWS = 128
-"""Query rows per block: bounds what is held at a time to heads x ROWS x keys scores."""
+
+@dataclass(frozen=True)
+class Block:
+    """Hold some query rows, and the keys that any of them may see."""
+
+    rows: slice
+    keys: slice
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Return how many rows and how many keys there are."""
+        return self.rows.stop - self.rows.start, self.keys.stop - self.keys.start
 
 
-def row_blocks(query: int) -> list[slice]:
-    """Return the query rows, ROWS at a time; of no rows one block all the same, so that z has a
-    shape."""
-    return [slice(start, min(start + ROWS, query)) for start in range(0, max(query, 1), ROWS)]
+class RowBlocks:
+    """Make scores, pattern and mix of blocks of rows; autograd sees none of it.
+
+    Args:
+        q, k: (batch, head, query, d_head), (batch, kv_head, key, d_head).
+        seen: which keys each query may see. variant: scale and softcap. sinks: (head,), or None.
+        rows: query rows per block.
+    """
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        seen: Visibility,
+        variant: Variant,
+        sinks: Tensor | None = None,
+        rows: int = ROWS,
+    ) -> None:
+        self.dtype, self.wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
+        self.q, self.k, self.seen, self.variant = q, self.joined(k), seen, variant
+        self.sinks = None if sinks is None else sinks.to(self.wide).reshape(-1, 1, 1)
+        self.blocks = [Block(part, seen.keys_of(part)) for part in row_slices(seen.query, rows)]
+        self._memory: Tensor | None = None
+
+    def joined(self, shared: Tensor) -> Tensor:
+        """Return keys or values (batch kv_head, key, width), in at least float32; a copy only where
+        the axes cannot be joined, or the dtype is another."""
+        return shared.to(self.wide).flatten(0, 1)
+
+    def grouped(self, part: Tensor) -> Tensor:
+        """Return (batch kv_head, group rows, n) of (batch, head, rows, n): what shares a key stands
+        side by side."""
+        return part.reshape(self.k.shape[0], -1, part.shape[-1])
+
+    def query_of(self, block: Block, factor: float) -> Tensor:
+        """Return (batch kv_head, group rows, d_head): the query of some rows, times a factor."""
+        return self.grouped(self.q[:, :, block.rows].to(self.wide) * factor)
+
+    def scratch(self, block: Block) -> Tensor:
+        """Return (batch, head, rows, keys): the memory that all blocks share."""
+        heads = self.q.shape[0] * self.q.shape[1]
+        if self._memory is None:
+            most = max(math.prod(each.lengths) for each in self.blocks)
+            self._memory = self.q.new_empty(heads * most, dtype=self.wide)
+        used = self._memory[: heads * math.prod(block.lengths)]
+        return used.view(*self.q.shape[:2], *block.lengths)
+
+    def score(self, block: Block) -> Tensor:
+        """Return (batch, head, rows, keys), in the scratch: scaled, softcapped, masked scores
+        (SCORE-1)."""
+        cap = self.variant.softcap
+        factor = self.variant.scale / (1.0 if cap is None else cap)
+        scores = self.scratch(block)
+        keys = self.k[:, block.keys].transpose(1, 2)  # (batch kv_head, d_head, keys)
+        torch.bmm(self.query_of(block, factor), keys, out=self.grouped(scores))
+        if cap is not None:
+            scores.tanh_().mul_(cap)
+        for hidden in self.seen.borders(block.rows, block.keys):
+            self._forbid(scores, block, hidden)
+        return scores
+
+    def _forbid(self, scores: Tensor, block: Block, keys: slice) -> None:
+        """Add the mask of some of the block's keys, those that not all rows see."""
+        mask = self.seen.block(block.rows, keys)
+        if mask is None:
+            return
+        start = block.keys.start
+        part = scores[..., keys.start - start : keys.stop - start]
+        if mask.dtype == torch.bool:
+            part.masked_fill_(~mask, -torch.inf)
+        else:
+            part.add_(mask)
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        """Return the pattern (batch, head, rows, keys), in the memory of the scores: softmax over
+        keys, 0 in a row that sees none, less what a sink takes (PAT-1, MASK-6); with the digits
+        that the layer's dtype has."""
+        largest = None
+        if self.sinks is not None or self.seen.may_hide_all:
+            largest = scores.amax(-1, keepdim=True)  # (batch, head, rows, 1)
+        torch.softmax(scores, -1, out=scores)
+        if largest is not None and self.sinks is not None:
+            # the largest weight is 1 / sum(exp(score - largest)); a sink joins that sum
+            below = largest - self.sinks - scores.amax(-1, keepdim=True).log()
+            scores.mul_(torch.sigmoid(below))
+        if largest is not None:
+            scores.masked_fill_(largest == -torch.inf, 0.0)
+        return scores if self.dtype == self.wide else scores.copy_(scores.to(self.dtype))
+
+    def mix_into(self, z: Tensor, weights: Tensor, values: Tensor, rows: slice) -> None:
+        """Write some rows of z (batch, query, head, width): weights (batch, head, rows, keys) times
+        values (batch kv_head, keys, width)."""
+        mixed = torch.bmm(self.grouped(weights), values).view(*weights.shape[:-1], -1)
+        z[:, rows].copy_(mixed.transpose(1, 2))
+
+    def new_z(self, v: Tensor) -> Tensor:
+        """Return memory for z, (batch, query, head, width), whose heads lie side by side as the
+        output projection reads them."""
+        batch, heads, query, _ = self.q.shape
+        return v.new_empty(batch, query, heads, v.shape[-1])
+
+    def attend(self, v: Tensor) -> Tensor:
+        """Return z (batch, query, head, width) of values (batch, kv_head, key, width)."""
+        z, values = self.new_z(v), self.joined(v)
+        for block in self.blocks:
+            weights = self.weigh(self.score(block))
+            self.mix_into(z, weights, values[:, block.keys], block.rows)
+        return z
+
+    def attend_and_show(self, v: Tensor, pattern: Tensor, clean: bool) -> Tensor:
+        """Return z as `attend` does, and write the pattern (batch, head, query, key).
+
+        Args:
+            v: (batch, kv_head, key, width).
+            pattern: the memory to write to. clean: whether it holds 0.
+        """
+        z, values = self.new_z(v), self.joined(v)
+        for block in self.blocks:
+            weights = self.weigh(self.score(block))
+            write(pattern, weights, block, None if clean else 0.0)
+            self.mix_into(z, weights, values[:, block.keys], block.rows)
+        return z
+
+    def write_scores(self, scores: Tensor) -> None:
+        """Write all scores (batch, head, query, key), -inf where a query may not see a key."""
+        for block in self.blocks:
+            write(scores, self.score(block), block, -torch.inf)
+
+    def attend_to(self, scores: Tensor, v: Tensor, pattern: Tensor | None, clean: bool) -> Tensor:
+        """Return z (batch, query, head, width) of scores (batch, head, query, key) that a hook
+        left, -inf at keys outside of the blocks; write the pattern as `attend_and_show` does, where
+        there is memory for it."""
+        z, values = self.new_z(v), self.joined(v)
+        for block in self.blocks:
+            weights = self.weigh(self.restore(scores[:, :, block.rows, block.keys], block))
+            if pattern is not None:
+                write(pattern, weights, block, None if clean else 0.0)
+            self.mix_into(z, weights, values[:, block.keys], block.rows)
+        return z
+
+    def restore(self, left: Tensor, block: Block) -> Tensor:
+        """Return the scores (batch, head, rows, keys) that hooks left, in the scratch: where they
+        left what rounding had made of a score, the score as it was before."""
+        if left.dtype == self.wide:
+            return self.scratch(block).copy_(left)
+        scores = self.score(block)
+        edited = left != scores.to(left.dtype)
+        return scores.copy_(torch.where(edited, left.to(self.wide), scores))
+
+    def mix(self, pattern: Tensor, v: Tensor) -> Tensor:
+        """Return z (batch, query, head, width) of a pattern (batch, head, query, key) that a hook
+        left, which may hold any number at any key."""
+        z, values = self.new_z(v), self.joined(v)
+        for block in self.blocks:
+            weights = pattern[:, :, block.rows].to(self.wide)
+            self.mix_into(z, weights, values, block.rows)
+        return z
 
 
-def by_rows(block: Callable[[slice], Tensor], query: int) -> Tensor:
-    """Return (batch, head, query, width): that of every block of rows, joined."""
-    blocks = [block(rows) for rows in row_blocks(query)]
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
-
-
-def attend_by_rows(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    seen: Visibility,
-    variant: Variant,
-    sinks: Tensor | None,
-    dropout: float,
-) -> Tensor:
-    """Return z (batch, head, query, width) by explicit scores and pattern, for what the fused
-    kernel cannot do."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    q, k = q.to(wide), k.to(wide)
-
-    def block(rows: slice) -> Tensor:
-        # dropout draws for whole rows, watched or not
-        keys = slice(0, seen.key) if dropout else seen.keys_of(rows)
-        scores = score_keys(q[:, :, rows], k[:, :, keys], seen.block(rows, keys), variant)
-        pattern = make_pattern(scores, sinks).to(v.dtype)
-        return mix_values(F.dropout(pattern, dropout), v[:, :, keys])
-
-    return by_rows(block, q.shape[2])
-
-
-def drop_by_rows(pattern: Tensor, dropout: float) -> Tensor:
-    """Return (batch, head, query, key): a whole pattern after dropout, drawn block by block: the
-    numbers do not depend on who watches (DROP-1)."""
-    if not dropout:
-        return pattern
-    return by_rows(lambda rows: F.dropout(pattern[:, :, rows], dropout), pattern.shape[2])
+def write(whole: Tensor, part: Tensor, block: Block, elsewhere: float | None) -> None:
+    """Write the rows of a block into (batch, head, query, key): its part (batch, head, rows, keys),
+    and a number at other keys; None leaves them as they are."""
+    rows = whole[:, :, block.rows]
+    rows[..., block.keys].copy_(part)
+    if elsewhere is not None:
+        rows[..., : block.keys.start].fill_(elsewhere)
+        rows[..., block.keys.stop :].fill_(elsewhere)

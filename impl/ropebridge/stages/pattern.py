@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ropebridge.hooks import HookPoint, unreadable, version
+from ropebridge.hooks import HookPoint, unreadable
 from ropebridge_spec import ContractError
 
 
@@ -21,23 +21,26 @@ def make_pattern(scores: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.cat([scores.to(wide), column], dim=-1).softmax(-1)[..., :-1]
 
 
-def show_pattern(pattern: Tensor, point: HookPoint) -> Tensor:
-    """Return the pattern (batch, head, query, key) that its hooks leave (PAT-1).
+def show_pattern(pattern: Tensor, point: HookPoint) -> tuple[Tensor, bool]:
+    """Return the pattern (batch, head, query, key) that its hooks leave, and whether they edited it
+    (PAT-1). Nobody else holds the pattern.
 
     Raises:
         ContractError: an edit left NaN in it.
     """
     if not point.watched:
-        return pattern
-    # with gradients softmax keeps its result for the backward pass
-    shown = pattern.clone() if torch.is_grad_enabled() else pattern
-    before = version(shown)
-    left = point(shown, fresh=True)
-    edited = left is not shown or before is None or version(left) != before
-    if edited and not unreadable(left) and bool(left.isnan().any()):
+        return pattern, False
+    left, edited = point.show(pattern)
+    if edited and not unreadable(left) and holds_nan(left):
         raise ContractError(
             f"hook {point.name!r} left NaN in the pattern, and with it in all that follows\n  a row"
             " whose keys are all forbidden is 0, and divided by its sum NaN: use"
             " torch.nan_to_num(edited)"
         )
-    return left
+    return left, edited
+
+
+def holds_nan(pattern: Tensor) -> bool:
+    """Return whether there is NaN in (batch, head, query, key), looked for in some rows at a
+    time."""
+    return any(bool(rows.isnan().any()) for rows in pattern.split(64, dim=2))

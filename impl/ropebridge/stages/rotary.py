@@ -3,7 +3,7 @@ allow."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,23 +20,47 @@ def rotate_heads(heads: Heads, tables: Tables | None, layer: AttentionBridge) ->
     rotates values the value as hook_rot_v did (ROT-3). In a layer that does not rotate the hooks
     are shown query and key as they are."""
     rotary = layer.variant.rotary
-    q = show_rotation(heads.q, "hook_rot_q", tables, layer)
+    turn = None if rotary is None or tables is None else turn_of(heads.q, tables, rotary)
+    q = show_rotation(heads.q, "hook_rot_q", turn, layer)
     if heads.k is None:
         return replace(heads, q=q)
-    k = show_rotation(heads.k, "hook_rot_k", tables, layer)
+    if turn is not None and rotary is not None and tables is not None:
+        same = heads.k.shape[1] == heads.q.shape[1]
+        turn = turn if same else turn_of(heads.k, tables, rotary)
+    k = show_rotation(heads.k, "hook_rot_k", turn, layer)
     if rotary is None or not rotary.values or heads.v is None:
         return replace(heads, q=q, k=k)
-    return replace(heads, q=q, k=k, v=show_rotation(heads.v, "hook_rot_v", tables, layer))
+    return replace(heads, q=q, k=k, v=show_rotation(heads.v, "hook_rot_v", turn, layer))
 
 
-def show_rotation(x: Tensor, hook: str, tables: Tables | None, layer: AttentionBridge) -> Tensor:
+@dataclass(frozen=True)
+class Turn:
+    """Hold the tables as rotation uses them.
+
+    cos: (batch or 1, pos, 1, width), in the dtype to work in. signed_sin: the same, negative where
+        the other member of a pair is subtracted.
+    """
+
+    cos: Tensor
+    signed_sin: Tensor
+
+
+def turn_of(x: Tensor, tables: Tables, rotary: Rotary) -> Turn:
+    """Return the tables for (batch, pos, heads, d_head), laid out as the pairing reads them."""
+    cos, sin = tables_for(x.shape[1], tables)
+    floor = torch.float32 if rotary.precision == "float32" else x.dtype
+    work = torch.promote_types(floor, torch.promote_types(x.dtype, cos.dtype))
+    cos, sin = (lay(table, rotary).to(work).unsqueeze(2) for table in (cos, sin))
+    return Turn(cos, signed(sin, rotary))
+
+
+def show_rotation(x: Tensor, hook: str, turn: Turn | None, layer: AttentionBridge) -> Tensor:
     """Return (batch, pos, heads, width): heads rotated by the tables of their positions, as a hook
     left them."""
     rotary = layer.variant.rotary
-    if rotary is None or tables is None:
+    if rotary is None or turn is None:
         return layer.hook(hook)(x)
-    cos, sin = tables_for(x.shape[1], tables)
-    return layer.hook(hook)(rotate(x, cos, sin, rotary), fresh=True)
+    return layer.hook(hook)(rotate(x, turn, rotary), fresh=True)
 
 
 def tables_for(pos: int, tables: Tables) -> Tables:
@@ -50,19 +74,18 @@ def tables_for(pos: int, tables: Tables) -> Tables:
     return cos[:, -pos:], sin[:, -pos:]
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate (batch, pos, head, d_head) by tables (batch or 1, pos, rotary_dim); the result has x's
-    dtype.
+def rotate(x: Tensor, turn: Turn, rotary: Rotary) -> Tensor:
+    """Rotate (batch, pos, head, d_head) by tables (batch or 1, pos, 1, rotary_dim); the result has
+    x's dtype.
 
     The arithmetic is that of `apply_rotary_pos_emb` in transformers' modeling_llama.py (pairs of
-    halves) and modeling_cohere.py (adjacent pairs): x cos + quarter_turn(x) sin.
+    halves) and modeling_cohere.py (adjacent pairs): each dimension times cos, and the other member
+    of its pair times sin, subtracted for one of the two.
     """
-    floor = torch.float32 if rotary.precision == "float32" else x.dtype
-    work = torch.promote_types(floor, torch.promote_types(x.dtype, cos.dtype))
-    cos, sin = (lay(table, rotary).to(work).unsqueeze(2) for table in (cos, sin))
     passing, turning = parts(x, rotary)
-    turning = turning.to(work)
-    turned = (turning * cos + quarter_turn(turning, rotary) * sin).to(x.dtype)
+    turning = turning.to(turn.cos.dtype)
+    turned = torch.addcmul(partners(turning, rotary) * turn.signed_sin, turning, turn.cos)
+    turned = turned.to(x.dtype)
     if rotary.width == x.shape[-1]:
         return turned
     return torch.cat([turned, passing] if rotary.end == "leading" else [passing, turned], dim=-1)
@@ -77,15 +100,24 @@ def parts(x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
     return x[..., rotary.width :], x[..., : rotary.width]
 
 
-def quarter_turn(x: Tensor, rotary: Rotary) -> Tensor:
-    """Return (..., width): each pair (a, b) turned by 90 degrees: (-b, a); backward (b, -a)."""
-    a, b = x.chunk(2, dim=-1) if rotary.pairing == "half" else (x[..., 0::2], x[..., 1::2])
-    turned = (-b, a) if rotary.direction == "forward" else (b, -a)
-    return (
-        torch.cat(turned, dim=-1)
-        if rotary.pairing == "half"
-        else torch.stack(turned, dim=-1).flatten(-2)
+def partners(x: Tensor, rotary: Rotary) -> Tensor:
+    """Return (..., width): each pair (a, b) as (b, a)."""
+    if rotary.pairing == "half":
+        return x.roll(x.shape[-1] // 2, dims=-1)
+    pairs: Tensor = x.unflatten(-1, (-1, 2))
+    return pairs.flip(-1).flatten(-2)
+
+
+def signed(sin: Tensor, rotary: Rotary) -> Tensor:
+    """Return sin (..., width), negative for the first member of each pair; where the rotation goes
+    backward, for the second."""
+    first, second = (
+        sin.chunk(2, dim=-1) if rotary.pairing == "half" else (sin[..., 0::2], sin[..., 1::2])
     )
+    ends = (-first, second) if rotary.direction == "forward" else (first, -second)
+    if rotary.pairing == "half":
+        return torch.cat(ends, dim=-1)
+    return torch.stack(ends, dim=-1).flatten(-2)
 
 
 def lay(table: Tensor, rotary: Rotary) -> Tensor:

@@ -62,11 +62,9 @@ def show_scores(
     shown = scores.to(dtype)
     if unreadable(shown):
         return unrounded(point(shown, fresh=True), scores)
-    before = version(shown)
     # where nobody counts edits, and what is shown is the scores themselves, it is asked before
-    overflowed = before is None and not finite_or_forbidden(shown)
-    left = point(shown, fresh=True)
-    edited = left is not shown or before is None or version(left) != before
+    overflowed = version(shown) is None and not finite_or_forbidden(shown)
+    left, edited = point.show(shown)
     if edited and not overflowed:
         refuse_no_numbers(left, point.name)
     if edited:
@@ -88,7 +86,12 @@ def refuse_forbidden_keys(scores: Tensor, mask: Tensor | None, name: str) -> Non
     if mask is None:
         return
     forbidden = ~mask if mask.dtype == torch.bool else mask == -torch.inf
-    if bool((forbidden & (scores > -torch.inf)).any()):
+    refuse_numbers(forbidden & (scores > -torch.inf), name)
+
+
+def refuse_numbers(wrong: Tensor, name: str) -> None:
+    """Refuse an edit that left a number where one of these booleans is True (SCORE-6)."""
+    if bool(wrong.any()):
         raise ContractError(
             f"hook {name!r} left numbers at keys that their query may not see; clause SCORE-6"
             " requires -inf there\n  keep it: edited = torch.where(scores == -torch.inf, scores,"

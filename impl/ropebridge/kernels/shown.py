@@ -1,0 +1,80 @@
+"""Scores and pattern made by blocks of query rows, whole, and shown to hooks (clauses SCORE-1,
+PAT-1). z is made on the way, and again only where a hook edited."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ropebridge.base import AttentionBridge
+from ropebridge.kernels.gradients import MixOfBlocks, PatternOfBlocks, Scoring
+from ropebridge.kernels.row_blocks import Block, RowBlocks
+from ropebridge.masks import Visibility
+from ropebridge.stages.pattern import show_pattern
+from ropebridge.stages.scores import refuse_forbidden_keys, refuse_no_numbers, refuse_numbers
+
+
+def attend_by_blocks(
+    q: Tensor, k: Tensor, v: Tensor, seen: Visibility, layer: AttentionBridge
+) -> tuple[Tensor, Tensor]:
+    """Return z (batch, query, head, width), and the pattern (batch, head, query, key) that
+    hook_pattern left; no autograd."""
+    blocks = RowBlocks(q, k, seen, layer.effective, layer.sinks, layer.kernels.rows)
+    shape = (*q.shape[:3], k.shape[2])
+    scores = show_scores(blocks, shape, layer)
+    pattern, clean = layer.memory.lend(shape, q, v.dtype)
+    if scores is None:
+        z = blocks.attend_and_show(v, pattern, clean)
+    else:
+        z = blocks.attend_to(scores, v, pattern, clean)
+        del scores
+    left, edited = show_pattern(pattern, layer.hook("hook_pattern"))
+    return blocks.mix(left, v) if edited else z, left
+
+
+def show_scores(blocks: RowBlocks, shape: tuple[int, ...], layer: AttentionBridge) -> Tensor | None:
+    """Return the scores (batch, head, query, key) that hook_attn_scores left, in the layer's dtype;
+    None where nobody watches them.
+
+    Raises:
+        ContractError: an edit left NaN or +inf (SCORE-3), or a number at a key that its query may
+            not see (SCORE-6).
+    """
+    point = layer.hook("hook_attn_scores")
+    if not point.watched:
+        return None
+    scores, _ = layer.memory.lend(shape, blocks.q, blocks.dtype)
+    blocks.write_scores(scores)
+    left, edited = point.show(scores)
+    for block in blocks.blocks if edited else ():
+        refuse_edit(left[:, :, block.rows], block, blocks.seen, point.name)
+    return left
+
+
+def refuse_edit(scores: Tensor, block: Block, seen: Visibility, name: str) -> None:
+    """Refuse what an edit may not leave in the scores (batch, head, rows, key) of some rows."""
+    keys = block.keys
+    refuse_no_numbers(scores, name)
+    for outside in (scores[..., : keys.start], scores[..., keys.stop :]):
+        refuse_numbers(outside > -torch.inf, name)
+    for border in seen.borders(block.rows, keys):
+        refuse_forbidden_keys(scores[..., border], seen.block(block.rows, border), name)
+
+
+def differentiate_by_blocks(
+    q: Tensor, k: Tensor, v: Tensor, seen: Visibility, layer: AttentionBridge
+) -> tuple[Tensor, Tensor]:
+    """Return what `attend_by_blocks` does, with first derivatives."""
+    scoring = Scoring(seen, layer.effective, layer.kernels.rows, layer.memory)
+    made: tuple[Tensor, Tensor] = PatternOfBlocks.apply(  # type: ignore[no-untyped-call]
+        q, k, v.detach(), scoring
+    )
+    pattern, z = made
+    left, edited = show_pattern(pattern, layer.hook("hook_pattern"))
+    if edited:
+        with torch.no_grad():
+            z = RowBlocks(q, k, seen, layer.effective, rows=layer.kernels.rows).mix(left, v)
+    mixed: Tensor = MixOfBlocks.apply(  # type: ignore[no-untyped-call]
+        left, v, (z,), edited, scoring
+    )
+    return mixed, left
