@@ -76,6 +76,11 @@ class Visibility:
         return self.mask is None and self.alone and self.padding is None
 
     @property
+    def by_distance(self) -> bool:
+        """Return whether the distance from key to query alone says what is visible."""
+        return self.by_position and self.chunk is None and not self.beyond
+
+    @property
     def alone(self) -> bool:
         """Return whether a selector picks no keys, and keys have no bias of their own."""
         return self.picked is None and self.key_bias is None

@@ -15,12 +15,15 @@ from torch import Tensor
 FROM = 2**20
 """Bytes from which memory is lent here; what is smaller torch's own allocator keeps."""
 
+MOST = 2
+"""Tensors whose memory is kept for the next: scores and pattern of one layer."""
+
 UNSHARED = 3
 """References to pages that no tensor holds: the one kept, the one that asks, and its argument."""
 
 
 class Buffers(threading.local):
-    """Lend memory to one thread: that of the last tensor again, once nobody holds it.
+    """Lend memory to one thread: that of the last tensors again, once nobody holds it.
 
     Fresh memory is slow: each page of 4 kB is a fault of the processor. A model whose hooks look at
     a pattern and let it go takes the pages of one layer for the next. A tensor that somebody keeps
@@ -28,7 +31,7 @@ class Buffers(threading.local):
     """
 
     def __init__(self) -> None:
-        self._pages: mmap.mmap | None = None
+        self._pages: list[mmap.mmap] = []
 
     def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
         return Buffers, ()
@@ -50,12 +53,13 @@ class Buffers(threading.local):
 
     def release(self) -> None:
         """Keep no memory for a next tensor."""
-        self._pages = None
+        self._pages = []
 
     def _take(self, size: int) -> tuple[mmap.mmap, bool]:
         """Return pages that hold so many bytes, and whether they were used before."""
-        kept = self._pages
-        if kept is not None and len(kept) == size and sys.getrefcount(kept) <= UNSHARED:
-            return kept, True
-        self._pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        return self._pages, False
+        for pages in self._pages:
+            if len(pages) == size and sys.getrefcount(pages) <= UNSHARED:
+                return pages, True
+        fresh = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._pages = [*self._pages[1 - MOST :], fresh]
+        return fresh, False

@@ -51,6 +51,8 @@ class RowBlocks:
         self.q, self.k, self.seen, self.variant = q, self.joined(k), seen, variant
         self.sinks = None if sinks is None else sinks.to(self.wide).reshape(-1, 1, 1)
         self.blocks = [Block(part, seen.keys_of(part)) for part in row_slices(seen.query, rows)]
+        self._masks: dict[tuple[int, int, int], Tensor | None] = {}
+        self._forbidden = q.new_full((), -torch.inf, dtype=self.wide)
         self._memory: Tensor | None = None
 
     def joined(self, shared: Tensor) -> Tensor:
@@ -92,15 +94,25 @@ class RowBlocks:
 
     def _forbid(self, scores: Tensor, block: Block, keys: slice) -> None:
         """Add the mask of some of the block's keys, those that not all rows see."""
-        mask = self.seen.block(block.rows, keys)
+        mask = self._mask_of(block.rows, keys)
         if mask is None:
             return
         start = block.keys.start
         part = scores[..., keys.start - start : keys.stop - start]
         if mask.dtype == torch.bool:
-            part.masked_fill_(~mask, -torch.inf)
+            torch.where(mask, part, self._forbidden, out=part)
         else:
             part.add_(mask)
+
+    def _mask_of(self, rows: slice, keys: slice) -> Tensor | None:
+        """Return the mask of some rows and keys; where the distance from key to query alone decides,
+        that of the first block serves all."""
+        if not self.seen.by_distance:
+            return self.seen.block(rows, keys)
+        alike = (rows.start - keys.start, rows.stop - rows.start, keys.stop - keys.start)
+        if alike not in self._masks:
+            self._masks[alike] = self.seen.block(rows, keys)
+        return self._masks[alike]
 
     def weigh(self, scores: Tensor) -> Tensor:
         """Return the pattern (batch, head, rows, keys), in the memory of the scores: softmax over
@@ -114,7 +126,7 @@ class RowBlocks:
             # the largest weight is 1 / sum(exp(score - largest)); a sink joins that sum
             below = largest - self.sinks - scores.amax(-1, keepdim=True).log()
             scores.mul_(torch.sigmoid(below))
-        if largest is not None:
+        if largest is not None and any_of(largest == -torch.inf):
             scores.masked_fill_(largest == -torch.inf, 0.0)
         return scores if self.dtype == self.wide else scores.copy_(scores.to(self.dtype))
 
@@ -183,9 +195,26 @@ class RowBlocks:
         left, which may hold any number at any key."""
         z, values = self.new_z(v), self.joined(v)
         for block in self.blocks:
-            weights = pattern[:, :, block.rows].to(self.wide)
-            self.mix_into(z, weights, values, block.rows)
+            rows = pattern[:, :, block.rows]
+            keys = block.keys if is_everywhere(rows, 0.0, but=block.keys) else slice(None)
+            self.mix_into(z, rows[..., keys].to(self.wide), values[:, keys], block.rows)
         return z
+
+
+def is_everywhere(rows: Tensor, number: float, but: slice) -> bool:
+    """Return whether (batch, head, rows, key) holds one number at all keys but some, and no NaN."""
+    for part in (rows[..., : but.start], rows[..., but.stop :]):
+        # two fast passes: `aminmax` and comparisons of all numbers take longer
+        if part.shape[-1] and not bool(
+            ((part.amin(-1) == number) & (part.amax(-1) == number)).all()
+        ):
+            return False
+    return True
+
+
+def any_of(flags: Tensor) -> bool:
+    """Return whether any of these booleans is True; where that would make a device wait, True."""
+    return flags.device.type != "cpu" or bool(flags.numpy().any())
 
 
 def write(whole: Tensor, part: Tensor, block: Block, elsewhere: float | None) -> None:

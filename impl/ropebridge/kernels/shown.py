@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ropebridge.base import AttentionBridge
 from ropebridge.kernels.gradients import MixOfBlocks, PatternOfBlocks, Scoring
-from ropebridge.kernels.row_blocks import Block, RowBlocks
+from ropebridge.kernels.row_blocks import Block, RowBlocks, is_everywhere
 from ropebridge.masks import Visibility
 from ropebridge.stages.pattern import show_pattern
-from ropebridge.stages.scores import refuse_forbidden_keys, refuse_no_numbers, refuse_numbers
+from ropebridge.stages.scores import refuse_forbidden_keys, refuse_no_numbers
 
 
 def attend_by_blocks(
@@ -55,8 +55,8 @@ def refuse_edit(scores: Tensor, block: Block, seen: Visibility, name: str) -> No
     """Refuse what an edit may not leave in the scores (batch, head, rows, key) of some rows."""
     keys = block.keys
     refuse_no_numbers(scores, name)
-    for outside in (scores[..., : keys.start], scores[..., keys.stop :]):
-        refuse_numbers(outside > -torch.inf, name)
+    if not is_everywhere(scores, -torch.inf, but=keys):
+        refuse_forbidden_keys(scores, torch.zeros_like(scores, dtype=torch.bool), name)
     for border in seen.borders(block.rows, keys):
         refuse_forbidden_keys(scores[..., border], seen.block(block.rows, border), name)
 

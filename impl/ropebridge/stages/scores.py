@@ -86,12 +86,7 @@ def refuse_forbidden_keys(scores: Tensor, mask: Tensor | None, name: str) -> Non
     if mask is None:
         return
     forbidden = ~mask if mask.dtype == torch.bool else mask == -torch.inf
-    refuse_numbers(forbidden & (scores > -torch.inf), name)
-
-
-def refuse_numbers(wrong: Tensor, name: str) -> None:
-    """Refuse an edit that left a number where one of these booleans is True (SCORE-6)."""
-    if bool(wrong.any()):
+    if bool((forbidden & (scores > -torch.inf)).any()):
         raise ContractError(
             f"hook {name!r} left numbers at keys that their query may not see; clause SCORE-6"
             " requires -inf there\n  keep it: edited = torch.where(scores == -torch.inf, scores,"
@@ -136,5 +131,5 @@ class Unrounded(torch.autograd.Function):
 
 
 def finite_or_forbidden(scores: Tensor) -> bool:
-    """Return whether no score is NaN or +inf."""
-    return bool((scores < torch.inf).all())
+    """Return whether no score (batch, head, query, key) is NaN or +inf."""
+    return bool((scores.amax(-1) < torch.inf).all())
