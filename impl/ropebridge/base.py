@@ -14,7 +14,7 @@ from ropebridge.checkpointing import Edits
 from ropebridge.hooks import HookPoint
 from ropebridge.kernels.buffers import Buffers
 from ropebridge.kernels.demand import KernelSettings
-from ropebridge.switches import Switches, read_switches, refuse_changes
+from ropebridge.switches import Switches, implementation_of, read_switches, refuse_changes
 from ropebridge.versions import sdpa_refuses_softcaps
 from ropebridge.weights import WeightViews
 from ropebridge.wiring import (
@@ -38,6 +38,8 @@ from ropebridge_spec import (
 
 
 class AttentionBridge(WeightViews, nn.Module):
+    variant: Variant
+    signature: Signature
     """Wrap an attention module of Hugging Face, which keeps its weights, with hooks.
 
     Args:
@@ -83,27 +85,16 @@ class AttentionBridge(WeightViews, nn.Module):
         self.opted_in = opted_in(name, use_attn_in, use_split_qkv_input, use_attn_result)
         self.families = families
         self.original_component: nn.Module | None = None
-        self._variant: Variant | None = None
-        self._signature: Signature | None = None
         self._switches: Switches | None = None
         self.roles: Mapping[str, str] = {}
         self.kernels = KernelSettings()
         self.memory = Buffers()
         self._edits = Edits()
 
-    @property
-    def variant(self) -> Variant:
-        """Return what the wrapped module computes."""
-        if self._variant is None:
+    def __getattr__(self, name: str) -> Any:
+        if name in ("variant", "signature"):
             raise self._not_bound()
-        return self._variant
-
-    @property
-    def signature(self) -> Signature:
-        """Return how the wrapped class is called."""
-        if self._signature is None:
-            raise self._not_bound()
-        return self._signature
+        return super().__getattr__(name)
 
     def _not_bound(self) -> NotBound:
         """Return the error of a bridge that wraps nothing yet."""
@@ -140,8 +131,8 @@ class AttentionBridge(WeightViews, nn.Module):
         self.roles = role_names(variant, self.submodules)
         validate_opt_ins(self.name, self.opted_in, component, variant, self.roles)
         self._drop_hook_points()
-        self.original_component, self._variant = component, variant
-        self._signature, self._switches = signature, read_switches(component)
+        self.original_component, self.variant = component, variant
+        self.signature, self._switches = signature, read_switches(component)
         for spec in hook_order(variant, self.opted_in):
             self.add_module(spec.name, HookPoint(spec, f"{self.name}.{spec.name}", self._edits))
 
@@ -172,6 +163,12 @@ class AttentionBridge(WeightViews, nn.Module):
         assert isinstance(point, HookPoint)
         return point
 
+    def show(self, name: str, tensor: Tensor, *, fresh: bool = False) -> Tensor:
+        """Return what the hooks of a point leave of a tensor of any shape; the tensor itself where
+        there are none. `fresh` as in `HookPoint.forward`."""
+        point: Any = self._modules[name]
+        return tensor if point.idle else point(tensor, fresh=fresh)
+
     @property
     def effective(self) -> Variant:
         """Return what this call computes: the variant, without its softcap where the model leaves
@@ -183,8 +180,7 @@ class AttentionBridge(WeightViews, nn.Module):
         Raises:
             ContractError: the layer is capped, and its model attends by an sdpa that refuses that.
         """
-        attends_by = getattr(self.config_in_force, "_attn_implementation", None)
-        if self.variant.softcap is None or attends_by != "sdpa":
+        if self.variant.softcap is None or self.attends_by != "sdpa":
             return self.variant
         if sdpa_refuses_softcaps():
             raise ContractError(
@@ -200,9 +196,10 @@ class AttentionBridge(WeightViews, nn.Module):
         Raises:
             NotBound: there is none yet.
         """
-        if self.original_component is None:
+        component = self._modules.get("original_component")
+        if component is None:
             raise self._not_bound()
-        return self.original_component
+        return component
 
     @property
     def dropout(self) -> float:
@@ -219,11 +216,18 @@ class AttentionBridge(WeightViews, nn.Module):
     @property
     def config_in_force(self) -> Any:
         """Return the wrapped module's own config; None where it has none."""
-        return getattr(self.original_component, "config", None)
+        return getattr(self._modules.get("original_component"), "config", None)
+
+    @property
+    def attends_by(self) -> str | None:
+        """Return the name of the implementation by which the model attends, or None."""
+        return implementation_of(self.config_in_force)
 
     def submodule(self, role: str) -> nn.Module:
         """Return the wrapped module's submodule in a role of `Variant.roles` or
         `Variant.norm_roles`."""
-        module = attrgetter(self.roles[role])(self.original_component)
+        name, wrapped = self.roles[role], self.wrapped
+        # where torch keeps it: its own look-up of attributes takes several times as long
+        module = wrapped._modules.get(name) or attrgetter(name)(wrapped)
         assert isinstance(module, nn.Module)
         return module

@@ -125,7 +125,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         self.refuse_changes()
         self._edits.begin(call.position_embeddings)
 
-        x = self.hook("hook_in")(call.hidden_states)
+        x = self.show("hook_in", call.hidden_states)
         x_kv = join_source(x, call.source, self)
         latents = make_latents(x, self)
         heads = self._project(x, x_kv, latents, call)
@@ -143,7 +143,8 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         gate = open_gate(x, heads.gate, self)
         z = finish_mix(z, heads.v, gate, self)
         out = project_output(z, self)
-        out = F.dropout(out, self.variant.output_dropout, self.wrapped.training)
+        if self.variant.output_dropout:
+            out = F.dropout(out, self.variant.output_dropout, self.wrapped.training)
 
         self._edits.end(self.name, call.position_embeddings)
         return return_values(self.variant.calling.returns, self.wrapped, call, out, pattern, picks)

@@ -15,8 +15,10 @@ from ropebridge import owners
 from ropebridge.batching import allow_batching
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.caching import ActivationCache, Keep, Positions, Recording, keep_once
+from ropebridge.explaining import Explanation, explain_layers
 from ropebridge.finding import innermost_around
 from ropebridge.hooks import Direction, HookFunction, HookHandle, HookPoint
+from ropebridge.kernels.buffers import Buffers
 from ropebridge.model_arguments import accepted_names, refuse_unnamed
 from ropebridge.requests import Hooks, NamesFilter, find_names, refuse_unfired, requests
 from ropebridge.takeover import bridge_in_force, give_back, origin_of, replacement
@@ -37,6 +39,9 @@ class BridgedModel:
         self.model = model
         self.layers = tuple(layers)
         self._in_force = list(layers)
+        self._memory = Buffers()
+        for layer in layers:
+            layer.memory = self._memory  # the pattern of one layer in that of the last
 
     def __repr__(self) -> str:
         classes = Counter(type(layer.original_component).__name__ for layer in self.layers)
@@ -87,6 +92,7 @@ class BridgedModel:
             AttachError: the forward of a layer was wrapped after attach. The other layers are as
                 they were, and no hook is left.
         """
+        self._memory.release()
         self._in_force = [layer for layer in self._in_force if not give_back(layer)]
         if not any(bridge_in_force(module) for module in self.model.modules()):
             allow_batching(self.model)
@@ -127,6 +133,7 @@ class BridgedModel:
         """Take every hook away, whoever added it; the bridges stay."""
         for point in self.hook_points.values():
             point.remove_hooks()
+        self._memory.release()
 
     @contextmanager
     def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator[BridgedModel]:
@@ -153,6 +160,7 @@ class BridgedModel:
             finally:
                 for handle in handles:
                     handle.remove()
+                self._memory.release()
         refuse_unfired(asked)
 
     def run_with_hooks(
@@ -262,6 +270,16 @@ class BridgedModel:
                     yield recording
             finally:
                 counter.remove()
+
+    def explain(self, pos: int = 1024, *, padding: bool = False) -> Explanation:
+        """Return, and where printed say, what each layer would do in a pass as things are now: what
+        is watched in it, by which kernel it attends, and why.
+
+        Args:
+            pos: positions of the pass; 1 is a step of decoding.
+            padding: whether the batch is padded.
+        """
+        return explain_layers(self.layers, pos, padding)
 
     def accepts(self, name: str) -> bool:
         """Return whether the model's forward names an argument, or transformers reads it."""

@@ -32,8 +32,7 @@ def split_heads(rows: Tensor, role: str, variant: Variant) -> Tensor:
     """Return (..., heads, width): what the projection of the key or of the value gives, (...,
     rows)."""
     width = variant.d_head_v if role == "v" else variant.d_head
-    heads: Tensor = rows.unflatten(-1, (-1, width))
-    return heads
+    return rows.view(*rows.shape[:-1], -1, width)
 
 
 def split_query(rows: Tensor, variant: Variant) -> tuple[Tensor, Tensor | None]:

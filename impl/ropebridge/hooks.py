@@ -217,6 +217,12 @@ class HookPoint(nn.Module):
             self._hook_gradient(tensor, backward)
         return tensor
 
+    @property
+    def idle(self) -> bool:
+        """Return whether nothing at all is hooked here, by torch's own means either: then the
+        point need not be called."""
+        return not (self._fwd or self._bwd or self._forward_hooks or self._forward_pre_hooks)
+
     def show(self, tensor: Tensor) -> tuple[Tensor, bool]:
         """Return what the hooks left of a contiguous tensor that nobody else holds, and whether
         they edited it: replaced it, or wrote into it; where nobody counts that, True."""

@@ -76,6 +76,11 @@ class Visibility:
         return self.mask is None and self.alone and self.padding is None
 
     @property
+    def sees_all(self) -> bool:
+        """Return whether every query sees every key, as the one query of a decode step does."""
+        return self.by_position and self._sees_all(slice(0, self.query), slice(0, self.key))
+
+    @property
     def by_distance(self) -> bool:
         """Return whether the distance from key to query alone says what is visible."""
         return self.by_position and self.chunk is None and not self.beyond

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ropebridge.hooks import HookPoint
 from ropebridge_spec import ContractError, RotaryMissing, Variant, layer_type, position_axes
 
 Tables = tuple[Tensor, Tensor]
@@ -26,8 +25,8 @@ class PositionEmbeddingHooksMixin:
     rotary_emb: nn.Module | None = None
 
     if TYPE_CHECKING:
-
-        def hook(self, name: str) -> HookPoint: ...  # the bridge has it
+        # the bridge has it
+        def show(self, name: str, tensor: Tensor, *, fresh: bool = False) -> Tensor: ...
 
     def set_rotary_emb(self, rotary_emb: nn.Module) -> None:
         """Name the model's rotary embedding module.
@@ -104,7 +103,7 @@ class PositionEmbeddingHooksMixin:
             self._batched(self._of_this_call(table, hidden_states), hidden_states)
             for table in self._pair(given)
         )
-        return self.hook("hook_cos")(cos), self.hook("hook_sin")(sin)
+        return self.show("hook_cos", cos), self.show("hook_sin", sin)
 
     def _of_this_call(self, table: Tensor, hidden_states: Tensor) -> Tensor:
         """Return (batch or 1, pos, rotary_dim): the table of this call's positions, where the layer

@@ -106,9 +106,7 @@ def refuse_other_attention(name: str, module: nn.Module) -> None:
     """Refuse a model that attends by another function than transformers' own eager, sdpa and flex:
     the bridge would compute something else."""
     config: Any = getattr(module, "config", None)
-    # where configs keep it: their own look-up of attributes takes longer than all else here
-    held = vars(config or object).get("_attn_implementation_internal")
-    chosen = held or getattr(config, "_attn_implementation", None) or "eager"
+    chosen = implementation_of(config) or "eager"
     if chosen not in SERVED:
         raise AttachError(
             f"{name!r} attends by {chosen!r}, and the bridge stands for 'eager', 'sdpa' and"
@@ -124,6 +122,14 @@ def refuse_other_attention(name: str, module: nn.Module) -> None:
             "), and the bridge stands for transformers' own\n  register it under a name of its own,"
             " and call model.set_attn_implementation('eager') to attach"
         )
+
+
+def implementation_of(config: Any) -> str | None:
+    """Return the name of the implementation by which a model of this config attends, or None."""
+    # where configs keep it: their own look-up of attributes takes longer than all that asks for it
+    held = vars(config or object).get("_attn_implementation_internal")
+    chosen: str | None = held or getattr(config, "_attn_implementation", None)
+    return chosen
 
 
 def attention_functions(module: nn.Module) -> Mapping[Any, Any]:

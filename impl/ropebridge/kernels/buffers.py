@@ -58,7 +58,7 @@ class Buffers(threading.local):
     def _take(self, size: int) -> tuple[mmap.mmap, bool]:
         """Return pages that hold so many bytes, and whether they were used before."""
         for pages in self._pages:
-            if len(pages) == size and sys.getrefcount(pages) <= UNSHARED:
+            if size <= len(pages) <= 2 * size and sys.getrefcount(pages) <= UNSHARED:
                 return pages, True
         fresh = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._pages = [*self._pages[1 - MOST :], fresh]

@@ -61,23 +61,43 @@ def demand_of(
     q: Tensor, k: Tensor, v: Tensor, seen: Visibility, wants_pattern: bool, layer: AttentionBridge
 ) -> Demand:
     """Return what a call asks for: query, key and value as the kernels take them."""
-    sinks = layer.sinks
+    transform = under_transform()
+    return demand_of_layer(
+        layer,
+        seen,
+        device=q.device,
+        wants_pattern=wants_pattern,
+        other_width=v.shape[-1] != layer.variant.d_head,
+        derivatives=transform or differentiated(q, k, v, layer.sinks, seen.mask, seen.key_bias),
+        transformed=transform or q.is_meta or torch.compiler.is_compiling(),
+    )
+
+
+def demand_of_layer(
+    layer: AttentionBridge,
+    seen: Visibility,
+    *,
+    device: torch.device,
+    wants_pattern: bool,
+    other_width: bool,
+    derivatives: bool,
+    transformed: bool = False,
+) -> Demand:
+    """Return what a call of a layer asks for, with the hooks that are in it now; the arguments as
+    in `Demand`."""
     scores = layer.hook("hook_attn_scores").watched
-    derived = differentiated(q, k, v, sinks, seen.mask, seen.key_bias)
-    transformed = torch.compiler.is_compiling() or q.is_meta or under_transform()
-    by_eager = getattr(layer.config_in_force, "_attn_implementation", None) == "eager"
     return Demand(
         shown=wants_pattern or scores or layer.hook("hook_pattern").watched,
         scores=scores,
         dropout=bool(layer.dropout),
         softcap=layer.effective.softcap is not None,
-        sinks=sinks is not None,
-        other_width=v.shape[-1] != layer.variant.d_head,
-        derivatives=derived or under_transform(),
-        of_mask=differentiated(seen.mask, seen.key_bias),
-        of_any_order=by_eager,
+        sinks=layer.variant.sinks is not None,
+        other_width=other_width,
+        derivatives=derivatives,
+        of_mask=derivatives and differentiated(seen.mask, seen.key_bias),
+        of_any_order=derivatives and layer.attends_by == "eager",
         transformed=transformed,
-        on_cpu=q.device.type == "cpu",
+        on_cpu=device.type == "cpu",
         causal_rows=seen.query if seen.plain_causal else 0,
     )
 

@@ -59,7 +59,8 @@ class Demand:
     dropout, softcap, sinks: the layer has them in this call. other_width: values are wider or
         narrower than queries.
     derivatives: of the attention are taken, now or later. of_mask: of a bias in its mask too.
-    of_any_order: these may be second or forward ones: the model attends by eager, which has them.
+    of_any_order: derivatives may be second or forward ones: the model attends by eager, which has
+        them.
     transformed: a graph is compiled, a transform of torch.func runs, or values cannot be read.
     on_cpu: the device is one. causal_rows: query rows, where causality alone says what is visible,
         else 0.
@@ -99,7 +100,7 @@ def choose(demand: Demand, settings: KernelSettings = KernelSettings()) -> Choic
         return choose_explicit(demand, "the pattern is wanted", settings)
     if demand.between:
         return choose_explicit(demand, f"the layer has {demand.between}", settings)
-    if demand.of_any_order and demand.derivatives:
+    if demand.of_any_order:
         return Choice("composite", "derivatives of a model that attends by eager, of any order")
     if settings.prefer != "fused" and not demand.transformed and not demand.derivatives:
         if settings.prefer == "row_blocks":

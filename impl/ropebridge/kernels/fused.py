@@ -13,12 +13,15 @@ from ropebridge.masks import Visibility
 def attend_fused(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
     """Return z (batch, head, query, d_head_v).
 
-    One call where its own causal flag, or a boolean mask already in memory, says what is visible;
+    One call where every query sees every key, or where its own causal flag, or a boolean mask
+    already in memory, says what is visible;
     otherwise a call for each block of rows, with a mask of that block alone and only the keys that
     the block can see.
     """
     if seen.plain_causal:
         return sdpa(q, k, v, scale, causal=q.shape[2] > 1)
+    if seen.sees_all:
+        return sdpa(q, k, v, scale)
     if seen.whole is not None:
         return sdpa(q, k, v, scale, mask=seen.whole)
 

@@ -105,8 +105,8 @@ class RowBlocks:
             part.add_(mask)
 
     def _mask_of(self, rows: slice, keys: slice) -> Tensor | None:
-        """Return the mask of some rows and keys; where the distance from key to query alone decides,
-        that of the first block serves all."""
+        """Return the mask of some rows and keys; where the distance from key to query alone
+        decides, that of the first block serves all."""
         if not self.seen.by_distance:
             return self.seen.block(rows, keys)
         alike = (rows.start - keys.start, rows.stop - rows.start, keys.stop - keys.start)

@@ -20,9 +20,9 @@ def open_gate(x: Tensor, rows: Tensor | None, layer: AttentionBridge) -> Tensor 
     gate = layer.variant.gate
     if gate is None:
         return None
-    logits = gate_of_input(x, layer) if rows is None else layer.hook("hook_q_gate")(rows)
+    logits = gate_of_input(x, layer) if rows is None else layer.show("hook_q_gate", rows)
     opened = torch.sigmoid(logits) if gate.activation == "sigmoid" else F.softplus(logits)
-    return layer.hook("hook_gate")(opened if gate.per == "channel" else opened.squeeze(-1))
+    return layer.show("hook_gate", opened if gate.per == "channel" else opened.squeeze(-1))
 
 
 def gate_of_input(x: Tensor, layer: AttentionBridge) -> Tensor:

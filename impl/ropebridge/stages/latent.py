@@ -36,11 +36,11 @@ def make_latents(x: Tensor, layer: AttentionBridge) -> Latents | None:
     if latent.q_rank is not None:
         down = layer.submodule("q_down")(x)
         c_q = normalise_latent(down, "q_latent_norm", latent.q_scale, layer)
-        q = layer.hook("hook_q_latent")(torch.cat([c_q, down], dim=-1) if latent.q_beside else c_q)
+        q = layer.show("hook_q_latent", torch.cat([c_q, down], dim=-1) if latent.q_beside else c_q)
     down = layer.submodule("kv_down")(x)
     kv, rotary = down[..., : latent.kv_rank], down[..., latent.kv_rank :]
     kv = normalise_latent(kv, "kv_latent_norm", latent.kv_scale, layer)
-    kv = layer.hook("hook_kv_latent")(kv)
+    kv = layer.show("hook_kv_latent", kv)
     if latent.rotary_norm is not None:
         rotary = normalise(rotary, layer.submodule("k_rotary_norm"), latent.rotary_norm)
     return Latents(q, kv, rotary)

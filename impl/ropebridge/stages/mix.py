@@ -40,7 +40,7 @@ def finish_mix(z: Tensor, v: Tensor | None, gate: Tensor | None, layer: Attentio
         z = normalise(rows, layer.submodule("z_norm"), variant.z_norm).view(z.shape)
     if gate is not None:
         z = z * (gate if gate.ndim == z.ndim else gate.unsqueeze(-1))
-    return layer.hook("hook_z")(multiply(z, variant.z_multiplier))
+    return layer.show("hook_z", multiply(z, variant.z_multiplier))
 
 
 def exclude(z: Tensor, v: Tensor, module: nn.Module, alpha: str) -> Tensor:

@@ -24,12 +24,12 @@ def norm_q_and_k(heads: Heads, layer: AttentionBridge) -> Heads:
     assert norm is not None
     bound = layer.variant.clip if layer.variant.norms_before_rotation else None
     q = clip(norm_query(heads.q, norm, layer), bound)
-    q = layer.hook("hook_q_normed")(q).reshape(heads.q.shape)
+    q = layer.show("hook_q_normed", q).reshape(heads.q.shape)
     if heads.k is None:
-        return replace(heads, q=q)
+        return Heads(q, heads.k, heads.v, heads.gate)
     k = clip(norm_key(heads.k, norm, layer), bound)
-    k = layer.hook("hook_k_normed")(k).reshape(heads.k.shape)
-    return replace(heads, q=q, k=k)
+    k = layer.show("hook_k_normed", k).reshape(heads.k.shape)
+    return Heads(q, k, heads.v, heads.gate)
 
 
 def norm_value(heads: Heads, layer: AttentionBridge) -> Heads:
@@ -38,7 +38,7 @@ def norm_value(heads: Heads, layer: AttentionBridge) -> Heads:
     if norm is None or heads.v is None:
         return heads
     v = normalise(heads.v, layer.submodule("v_norm"), norm)
-    return replace(heads, v=layer.hook("hook_v_normed")(v))
+    return replace(heads, v=layer.show("hook_v_normed", v))
 
 
 def norm_query(q: Tensor, norm: Norm, layer: AttentionBridge) -> Tensor:

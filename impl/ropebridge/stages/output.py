@@ -16,7 +16,7 @@ def project_output(z: Tensor, layer: AttentionBridge) -> Tensor:
     out: Tensor = layer.submodule("o")(z.flatten(-2)) if projects else z.flatten(-2)
     if "attn_result" in layer.opted_in and layer.hook("hook_result").watched:
         out = (out + change_of_results(z, layer)).to(out.dtype)
-    left = layer.hook("hook_out")(out)
+    left = layer.show("hook_out", out)
     shown = layer.hook("hook_out").watched or (not projects and layer.hook("hook_z").watched)
     return left.clone() if shown else left
 
@@ -26,5 +26,5 @@ def change_of_results(z: Tensor, layer: AttentionBridge) -> Tensor:
     only looked (LOOK-1)."""
     results = head_by_head(z, layer.W_O)
     wide = torch.promote_types(z.dtype, torch.float32)
-    change: Tensor = layer.hook("hook_result")(results).to(wide) - results
+    change: Tensor = layer.show("hook_result", results).to(wide) - results
     return change.sum(2)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from ropebridge.base import AttentionBridge
@@ -19,15 +17,15 @@ def finish_projections(heads: Heads, x: Tensor, call: Call, layer: AttentionBrid
     heads = add_split_inputs(repeat_for_query_heads(heads, layer), x, layer)
     variant = layer.variant
     bound = None if variant.norms_before_rotation else variant.clip
-    q = layer.hook("hook_q")(clip(heads.q, bound))
+    q = layer.show("hook_q", clip(heads.q, bound))
     if heads.k is None:
-        return replace(heads, q=q)
-    k = layer.hook("hook_k")(clip(multiply(heads.k, variant.k_multiplier), bound))
+        return Heads(q, heads.k, heads.v, heads.gate)
+    k = layer.show("hook_k", clip(multiply(heads.k, variant.k_multiplier), bound))
     if heads.v is None:
-        return replace(heads, q=q, k=k, v=layer.hook("hook_v")(k))
+        return Heads(q, k, layer.show("hook_v", k), heads.gate)
     v = clip(multiply(heads.v, variant.v_multiplier), variant.clip)
-    v = layer.hook("hook_v")(add_value(v, call, layer))
-    return replace(heads, q=q, k=k, v=v)
+    v = layer.show("hook_v", add_value(v, call, layer))
+    return Heads(q, k, v, heads.gate)
 
 
 def heads_of_input(x: Tensor, x_kv: Tensor, call: Call, layer: AttentionBridge) -> Heads:

@@ -3,7 +3,7 @@ allow."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,23 +14,34 @@ from ropebridge.heads import Heads
 from ropebridge.position import Tables
 from ropebridge_spec import Rotary
 
+SHORT = 16
+"""Positions up to which one rotation of query and key together is faster than two: what an
+operation costs by itself then counts for more than what it computes."""
+
 
 def rotate_heads(heads: Heads, tables: Tables | None, layer: AttentionBridge) -> Heads:
     """Return the heads, query and key as hook_rot_q and hook_rot_k left them, and in a family that
     rotates values the value as hook_rot_v did (ROT-3). In a layer that does not rotate the hooks
     are shown query and key as they are."""
     rotary = layer.variant.rotary
-    turn = None if rotary is None or tables is None else turn_of(heads.q, tables, rotary)
-    q = show_rotation(heads.q, "hook_rot_q", turn, layer)
-    if heads.k is None:
-        return replace(heads, q=q)
-    if turn is not None and rotary is not None and tables is not None:
-        same = heads.k.shape[1] == heads.q.shape[1]
-        turn = turn if same else turn_of(heads.k, tables, rotary)
-    k = show_rotation(heads.k, "hook_rot_k", turn, layer)
-    if rotary is None or not rotary.values or heads.v is None:
-        return replace(heads, q=q, k=k)
-    return replace(heads, q=q, k=k, v=show_rotation(heads.v, "hook_rot_v", turn, layer))
+    q, k, v = heads.q, heads.k, heads.v
+    if rotary is None or tables is None:
+        q = layer.show("hook_rot_q", q)
+        k = k if k is None else layer.show("hook_rot_k", k)
+        return Heads(q, k, v, heads.gate)
+    turn = turn_of(q, tables, rotary)
+    alike = k is not None and k.shape[1] == q.shape[1]
+    if k is not None and alike and q.shape[1] <= SHORT:
+        both = rotate(torch.cat([q, k], dim=2), turn, rotary)  # (batch, pos, head kv_head, d_head)
+        q, k = both[:, :, : q.shape[2]], both[:, :, q.shape[2] :]
+        q, k = layer.show("hook_rot_q", q), layer.show("hook_rot_k", k)
+    else:
+        q = layer.show("hook_rot_q", rotate(q, turn, rotary), fresh=True)
+        turn = turn if k is None or alike else turn_of(k, tables, rotary)
+        k = k if k is None else layer.show("hook_rot_k", rotate(k, turn, rotary), fresh=True)
+    if rotary.values and v is not None:
+        v = layer.show("hook_rot_v", rotate(v, turn, rotary), fresh=True)
+    return Heads(q, k, v, heads.gate)
 
 
 @dataclass(frozen=True)
@@ -54,20 +65,13 @@ def turn_of(x: Tensor, tables: Tables, rotary: Rotary) -> Turn:
     return Turn(cos, signed(sin, rotary))
 
 
-def show_rotation(x: Tensor, hook: str, turn: Turn | None, layer: AttentionBridge) -> Tensor:
-    """Return (batch, pos, heads, width): heads rotated by the tables of their positions, as a hook
-    left them."""
-    rotary = layer.variant.rotary
-    if rotary is None or turn is None:
-        return layer.hook(hook)(x)
-    return layer.hook(hook)(rotate(x, turn, rotary), fresh=True)
-
-
 def tables_for(pos: int, tables: Tables) -> Tables:
     """Return the last rows of cos and sin, (batch or 1, pos, rotary_dim), for so many positions;
     where there are fewer, rows that turn nothing after them (KV-2)."""
     cos, sin = tables
     missing = pos - cos.shape[1]
+    if missing == 0:
+        return tables
     if missing > 0:
         # (batch or 1, pos, rotary_dim): the positions of another sequence come last
         return pad(cos, (0, 0, 0, missing), value=1.0), pad(sin, (0, 0, 0, missing))
@@ -82,13 +86,17 @@ def rotate(x: Tensor, turn: Turn, rotary: Rotary) -> Tensor:
     halves) and modeling_cohere.py (adjacent pairs): each dimension times cos, and the other member
     of its pair times sin, subtracted for one of the two.
     """
-    passing, turning = parts(x, rotary)
-    turning = turning.to(turn.cos.dtype)
-    turned = torch.addcmul(partners(turning, rotary) * turn.signed_sin, turning, turn.cos)
-    turned = turned.to(x.dtype)
     if rotary.width == x.shape[-1]:
-        return turned
+        return rotate_all(x, turn, rotary)
+    passing, turning = parts(x, rotary)
+    turned = rotate_all(turning, turn, rotary)
     return torch.cat([turned, passing] if rotary.end == "leading" else [passing, turned], dim=-1)
+
+
+def rotate_all(x: Tensor, turn: Turn, rotary: Rotary) -> Tensor:
+    """Rotate (batch, pos, head, width), all of whose dimensions turn."""
+    wide = x.to(turn.cos.dtype)
+    return torch.addcmul(partners(wide, rotary) * turn.signed_sin, wide, turn.cos).to(x.dtype)
 
 
 def parts(x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:

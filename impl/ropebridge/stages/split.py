@@ -17,7 +17,7 @@ def join_source(x: Tensor, source: Tensor | None, layer: AttentionBridge) -> Ten
     states of another sequence through hook_kv_in (KV-2)."""
     if layer.variant.source is None or source is None:
         return x
-    states = layer.hook("hook_kv_in")(source)
+    states = layer.show("hook_kv_in", source)
     before = layer.variant.source.place == "before"
     return torch.cat([states, x] if before else [x, states], dim=1)
 
@@ -61,7 +61,7 @@ def change_of_copies(name: str, x: Tensor, heads: int, layer: AttentionBridge) -
     if not layer.hook(name).watched:
         return None
     copies = x.unsqueeze(2).expand(-1, -1, heads, -1)
-    return layer.hook(name)(copies) - copies
+    return layer.show(name, copies) - copies
 
 
 def add_projections(
@@ -80,7 +80,7 @@ def add_projections(
         k = k + head_by_head(of_k, weight_for(k, layer.W_K, layer))
     if of_v is not None and v is not None:
         v = v + head_by_head(of_v, weight_for(v, layer.W_V, layer))
-    return replace(heads, q=q, k=k, v=v)
+    return Heads(q, k, v, heads.gate)
 
 
 def weight_for(heads: Tensor, weight: Tensor, layer: AttentionBridge) -> Tensor:
