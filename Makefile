@@ -6,7 +6,7 @@ FAMILIES ?=
 RESULTS ?= results/run.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help quick quick-tests quick-zoo run test format lint hooks wheel legs leg-oldest leg-newest real spec sequences mutants coverage subjects bench clean
+.PHONY: help quick quick-tests quick-zoo run test format lint hooks wheel legs leg-oldest leg-newest real spec sequences mutants coverage subjects bench bench-compare bench-scaling clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -78,8 +78,16 @@ mutants: .venv/installed ## judge the judge: every mutant must be killed at its 
 real: .venv/installed-real ## attach to Gemma 3 270M and judge it on real text
 	$(BIN)/python -m ropebridge_conformance.real
 
-bench: .venv/installed ## time a bridged layer against Hugging Face, interleaved in one process
-	$(BIN)/python tests/benchmarks/speed.py
+bench: .venv/installed ## time and memory of a bridged layer, each row against Hugging Face, round by round
+	@mkdir -p results
+	$(BIN)/pytest -q -p benchmark -p no:xdist --timeout 0 --benchmark-json results/bench.json --benchmark-quiet --benchmark-group-by param:row tests/benchmarks/bench_rows.py $(if $(ROWS),-k '$(ROWS)')
+	$(BIN)/python tests/benchmarks/table.py results/bench.json
+
+bench-scaling: .venv/installed ## how time and memory grow with the number of positions, and a picture of it
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/scaling.py docs/scaling.png
+
+bench-compare: .venv/installed ## the last `make bench` beside the committed one
+	$(BIN)/python tests/benchmarks/table.py results/bench.json --compare
 
 spec: .venv/installed ## write SPEC.md and the README's hook table from the contract
 	$(BIN)/python -m ropebridge_spec

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
-from ropebridge.hooks import under_transform, unreadable
+from ropebridge.hooks import unreadable
 from ropebridge_spec import MaskError
 
 
@@ -103,8 +103,6 @@ class Visibility:
     def keys_of(self, rows: slice) -> slice:
         """Return the keys that any of these rows may see; never none, so that every block has a
         shape."""
-        if isinstance(self.mask, Tensor) and self.alone and self.readable:
-            return run_of(may_see(self._rows_of(self.mask, rows)).detach().flatten(0, -2).any(0))
         if self.mask is not None or self.key_bias is not None or self.beyond:
             return slice(0, self.key)
         first, _ = self._span(self.first_query + rows.start)
@@ -115,36 +113,14 @@ class Visibility:
     def borders(self, rows: slice, keys: slice) -> tuple[slice, ...]:
         """Return those of some keys that not all of these rows may see, or not as they are: before
         and after the ones that all of them see. Of keys between those no row needs a mask."""
-        if self.by_position and not self.beyond:
-            first, _ = self._span(self.first_query + rows.stop - 1)
-            _, stop = self._span(self.first_query + rows.start)
-            middle = slice(first - self.first_key, stop - self.first_key)
-        elif isinstance(self.mask, Tensor) and self.alone and self.readable:
-            mask = self._rows_of(self.mask, rows)[..., keys]
-            free = mask if mask.dtype == torch.bool else mask == 0
-            run = first_run(free.flatten(0, -2).all(0))
-            middle = slice(keys.start + run.start, keys.start + run.stop)
-        else:
+        if not self.by_position or self.beyond:
             return (keys,)
-        start = min(max(middle.start, keys.start), keys.stop)
-        stop = min(max(middle.stop, start), keys.stop)
+        first, _ = self._span(self.first_query + rows.stop - 1)
+        _, after = self._span(self.first_query + rows.start)
+        start = min(max(first - self.first_key, keys.start), keys.stop)
+        stop = min(max(after - self.first_key, start), keys.stop)
         around = (slice(keys.start, start), slice(stop, keys.stop))
         return tuple(part for part in around if part.start < part.stop)
-
-    @property
-    def readable(self) -> bool:
-        """Return whether the numbers of the mask lie in the memory of the processor, which need not
-        wait for them."""
-        return (
-            type(self.mask) is Tensor
-            and self.mask.device.type == "cpu"
-            and not unreadable(self.mask)
-            and not under_transform()
-        )
-
-    def _rows_of(self, mask: Tensor, rows: slice) -> Tensor:
-        """Return the part (batch or 1, head or 1, rows or 1, key) of a mask."""
-        return mask[..., rows if mask.shape[2] > 1 else slice(None), :]
 
     def _span(self, position: int) -> tuple[int, int]:
         """Return the first key position that a query sees, and the one after the last."""
@@ -175,7 +151,7 @@ class Visibility:
         if isinstance(self.mask, BlockMask):
             return block_of(self.mask, rows, keys)
         if self.mask is not None:
-            block = self._rows_of(self.mask, rows)[..., keys]
+            block = self.mask[..., rows if self.mask.shape[2] > 1 else slice(None), keys]
             return block if block.dtype == torch.bool else forbid_lowest(block)
         return both(self._reach_block(rows, keys), self._padding_block(keys))
 
@@ -201,26 +177,6 @@ class Visibility:
 
     def _padding_block(self, keys: slice) -> Tensor | None:
         return None if self.padding is None else self.padding[:, None, None, keys]
-
-
-def may_see(mask: Tensor) -> Tensor:
-    """Return a mask of any shape as booleans: what it allows, biased or not (MASK-5)."""
-    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-
-
-def run_of(flags: Tensor) -> slice:
-    """Return the slice of (key,) booleans from the first True to the last; one of length 1 where
-    there is none."""
-    at = flags.numpy().nonzero()[0]
-    return slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 1)
-
-
-def first_run(flags: Tensor) -> slice:
-    """Return the slice of the first True among (key,) booleans and those that follow it without a
-    gap; an empty one where there is none."""
-    whole = run_of(flags)
-    gaps = (~flags[whole]).numpy().nonzero()[0]
-    return slice(whole.start, whole.start + int(gaps[0])) if len(gaps) else whole
 
 
 def with_key_bias(visible: Tensor | None, key_bias: Tensor, keep: int | None) -> Tensor:

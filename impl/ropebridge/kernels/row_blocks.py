@@ -126,7 +126,7 @@ class RowBlocks:
             # the largest weight is 1 / sum(exp(score - largest)); a sink joins that sum
             below = largest - self.sinks - scores.amax(-1, keepdim=True).log()
             scores.mul_(torch.sigmoid(below))
-        if largest is not None and any_of(largest == -torch.inf):
+        if largest is not None:
             scores.masked_fill_(largest == -torch.inf, 0.0)
         return scores if self.dtype == self.wide else scores.copy_(scores.to(self.dtype))
 
@@ -195,9 +195,8 @@ class RowBlocks:
         left, which may hold any number at any key."""
         z, values = self.new_z(v), self.joined(v)
         for block in self.blocks:
-            rows = pattern[:, :, block.rows]
-            keys = block.keys if is_everywhere(rows, 0.0, but=block.keys) else slice(None)
-            self.mix_into(z, rows[..., keys].to(self.wide), values[:, keys], block.rows)
+            weights = pattern[:, :, block.rows].to(self.wide)
+            self.mix_into(z, weights, values, block.rows)
         return z
 
 
@@ -210,11 +209,6 @@ def is_everywhere(rows: Tensor, number: float, but: slice) -> bool:
         ):
             return False
     return True
-
-
-def any_of(flags: Tensor) -> bool:
-    """Return whether any of these booleans is True; where that would make a device wait, True."""
-    return flags.device.type != "cpu" or bool(flags.numpy().any())
 
 
 def write(whole: Tensor, part: Tensor, block: Block, elsewhere: float | None) -> None:

@@ -1,0 +1,95 @@
+"""Growth of time and memory with the number of positions: fitted exponents, and a picture.
+
+Run by `make bench-scaling`. An exponent of 1 is linear, of 2 quadratic; both are fitted to the
+longer half of the lengths, where fixed costs no longer count.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.contests import Contest, contest
+from benchmarks.memory import memory_of
+
+LENGTHS = (256, 512, 1024, 2048, 4096)
+ROUNDS, WARM_UP = 7, 2
+WAYS: dict[str, Callable[[int], Contest]] = {
+    "nothing watched": contest,
+    "pattern watched": lambda pos: contest(pos, watch=["hook_pattern"]),
+}
+THEIRS = {"nothing watched": "Hugging Face sdpa"}
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Return the median time of a few calls."""
+    times = []
+    for turn in range(WARM_UP + ROUNDS):
+        start = perf_counter()
+        call()
+        if turn >= WARM_UP:
+            times.append(perf_counter() - start)
+    return median(times)
+
+
+def exponent(lengths: tuple[int, ...], values: list[float]) -> float:
+    """Return n in `values ~ lengths ** n`, of the longer half."""
+    half = len(lengths) // 2
+    slope, _ = np.polyfit(np.log(lengths[half:]), np.log(values[half:]), 1)
+    return float(slope)
+
+
+@torch.no_grad()
+def measured() -> dict[str, tuple[list[float], list[float]]]:
+    """Return name -> (milliseconds, peak MiB), one of each for every length."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for pos in LENGTHS:
+        for name, make in WAYS.items():
+            made = make(pos)
+            calls = {name: made.ours} | ({THEIRS[name]: made.theirs} if name in THEIRS else {})
+            for label, call in calls.items():
+                times, peaks = found.setdefault(label, ([], []))
+                times.append(1e3 * seconds(call))
+                peaks.append(memory_of(call).peak / 2**20)
+    return found
+
+
+def picture(found: dict[str, tuple[list[float], list[float]]], path: Path) -> None:
+    """Write a picture of time and memory over length, both axes logarithmic."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for place, (axes, title) in enumerate(
+        zip(figure.subplots(1, 2), ("milliseconds", "peak MiB"), strict=True)
+    ):
+        for name, values in found.items():
+            label = f"{name}: {exponent(LENGTHS, values[place]):.2f}"
+            axes.loglog(LENGTHS, values[place], marker="o", label=label)
+        axes.set(xlabel="positions", ylabel=title, xticks=LENGTHS, xticklabels=LENGTHS)
+        axes.minorticks_off()
+        axes.legend(title="fitted exponent")
+    figure.savefig(path, dpi=120)
+
+
+def main(words: list[str]) -> int:
+    """Print the exponents, and write the picture where the one argument says."""
+    if len(words) != 1:
+        print("scaling.py takes one argument: where to write the picture")
+        return 2
+    found = measured()
+    for name, (times, peaks) in found.items():
+        print(f"{name}: time {exponent(LENGTHS, times):.2f}, memory {exponent(LENGTHS, peaks):.2f}")
+        print("  ms " + ", ".join(f"{pos}: {t:.1f}" for pos, t in zip(LENGTHS, times, strict=True)))
+        mib = zip(LENGTHS, peaks, strict=True)
+        print("  MiB " + ", ".join(f"{pos}: {peak:.1f}" for pos, peak in mib))
+    picture(found, Path(words[0]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

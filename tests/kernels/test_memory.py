@@ -1,0 +1,60 @@
+"""Memory follows demand, counted exactly: no tensor of size query x key where nobody watches, and
+of what is watched one, beside what the fused path takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.contests import EXPLICIT, LINEAR, contest
+from benchmarks.memory import Counter, memory_without_gradients
+
+pytestmark = pytest.mark.slow
+
+POS = 2048
+PATTERN = 16 * POS * POS * 4
+"""Bytes of the pattern of 16 heads, in float32."""
+
+
+def test_the_counter_counts_what_is_made_and_forgets_what_is_gone() -> None:
+    given = torch.zeros(1000)
+    with Counter() as counter:
+        one = given + 1
+        one = one * 2  # the first is gone
+        held = [one, given.view(10, 100), one[:5]]
+        torch.zeros(2000)
+    assert counter.memory.largest == 8000
+    assert counter.memory.peak == 4000 + 8000
+    assert len(held) == 3
+
+
+@pytest.mark.parametrize("watch", [(), LINEAR], ids=["nothing", "all_but_scores_and_pattern"])
+def test_an_unwatched_layer_takes_no_more_memory_than_hugging_face(watch: Any) -> None:
+    made = contest(POS, watch=watch)
+    own, theirs = memory_without_gradients(made.ours), memory_without_gradients(made.theirs)
+    assert own.largest < POS * POS * 4
+    if not watch:
+        assert own.peak <= theirs.peak
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
+def test_softcaps_and_sinks_make_no_tensor_of_query_by_key(family: str) -> None:
+    made = contest(POS, family=family, ours="eager", against="eager")
+    assert memory_without_gradients(made.ours).largest < POS * POS * 4
+    assert memory_without_gradients(made.theirs).largest >= PATTERN
+
+
+def test_a_watched_pattern_takes_its_own_memory_beside_the_fused_path() -> None:
+    made = contest(POS, watch=["hook_pattern"])
+    own, fused = memory_without_gradients(made.ours), memory_without_gradients(made.theirs)
+    assert own.largest == PATTERN
+    assert own.peak <= 1.15 * (PATTERN + fused.peak)
+
+
+def test_scores_and_pattern_take_the_memory_of_both_and_no_third() -> None:
+    made = contest(POS, watch=EXPLICIT, ours="eager", against="eager")
+    own, theirs = memory_without_gradients(made.ours), memory_without_gradients(made.theirs)
+    assert own.peak <= 2.2 * PATTERN
+    assert own.peak <= 1.01 * theirs.peak
