@@ -71,6 +71,18 @@ def agree(got: Tensor, wanted: Tensor, rows: Tensor | None = None) -> None:
     assert float((got - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
 
 
+def is_as_near(name: str, got: Tensor, wanted: Tensor) -> None:
+    """What a bridged model gave agrees with what it gives alone; where the model amplifies rounding
+    beyond that, as Zamba 2 does, it is no further from a float64 run."""
+    if float((got - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max()):
+        return
+    model = tiny(name).double()
+    inputs = inputs_of(name, model.config)
+    wide = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
+    exact = final(runner(name, model)(**wide))
+    assert float((got - exact).abs().max()) <= float((wanted - exact).abs().max())
+
+
 @every_recipe
 @torch.no_grad()
 def test_the_model_gives_what_it_gives_alone(name: str) -> None:
@@ -80,10 +92,10 @@ def test_the_model_gives_what_it_gives_alone(name: str) -> None:
     run = runner(name, model)
     wanted = final(run(**inputs))
     with attach(model) as bridged:
-        agree(final(run(**inputs)), wanted)
+        is_as_near(name, final(run(**inputs)), wanted)
         with bridged.caching() as cache:
             output = bridged.run_with_hooks(**inputs, model_kwargs=extra_of(name))
-        agree(final(output), wanted)
+        is_as_near(name, final(output), wanted)
     assert len(cache) == len(bridged.hook_points) > 0
     assert torch.equal(final(run(**inputs)), wanted)
 

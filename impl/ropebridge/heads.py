@@ -32,7 +32,7 @@ def split_heads(rows: Tensor, role: str, variant: Variant) -> Tensor:
     """Return (..., heads, width): what the projection of the key or of the value gives, (...,
     rows)."""
     width = variant.d_head_v if role == "v" else variant.d_head
-    return rows.view(*rows.shape[:-1], -1, width)
+    return rows.view(*rows.shape[:-1], rows.shape[-1] // width, width)
 
 
 def split_query(rows: Tensor, variant: Variant) -> tuple[Tensor, Tensor | None]:

@@ -36,9 +36,9 @@ def kernels_of(model: Any, ids: Any, monkeypatch: pytest.MonkeyPatch, **kwargs: 
 
 
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
-@pytest.mark.parametrize("pos", [1, 9, 400])
+@pytest.mark.parametrize("pos", [1, 400])
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "cohere"])
+@pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_each_layer_takes_the_kernel_that_was_explained(
     build: Any, monkeypatch: pytest.MonkeyPatch, name: str, attn: str, pos: int, grad: bool
 ) -> None:

@@ -13,7 +13,7 @@ from benchmarks.memory import Counter, memory_without_gradients
 
 pytestmark = pytest.mark.slow
 
-POS = 2048
+POS = 1280
 PATTERN = 16 * POS * POS * 4
 """Bytes of the pattern of 16 heads, in float32."""
 

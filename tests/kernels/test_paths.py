@@ -1,9 +1,12 @@
-"""Every way to attend is judged in its own right: each kernel, forced wherever it can do what is
-asked, on the core of the zoo."""
+"""Every fast way to attend is judged in its own right: each kernel, forced wherever it can do what
+is asked, on the core of the zoo."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 
 from ropebridge import subject
 from ropebridge_conformance.bench import Bench
@@ -15,9 +18,31 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("case", [case.id for case in CORE])
-@pytest.mark.parametrize("path", ["fused", "row_blocks", "composite"])
+@pytest.mark.parametrize("path", ["fused", "row_blocks"])
 def test_every_question_about_a_layer_passes_on_each_kernel(path: str, case: str) -> None:
     bench = Bench(getattr(subject, path)())
     verdicts = [judge(bench, question) for question in plan([case], ["float32"])]
     assert len(verdicts) > 300
     assert [v.reason for v in verdicts if v.outcome != Outcome.PASS] == []
+
+
+def test_a_row_whose_keys_a_hook_hides_has_no_weight(bridge_layer: Any) -> None:
+    """Although by its position it sees some."""
+    bridge = bridge_layer("llama", attn="sdpa")
+    inputs = bridge.get_random_inputs(2, 9, seed=0)
+    shown: dict[str, torch.Tensor] = {}
+
+    def hide(scores: torch.Tensor, hook: Any) -> None:
+        scores[:, :, 4] = -torch.inf
+
+    def keep(tensor: torch.Tensor, hook: Any) -> None:
+        shown[hook.spec.name] = tensor
+
+    bridge.hook_points["hook_attn_scores"].add_hook(hide)
+    for name in ("hook_pattern", "hook_z"):
+        bridge.hook_points[name].add_hook(keep)
+    with torch.no_grad():
+        bridge(**{**inputs, "attention_mask": None})
+    assert not shown["hook_pattern"][:, :, 4].any()
+    assert not shown["hook_z"][:, 4].any()
+    assert shown["hook_pattern"][:, :, 5].any()

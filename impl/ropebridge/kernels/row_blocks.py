@@ -114,12 +114,12 @@ class RowBlocks:
             self._masks[alike] = self.seen.block(rows, keys)
         return self._masks[alike]
 
-    def weigh(self, scores: Tensor) -> Tensor:
+    def weigh(self, scores: Tensor, edited: bool = False) -> Tensor:
         """Return the pattern (batch, head, rows, keys), in the memory of the scores: softmax over
         keys, 0 in a row that sees none, less what a sink takes (PAT-1, MASK-6); with the digits
-        that the layer's dtype has."""
+        that the layer's dtype has. An edit may have hidden all keys of a row."""
         largest = None
-        if self.sinks is not None or self.seen.may_hide_all:
+        if self.sinks is not None or self.seen.may_hide_all or edited:
             largest = scores.amax(-1, keepdim=True)  # (batch, head, rows, 1)
         torch.softmax(scores, -1, out=scores)
         if largest is not None and self.sinks is not None:
@@ -175,7 +175,8 @@ class RowBlocks:
         there is memory for it."""
         z, values = self.new_z(v), self.joined(v)
         for block in self.blocks:
-            weights = self.weigh(self.restore(scores[:, :, block.rows, block.keys], block))
+            left = self.restore(scores[:, :, block.rows, block.keys], block)
+            weights = self.weigh(left, edited=True)
             if pattern is not None:
                 write(pattern, weights, block, None if clean else 0.0)
             self.mix_into(z, weights, values[:, block.keys], block.rows)
