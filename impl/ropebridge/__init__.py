@@ -13,8 +13,10 @@ from ropebridge.base import AttentionBridge
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.bridged import BridgedModel
 from ropebridge.hooks import HookHandle, HookPoint
+from ropebridge.kernels.demand import KernelSettings
 from ropebridge.model import attach, get_bridged_model
 from ropebridge.position import PositionEmbeddingHooksMixin
+from ropebridge.sizes import bytes_needed
 from ropebridge.versions import UntestedTransformers
 from ropebridge_spec import (
     ARGUMENTS,
@@ -50,6 +52,7 @@ __all__ = [
     "HookHandle",
     "HookNeverFired",
     "HookPoint",
+    "KernelSettings",
     "MaskError",
     "NormKind",
     "NotBound",
@@ -65,6 +68,7 @@ __all__ = [
     "Variant",
     "VerificationError",
     "attach",
+    "bytes_needed",
     "describe",
     "get_bridged_model",
 ]

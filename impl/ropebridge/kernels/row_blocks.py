@@ -118,16 +118,20 @@ class RowBlocks:
         """Return the pattern (batch, head, rows, keys), in the memory of the scores: softmax over
         keys, 0 in a row that sees none, less what a sink takes (PAT-1, MASK-6); with the digits
         that the layer's dtype has. An edit may have hidden all keys of a row."""
-        largest = None
-        if self.sinks is not None or self.seen.may_hide_all or edited:
+        if self.sinks is None and not self.seen.may_hide_all and not edited:
+            torch.softmax(scores, -1, out=scores)
+        else:
             largest = scores.amax(-1, keepdim=True)  # (batch, head, rows, 1)
-        torch.softmax(scores, -1, out=scores)
-        if largest is not None and self.sinks is not None:
-            # the largest weight is 1 / sum(exp(score - largest)); a sink joins that sum
-            below = largest - self.sinks - scores.amax(-1, keepdim=True).log()
-            scores.mul_(torch.sigmoid(below))
-        if largest is not None:
-            scores.masked_fill_(largest == -torch.inf, 0.0)
+            # a row that sees no key has all its weight at the first one, and then none: one column
+            # is written to and not all
+            nothing, first = largest == -torch.inf, scores[..., :1]
+            first.masked_fill_(nothing, 0.0)
+            torch.softmax(scores, -1, out=scores)
+            if self.sinks is not None:
+                # the largest weight is 1 / sum(exp(score - largest)); a sink joins that sum
+                below = largest - self.sinks - scores.amax(-1, keepdim=True).log()
+                scores.mul_(torch.sigmoid(below))
+            first.masked_fill_(nothing, 0.0)
         return scores if self.dtype == self.wide else scores.copy_(scores.to(self.dtype))
 
     def mix_into(self, z: Tensor, weights: Tensor, values: Tensor, rows: slice) -> None:
