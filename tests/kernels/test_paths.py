@@ -46,3 +46,30 @@ def test_a_row_whose_keys_a_hook_hides_has_no_weight(bridge_layer: Any) -> None:
     assert not shown["hook_pattern"][:, :, 4].any()
     assert not shown["hook_z"][:, 4].any()
     assert shown["hook_pattern"][:, :, 5].any()
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.parametrize("hook", ["hook_attn_scores", "hook_pattern"])
+@pytest.mark.parametrize(
+    "way", [lambda t: t.data, lambda t: t.detach().numpy()], ids=["data", "numpy"]
+)
+def test_an_edit_that_torch_does_not_count_is_an_edit(
+    bridge_layer: Any, way: Any, hook: str, grad: bool
+) -> None:
+    """Written through `.data` or numpy it flows as one that was written to the tensor."""
+    bridge = bridge_layer("llama", attn="sdpa")
+    inputs = {**bridge.get_random_inputs(2, 9, seed=0), "attention_mask": None}
+
+    def counted(tensor: torch.Tensor, hook: Any) -> None:
+        tensor[:, 1] *= 0.5
+
+    def uncounted(tensor: torch.Tensor, hook: Any) -> None:
+        way(tensor)[:, 1] *= 0.5
+
+    outputs = []
+    with torch.set_grad_enabled(grad):
+        for edit in (counted, uncounted, lambda tensor, hook: None):
+            with bridge.hook_points[hook].add_hook(edit):
+                outputs.append(bridge(**inputs)[0].detach())
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.allclose(outputs[0], outputs[2])

@@ -67,7 +67,7 @@ def attend_shown(
     pattern = make_pattern(scores, layer.sinks).to(v.dtype)
     # with gradients softmax keeps its result for the backward pass
     own = pattern.clone() if torch.is_grad_enabled() else pattern
-    pattern, _ = show_pattern(own, layer.hook("hook_pattern"))
+    pattern = show_pattern(own, layer.hook("hook_pattern"))
     return mix_values(drop_by_rows(pattern, layer.dropout), v), pattern
 
 

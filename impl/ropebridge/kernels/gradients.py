@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ropebridge.kernels.buffers import Buffers
 from ropebridge.kernels.composite import row_slices
-from ropebridge.kernels.row_blocks import RowBlocks
+from ropebridge.kernels.row_blocks import RowBlocks, mix
 from ropebridge.masks import Visibility
 from ropebridge.products import grouped_product
 from ropebridge.stages.pattern import make_pattern
@@ -42,23 +42,20 @@ class Scoring:
 
 
 class PatternOfBlocks(torch.autograd.Function):
-    """Make the pattern of query and key, and besides z, of which no derivative is taken."""
+    """Make the pattern of query and key."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring
-    ) -> tuple[Tensor, Tensor]:
-        """Return the pattern (batch, head, query, key), and z (batch, query, head, width)."""
-        pattern, clean = scoring.buffers.lend((*q.shape[:3], k.shape[2]), q, v.dtype)
-        z = scoring.blocks(q, k).attend_and_show(v, pattern, clean)
+    def forward(ctx: Any, q: Tensor, k: Tensor, scoring: Scoring) -> Tensor:
+        """Return the pattern (batch, head, query, key)."""
+        pattern, clean = scoring.buffers.lend((*q.shape[:3], k.shape[2]), q, q.dtype)
+        scoring.blocks(q, k).write_pattern(pattern, clean, None, None)
         # not the pattern: hooks may write into it
         ctx.save_for_backward(q, k)
         ctx.scoring = scoring
-        ctx.mark_non_differentiable(z)
-        return pattern, z
+        return pattern
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of query and key."""
         q, k = ctx.saved_tensors
         scoring: Scoring = ctx.scoring
@@ -67,7 +64,7 @@ class PatternOfBlocks(torch.autograd.Function):
             of_q, of_k = derivable_gradients(q, k, gradient, scoring)
         else:
             of_q, of_k = gradients(scoring.blocks(q, k), gradient, pattern)
-        return of_q.to(q.dtype), of_k.view(k.shape).to(k.dtype), None, None
+        return of_q.to(q.dtype), of_k.view(k.shape).to(k.dtype), None
 
 
 def gradients(blocks: RowBlocks, gradient: Tensor, pattern: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -114,20 +111,17 @@ class MixOfBlocks(torch.autograd.Function):
     """Mix the values by a pattern."""
 
     @staticmethod
-    def forward(
-        ctx: Any, pattern: Tensor, v: Tensor, z: tuple[Tensor], edited: bool, scoring: Scoring
-    ) -> Tensor:
-        """Return z (batch, query, head, width), which was made already.
+    def forward(ctx: Any, pattern: Tensor, v: Tensor, edited: bool, scoring: Scoring) -> Tensor:
+        """Return z (batch, query, head, width).
 
         Args:
             ctx: what backward is handed.
             pattern: (batch, head, query, key). v: (batch, kv_head, key, width).
-            z: what is returned, in a tuple, so that autograd takes it as made here.
-            edited: whether a hook edited the pattern. scoring: what made it.
+            edited: whether a hook replaced it or wrote into it. scoring: what made it.
         """
         ctx.save_for_backward(pattern, v)
         ctx.edited, ctx.scoring = edited, scoring
-        return z[0]
+        return mix(pattern, v, scoring.rows)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -140,7 +134,7 @@ class MixOfBlocks(torch.autograd.Function):
         if torch.is_grad_enabled():
             of_pattern = grouped_product(of_z, v.transpose(2, 3)) if asked_pattern else None
             of_v = summed_over_group(pattern, of_z, v.shape[1]) if asked_v else None
-            return of_pattern, of_v, None, None, None
+            return of_pattern, of_v, None, None
         if asked_pattern:
             of_pattern, _ = scoring.buffers.lend(tuple(pattern.shape), pattern, pattern.dtype)
             fill_gradient_of_pattern(of_pattern, of_z, v, scoring.rows)
@@ -148,7 +142,7 @@ class MixOfBlocks(torch.autograd.Function):
             seen = None if ctx.edited else scoring.seen
             of_v = gradient_of_values(pattern, of_z, v, seen, scoring.rows)
         scoring.pattern = None if ctx.edited else pattern
-        return of_pattern, of_v, None, None, None
+        return of_pattern, of_v, None, None
 
 
 def fill_gradient_of_pattern(whole: Tensor, of_z: Tensor, v: Tensor, rows: int) -> None:

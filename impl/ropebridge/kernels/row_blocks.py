@@ -13,6 +13,7 @@ from torch import Tensor
 from ropebridge.kernels.composite import row_slices
 from ropebridge.kernels.demand import ROWS
 from ropebridge.masks import Visibility
+from ropebridge.products import grouped_product
 from ropebridge_spec import Variant
 
 
@@ -154,36 +155,34 @@ class RowBlocks:
             self.mix_into(z, weights, values[:, block.keys], block.rows)
         return z
 
-    def attend_and_show(self, v: Tensor, pattern: Tensor, clean: bool) -> Tensor:
-        """Return z as `attend` does, and write the pattern (batch, head, query, key).
-
-        Args:
-            v: (batch, kv_head, key, width).
-            pattern: the memory to write to. clean: whether it holds 0.
-        """
-        z, values = self.new_z(v), self.joined(v)
-        for block in self.blocks:
-            weights = self.weigh(self.score(block))
-            write(pattern, weights, block, None if clean else 0.0)
-            self.mix_into(z, weights, values[:, block.keys], block.rows)
-        return z
-
     def write_scores(self, scores: Tensor) -> None:
         """Write all scores (batch, head, query, key), -inf where a query may not see a key."""
         for block in self.blocks:
             write(scores, self.score(block), block, -torch.inf)
 
-    def attend_to(self, scores: Tensor, v: Tensor, pattern: Tensor | None, clean: bool) -> Tensor:
-        """Return z (batch, query, head, width) of scores (batch, head, query, key) that a hook
-        left, -inf at keys outside of the blocks; write the pattern as `attend_and_show` does, where
-        there is memory for it."""
-        z, values = self.new_z(v), self.joined(v)
+    def write_pattern(
+        self, pattern: Tensor, clean: bool, scores: Tensor | None, v: Tensor | None
+    ) -> Tensor | None:
+        """Write the pattern (batch, head, query, key), and return z (batch, query, head, width) on
+        the way, where there are values to mix.
+
+        Args:
+            pattern: the memory to write to. clean: whether it holds 0.
+            scores: (batch, head, query, key) that a hook left, -inf at keys outside of the blocks;
+                None makes them here.
+            v: (batch, kv_head, key, width), or None.
+        """
+        z = None if v is None else self.new_z(v)
+        values = None if v is None else self.joined(v)
         for block in self.blocks:
-            left = self.restore(scores[:, :, block.rows, block.keys], block)
-            weights = self.weigh(left, edited=True)
-            if pattern is not None:
-                write(pattern, weights, block, None if clean else 0.0)
-            self.mix_into(z, weights, values[:, block.keys], block.rows)
+            if scores is None:
+                weights = self.weigh(self.score(block))
+            else:
+                left = self.restore(scores[:, :, block.rows, block.keys], block)
+                weights = self.weigh(left, edited=True)
+            write(pattern, weights, block, None if clean else 0.0)
+            if z is not None and values is not None:
+                self.mix_into(z, weights, values[:, block.keys], block.rows)
         return z
 
     def restore(self, left: Tensor, block: Block) -> Tensor:
@@ -195,14 +194,17 @@ class RowBlocks:
         edited = left != scores.to(left.dtype)
         return scores.copy_(torch.where(edited, left.to(self.wide), scores))
 
-    def mix(self, pattern: Tensor, v: Tensor) -> Tensor:
-        """Return z (batch, query, head, width) of a pattern (batch, head, query, key) that a hook
-        left, which may hold any number at any key."""
-        z, values = self.new_z(v), self.joined(v)
-        for block in self.blocks:
-            weights = pattern[:, :, block.rows].to(self.wide)
-            self.mix_into(z, weights, values, block.rows)
-        return z
+
+def mix(pattern: Tensor, v: Tensor, rows: int) -> Tensor:
+    """Return z (batch, query, head, width): a pattern (batch, head, query, key), which may hold any
+    number at any key, times values (batch, kv_head, key, width), so many rows at a time."""
+    batch, heads, query, _ = pattern.shape
+    z = v.new_empty(batch, query, heads, v.shape[-1])
+    values = v.to(torch.promote_types(v.dtype, torch.float32))
+    for part in row_slices(query, rows):
+        weights = pattern[:, :, part].to(values.dtype)
+        z[:, part] = grouped_product(weights, values).transpose(1, 2)
+    return z
 
 
 def is_everywhere(rows: Tensor, number: float, but: slice) -> bool:

@@ -1,5 +1,6 @@
 """Scores and pattern made by blocks of query rows, whole, and shown to hooks (clauses SCORE-1,
-PAT-1). z is made on the way, and again only where a hook edited."""
+PAT-1). Where hooks watch the pattern, z is made of what they left of it: torch does not count what
+they write through `.data` or numpy, and that is an edit too."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ropebridge.base import AttentionBridge
+from ropebridge.hooks import version
 from ropebridge.kernels.gradients import MixOfBlocks, PatternOfBlocks, Scoring
-from ropebridge.kernels.row_blocks import Block, RowBlocks, is_everywhere
+from ropebridge.kernels.row_blocks import Block, RowBlocks, is_everywhere, mix
 from ropebridge.masks import Visibility
 from ropebridge.stages.pattern import show_pattern
 from ropebridge.stages.scores import refuse_forbidden_keys, refuse_no_numbers
@@ -21,15 +23,14 @@ def attend_by_blocks(
     hook_pattern left; no autograd."""
     blocks = RowBlocks(q, k, seen, layer.effective, layer.sinks, layer.kernels.rows)
     shape = (*q.shape[:3], k.shape[2])
+    point = layer.hook("hook_pattern")
+    values = None if point.watched else v
     scores = show_scores(blocks, shape, layer)
     pattern, clean = layer.memory.lend(shape, q, v.dtype)
-    if scores is None:
-        z = blocks.attend_and_show(v, pattern, clean)
-    else:
-        z = blocks.attend_to(scores, v, pattern, clean)
-        del scores
-    left, edited = show_pattern(pattern, layer.hook("hook_pattern"))
-    return blocks.mix(left, v) if edited else z, left
+    z = blocks.write_pattern(pattern, clean, scores, values)
+    del scores
+    left = show_pattern(pattern, point)
+    return mix(left, v, layer.kernels.rows) if z is None else z, left
 
 
 def show_scores(blocks: RowBlocks, shape: tuple[int, ...], layer: AttentionBridge) -> Tensor | None:
@@ -66,15 +67,13 @@ def differentiate_by_blocks(
 ) -> tuple[Tensor, Tensor]:
     """Return what `attend_by_blocks` does, with first derivatives."""
     scoring = Scoring(seen, layer.effective, layer.kernels.rows, layer.memory)
-    made: tuple[Tensor, Tensor] = PatternOfBlocks.apply(  # type: ignore[no-untyped-call]
-        q, k, v.detach(), scoring
+    pattern: Tensor = PatternOfBlocks.apply(  # type: ignore[no-untyped-call]
+        q, k, scoring
     )
-    pattern, z = made
-    left, edited = show_pattern(pattern, layer.hook("hook_pattern"))
-    if edited:
-        with torch.no_grad():
-            z = RowBlocks(q, k, seen, layer.effective, rows=layer.kernels.rows).mix(left, v)
-    mixed: Tensor = MixOfBlocks.apply(  # type: ignore[no-untyped-call]
-        left, v, (z,), edited, scoring
+    before = version(pattern)
+    left = show_pattern(pattern, layer.hook("hook_pattern"))
+    edited = left is not pattern or version(left) != before
+    z: Tensor = MixOfBlocks.apply(  # type: ignore[no-untyped-call]
+        left, v, edited, scoring
     )
-    return mixed, left
+    return z, left

@@ -21,15 +21,15 @@ def make_pattern(scores: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.cat([scores.to(wide), column], dim=-1).softmax(-1)[..., :-1]
 
 
-def show_pattern(pattern: Tensor, point: HookPoint) -> tuple[Tensor, bool]:
-    """Return the pattern (batch, head, query, key) that its hooks leave, and whether they edited it
-    (PAT-1). Nobody else holds the pattern.
+def show_pattern(pattern: Tensor, point: HookPoint) -> Tensor:
+    """Return the pattern (batch, head, query, key) that its hooks leave (PAT-1). Nobody else holds
+    the pattern.
 
     Raises:
         ContractError: an edit left NaN in it.
     """
     if not point.watched:
-        return pattern, False
+        return pattern
     left, edited = point.show(pattern)
     if edited and not unreadable(left) and holds_nan(left):
         raise ContractError(
@@ -37,7 +37,7 @@ def show_pattern(pattern: Tensor, point: HookPoint) -> tuple[Tensor, bool]:
             " whose keys are all forbidden is 0, and divided by its sum NaN: use"
             " torch.nan_to_num(edited)"
         )
-    return left, edited
+    return left
 
 
 def holds_nan(pattern: Tensor) -> bool:
