@@ -38,8 +38,6 @@ from ropebridge_spec import (
 
 
 class AttentionBridge(WeightViews, nn.Module):
-    variant: Variant
-    signature: Signature
     """Wrap an attention module of Hugging Face, which keeps its weights, with hooks.
 
     Args:
@@ -90,6 +88,9 @@ class AttentionBridge(WeightViews, nn.Module):
         self.kernels = KernelSettings()
         self.memory = Buffers()
         self._edits = Edits()
+
+    variant: Variant
+    signature: Signature
 
     def __getattr__(self, name: str) -> Any:
         if name in ("variant", "signature"):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.contests import agree
 from benchmarks.memory import memory_of
 from benchmarks.rows import ROWS, Row
 
@@ -36,6 +37,8 @@ def test_row(benchmark: Any, row: Row, pos: int) -> None:
         made.theirs()
         theirs.append(perf_counter() - start)
 
+    with torch.no_grad():
+        assert agree(made.ours(), made.theirs()) is not made.edits
     gc.collect()
     rounds = rounds_for(pos, row)
     with torch.no_grad():

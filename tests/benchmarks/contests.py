@@ -41,10 +41,21 @@ EXPLICIT = ("hook_attn_scores", "hook_pattern")
 
 @dataclass(frozen=True)
 class Contest:
-    """Hold two runs of the same computation: the bridge's, and the one that it is set against."""
+    """Hold two runs of the same computation: the bridge's, and the one that it is set against.
+
+    ours, theirs: return the output, or what else the two must agree in. edits: ours is edited on
+        the way, and gives something else.
+    """
 
     ours: Run
     theirs: Run
+    edits: bool = False
+
+
+def agree(one: Tensor, other: Tensor) -> bool:
+    """Return whether two outputs are the same but for rounding, which many terms add up."""
+    most = 1e-4 if one.dtype == torch.float32 else 5e-2
+    return float((one - other).abs().max()) <= most * float(other.abs().max())
 
 
 def look(tensor: Tensor, hook: Any) -> None:
@@ -139,16 +150,22 @@ def contest(
 
     def run(call: Any, attn: str) -> Run:
         own = {**inputs, "attention_mask": mask_for(attn)}
-        return (lambda: differentiate(call, own)) if backward else (lambda: call(**own))
+        if backward:
+            return lambda: differentiate(call, own)
+        # without padded positions: they see no key, and eager gives them the mean of all values
+        return lambda: call(**own)[0][:, padding:]
 
-    return Contest(run(bridge, ours), run(other, other.config._attn_implementation))
+    theirs = run(other, other.config._attn_implementation)
+    return Contest(run(bridge, ours), theirs, edits=hook is edit)
 
 
-def differentiate(call: Any, inputs: dict[str, Any]) -> None:
-    """Run a layer forward and backward."""
+def differentiate(call: Any, inputs: dict[str, Any]) -> Tensor:
+    """Run a layer forward and backward, and return the gradient at its input."""
     with torch.enable_grad():
         x = inputs["hidden_states"].detach().requires_grad_()
         call(**{**inputs, "hidden_states": x})[0].square().mean().backward()
+    assert x.grad is not None
+    return x.grad
 
 
 def decode_layer(watch: Sequence[str] = ()) -> Contest:
@@ -167,13 +184,14 @@ def decode_layer(watch: Sequence[str] = ()) -> Contest:
 
     def run(call: Any) -> Run:
         cache = DynamicCache(config=module.config)
-        keys = torch.randn(1, 4, CACHED, 64)
+        keys = torch.randn(1, 4, CACHED, 64, generator=torch.Generator().manual_seed(1))
         cache.update(keys, keys, 0)
         (name,) = (n for n in bridge.signature.parameters if n in CACHES)
 
-        def once() -> None:
-            call(**step, **{name: cache})
+        def once() -> Tensor:
+            out: Tensor = call(**step, **{name: cache})[0]
             cache.crop(-1)
+            return out
 
         return once
 
@@ -196,9 +214,10 @@ def decode_model(watch: Sequence[str] = ()) -> Contest:
         model(torch.arange(24)[None], **{name: cache})
         token = torch.tensor([[7]])
 
-        def once() -> None:
-            model(token, **{name: cache})
+        def once() -> Tensor:
+            logits: Tensor = model(token, **{name: cache}).logits
             cache.crop(-1)
+            return logits
 
         return once
 
