@@ -73,8 +73,11 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Context:
-    """Hold everything that one call's stages are recomputed from, in float64; `before_edit` is what
-    hook points held that were edited in this call."""
+    """Hold everything that one call's stages are recomputed from, in float64.
+
+    before_edit: what hook points held that were edited in this call. in_parts: hooks were given
+        parts, so that z may come from a kernel that makes no pattern.
+    """
 
     variant: Variant
     weights: Weights
@@ -87,6 +90,7 @@ class Context:
     dtype: str
     added_value: Tensor | None = None
     before_edit: Mapping[str, Tensor] = field(default_factory=dict)
+    in_parts: bool = False
     stages: Stages = STAGES
     expected: dict[str, Expectation] = field(default_factory=dict, compare=False)
     reads: dict[str, set[str]] = field(default_factory=dict, compare=False)
@@ -574,27 +578,38 @@ def expected_z(hook: str, c: Context) -> Expectation:
         return expected_z_of_unseen_pattern(c)
     pattern = c.values["hook_pattern"]
     value = c.stages.mix(pattern, c.paired_values)
-    return expected_z_after_mix(
-        c,
-        value,
-        lambda: carried.carry_mix(exact(pattern), exact(c.paired_values), c.dtype, value=value),
-    )
+
+    def bound() -> WithError:
+        mix = carried.carry_mix(exact(pattern), exact(c.paired_values), c.dtype, value=value)
+        if not c.in_parts:
+            return mix
+        # both that kernel and the pattern that was shown are so far from the truth
+        _, error = mix_of_unseen_pattern(c)
+        return WithError(mix.value, mix.error + 2 * error())
+
+    return expected_z_after_mix(c, value, bound)
 
 
 def expected_z_of_unseen_pattern(c: Context) -> Expectation:
     """Return z end to end over score, softmax and mix, with the score error carried through the
     softmax."""
+    value, error = mix_of_unseen_pattern(c)
+    return expected_z_after_mix(c, value, lambda: WithError(value, error()))
+
+
+def mix_of_unseen_pattern(c: Context) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Return each head's mix of values over score and softmax, and what gives its error."""
     scores = c.stages.scores(c.query, c.keys, c.score_bias, c.variant)
     pattern = c.stages.pattern(scores, c.weights.sinks)
     value = c.stages.mix(pattern, c.paired_values)
 
-    def bound() -> WithError:
+    def error() -> Tensor:
         delta = score_bound(c, scores, c.dtype).amax(-1).transpose(1, 2).unsqueeze(-1)
         magnitude = c.stages.mix(pattern, c.paired_values.abs())
-        error = bounds.fused(value, magnitude, delta, keys=scores.shape[-1], dtype=c.dtype)
-        return WithError(value, error)
+        bound: Tensor = bounds.fused(value, magnitude, delta, keys=scores.shape[-1], dtype=c.dtype)
+        return bound
 
-    return expected_z_after_mix(c, value, bound)
+    return value, error
 
 
 def expected_z_after_mix(

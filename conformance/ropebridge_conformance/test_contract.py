@@ -85,6 +85,30 @@ def test_a_replacement_reaches_the_stages_nobody_watches(
     expect_pass(subject_bench, question, pytestconfig)
 
 
+def test_parts_hold_what_the_whole_would(
+    subject_bench: Bench, question: Question, pytestconfig: pytest.Config
+) -> None:
+    expect_pass(subject_bench, question, pytestconfig)
+
+
+def test_an_edit_of_a_part_is_what_the_rest_of_the_layer_sees(
+    subject_bench: Bench, question: Question, pytestconfig: pytest.Config
+) -> None:
+    expect_pass(subject_bench, question, pytestconfig)
+
+
+def test_hooks_of_parts_see_what_those_before_left(
+    subject_bench: Bench, question: Question, pytestconfig: pytest.Config
+) -> None:
+    expect_pass(subject_bench, question, pytestconfig)
+
+
+def test_parts_alone_make_nothing_of_size_query_by_key(
+    subject_bench: Bench, question: Question, pytestconfig: pytest.Config
+) -> None:
+    expect_pass(subject_bench, question, pytestconfig)
+
+
 def test_watching_costs_no_accuracy(
     subject_bench: Bench, question: Question, pytestconfig: pytest.Config
 ) -> None:

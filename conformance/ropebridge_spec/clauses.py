@@ -312,6 +312,20 @@ CLAUSES: tuple[Clause, ...] = (
     ),
     Clause("EDIT-4", "Edits of keys and values enter the cache: later steps see them."),
     Clause(
+        "PART-1",
+        "A hook may be asked to be given a part: some numbers along the axis of heads (head,"
+        " kv_head or pair), along that of this call's positions (query or pos), along key. It is"
+        " then given those alone, in the order asked for, with the axes of the whole, and"
+        " hook.selection says which. What it leaves there is what the rest of the layer sees;"
+        " everything else stays as it was.",
+    ),
+    Clause(
+        "PART-2",
+        "Several parts of one hook and the whole of it may be watched at once. Each hook is called"
+        " once in a call of the layer, in the order in which they were added, and sees what those"
+        " before it left.",
+    ),
+    Clause(
         "LOOK-1",
         "Looking changes nothing: with hooks that return None the output is the output without"
         " hooks, within the stage bounds, and no further from the float64 truth but for the"
@@ -348,12 +362,18 @@ CLAUSES: tuple[Clause, ...] = (
         "TYPE-2",
         "A layer runs on the meta device, with the shapes and dtypes of the contract. Every tensor"
         " it makes lies on the device of its hidden states, and it reads no number off a tensor,"
-        " but for what SCORE-3 and MASK-3 ask.",
+        " but for what SCORE-3 and MASK-3 ask, and on a CPU off the mask that it is handed.",
     ),
     Clause(
         "MEM-1",
         "Where nobody watches hook_attn_scores or hook_pattern, and no mask of that size is handed"
         " down, no tensor of size query times key is made.",
+    ),
+    Clause(
+        "MEM-2",
+        "Where hooks are given parts of hook_attn_scores and hook_pattern, nobody the whole of"
+        " them, and no gradient is taken, no tensor of size query times key is made but those"
+        " parts.",
     ),
     Clause(
         "ISO-1",

@@ -35,7 +35,7 @@ from ropebridge_spec.variant import (
     Variant,
 )
 
-SPEC_VERSION = "1.4"
+SPEC_VERSION = "2.0"
 """Version of the contract. A clause added is a minor step, a clause withdrawn or changed in meaning
 a major one."""
 

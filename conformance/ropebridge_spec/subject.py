@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from ropebridge_spec.parts import Watch
 from ropebridge_spec.variant import OptIn
 
 HookFunction = Callable[..., Any]
 """`fn(tensor, hook=...)`: returns None to look, or a tensor to replace (clause FIRE-4)."""
-Hooks = Sequence[tuple[str, HookFunction]]
+Hooks = Sequence[tuple[str | Watch, HookFunction]]
 
 
 @runtime_checkable
@@ -34,7 +35,9 @@ class Layer(Protocol):
                 transformers cache that the call extends, as `cache`, `past_key_values` or
                 `layer_past`. What it does not understand it refuses (ARG-1).
             hooks: pairs of a hook point's short name (`hook_rot_q`) and a function; several may
-                share a name.
+                share a name. Where a function is to be given a part, a `Watch` of the name stands
+                in its place: only in the checks about parts, which a subject that has none
+                declares `unsupported` by their clauses (PART-1, PART-2, MEM-2).
             backward_hooks: pairs of a hook point's short name and a function of the gradient there,
                 which it may replace (GRAD-1); they are called in the backward pass that follows.
                 Given only by the checks about them: a subject that has none declares those checks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -20,9 +20,19 @@ from ropebridge.finding import innermost_around
 from ropebridge.hooks import Direction, HookFunction, HookHandle, HookPoint
 from ropebridge.kernels.buffers import Buffers
 from ropebridge.model_arguments import accepted_names, refuse_unnamed
-from ropebridge.requests import Hooks, NamesFilter, find_names, refuse_unfired, requests
+from ropebridge.requests import (
+    Hooks,
+    NamesFilter,
+    Narrowing,
+    Wanted,
+    find_watches,
+    narrow_all,
+    one_for_each_name,
+    refuse_unfired,
+    requests,
+)
 from ropebridge.takeover import bridge_in_force, give_back, origin_of, replacement
-from ropebridge_spec import AttachError, ContractError
+from ropebridge_spec import AttachError, ContractError, Numbers, Watch
 
 
 class BridgedModel:
@@ -106,7 +116,7 @@ class BridgedModel:
 
     def add_hook(
         self,
-        names_filter: str | Callable[[str], bool],
+        names_filter: Wanted,
         fn: HookFunction,
         dir: Direction = "fwd",
         *,
@@ -115,7 +125,7 @@ class BridgedModel:
         """Hook a function until its handles are removed, or the bridge is detached.
 
         Args:
-            names_filter: a full hook name, or a predicate of names.
+            names_filter: a full hook name, a predicate of names, or a `Watch` of either.
             fn, dir, prepend: as in `HookPoint.add_hook`.
 
         Returns:
@@ -126,8 +136,12 @@ class BridgedModel:
         """
         self._refuse_detached()
         points = self.hook_points
-        names = find_names(points, names_filter)
-        return [points[name].add_hook(fn, dir, prepend=prepend) for name in names]
+        return [
+            points[str(watch.name)].add_hook(
+                fn, dir, prepend=prepend, heads=watch.heads, query=watch.query, key=watch.key
+            )
+            for watch in find_watches(points, names_filter)
+        ]
 
     def reset_hooks(self) -> None:
         """Take every hook away, whoever added it; the bridges stay."""
@@ -136,25 +150,43 @@ class BridgedModel:
         self._memory.release()
 
     @contextmanager
-    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator[BridgedModel]:
+    def hooks(
+        self,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        *,
+        heads: Numbers = None,
+        query: Numbers = None,
+        key: Numbers = None,
+    ) -> Iterator[BridgedModel]:
         """Keep hooks for the length of a `with` block; whatever happens inside, they are gone after
         it. They fire for what runs in this block, and in no other thread or task.
 
         Args:
-            fwd_hooks: pairs of a full hook name (or a predicate of names) and `fn(tensor, hook)`.
+            fwd_hooks: pairs of a full hook name (or a predicate of names, or a `Watch` of either,
+                for a part) and `fn(tensor, hook)`.
             bwd_hooks: the same for gradients.
+            heads, query, key: give all these hooks a part alone, as in `Watch`, those of hook
+                points that have such an axis; `hook.selection` says which (PART-1). Of scores and
+                pattern nothing else is then held in memory.
 
         Raises:
             AttachError: the bridge was detached.
-            ContractError: what was given is no list of pairs, or no function of (tensor, hook).
+            ContractError: what was given is no list of pairs, no function of (tensor, hook), or
+                no part that there is.
             UnknownHook: no hook point of that name; the message lists the nearest.
             HookNeverFired: a hook never fired within the block (FIRE-3).
         """
         self._refuse_detached()
         points = self.hook_points
         asked = [*requests(points, fwd_hooks, "fwd"), *requests(points, bwd_hooks, "bwd")]
+        part: Narrowing = {"heads": heads, "query": query, "key": key}
+        watches = narrow_all(points, [one.watch for one in asked], part)
         with owners.block() as owner:
-            handles = [points[one.name].place(one, one.dir, owner) for one in asked]
+            handles = [
+                points[one.name].place(one, one.dir, owner, watch=watch)
+                for one, watch in zip(asked, watches, strict=True)
+            ]
             try:
                 yield self
             finally:
@@ -168,6 +200,9 @@ class BridgedModel:
         *args: Any,
         fwd_hooks: Hooks = (),
         bwd_hooks: Hooks = (),
+        heads: Numbers = None,
+        query: Numbers = None,
+        key: Numbers = None,
         model_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -176,14 +211,14 @@ class BridgedModel:
 
         Args:
             args, kwargs: what the model's forward names.
-            fwd_hooks, bwd_hooks: as in `hooks`.
+            fwd_hooks, bwd_hooks, heads, query, key: as in `hooks`.
             model_kwargs: what it does not name and reads all the same.
 
         Raises:
             AttachError, ContractError, UnknownHook, HookNeverFired: as `hooks`; ContractError for
                 an argument that the model's forward does not name too.
         """
-        with self.hooks(fwd_hooks, bwd_hooks):
+        with self.hooks(fwd_hooks, bwd_hooks, heads=heads, query=query, key=key):
             return self._call(args, kwargs, model_kwargs)
 
     def run_with_cache(
@@ -194,6 +229,9 @@ class BridgedModel:
         dtype: torch.dtype | None = None,
         pos_slice: Positions = None,
         remove_batch_dim: bool = False,
+        heads: Numbers = None,
+        query: Numbers = None,
+        key: Numbers = None,
         fwd_hooks: Hooks = (),
         bwd_hooks: Hooks = (),
         incl_bwd: bool = False,
@@ -204,11 +242,15 @@ class BridgedModel:
 
         Args:
             args, kwargs: what the model's forward names.
-            names_filter: a full hook name, several, a predicate of names, or None for all.
+            names_filter: a full hook name, a predicate of names, a `Watch` of either, several of
+                those, or None for all.
             device, dtype: where to keep the tensors, and in which floating-point dtype; None leaves
                 them as they are.
-            pos_slice: which positions to keep; the axis `pos`, or `query`, of what has one.
+            pos_slice: which positions to keep; the axis `pos`, or `query`, of what has one. It is
+                `query`, but that one number takes the axis away.
             remove_batch_dim: take away the batch axis, of length 1.
+            heads, query, key: keep a part alone, as in `Watch`, of what has such an axis. Of scores
+                and pattern nothing else is then held in memory.
             fwd_hooks, bwd_hooks: as in `hooks`; the cache holds what they left.
             incl_bwd: run `output.loss.backward()` too (pass labels=), and keep the gradient at each
                 hook point that has one, as `{name}_grad`.
@@ -220,16 +262,21 @@ class BridgedModel:
         Raises:
             AttachError: the bridge was detached.
             ContractError: an argument that the model's forward does not name; a hook point that
-                fired several times in the run: `caching` keeps all; no loss to begin the backward
-                pass with.
+                fired several times in the run: `caching` keeps all; two parts of one; no loss to
+                begin the backward pass with.
             UnknownHook: no hook point of that name.
             HookNeverFired: a hook point never fired (FIRE-3).
         """
         cache = ActivationCache()
         keep = Keep(device, dtype, pos_slice, remove_batch_dim)
         looking = keep_once(cache, keep, gradients=incl_bwd)
-        names = dict.fromkeys(find_names(self.hook_points, names_filter))
-        with self.hooks([*fwd_hooks, *((name, looking) for name in names)], bwd_hooks):
+        if pos_slice is not None and query is not None:
+            raise ContractError(
+                f"run_with_cache was given pos_slice={pos_slice!r} and query={query!r}, which both"
+                " say which positions to keep; give one of them"
+            )
+        watches = self._to_keep([names_filter], {"heads": heads, "query": query, "key": key})
+        with self.hooks([*fwd_hooks, *((watch, looking) for watch in watches)], bwd_hooks):
             output = self._call(args, kwargs, model_kwargs)
             if incl_bwd:
                 loss_of(output).backward()
@@ -242,14 +289,20 @@ class BridgedModel:
         *more: NamesFilter,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        heads: Numbers = None,
+        query: Numbers = None,
+        key: Numbers = None,
     ) -> Iterator[Recording]:
         """Keep every firing of hook points for the length of a `with` block, whatever runs in it:
         `model.generate`, a trainer, a pipeline, a model of which this one is a part.
 
         Args:
-            names_filter, more: full hook names, several, or predicates of names; None for all.
+            names_filter, more: full hook names, predicates of names, a `Watch` of either, several
+                of those; None for all.
             device, dtype: where to keep the tensors, and in which floating-point dtype; None leaves
                 them as they are.
+            heads, query, key: keep a part alone, as in `run_with_cache`; the numbers are those of
+                each pass, so -1 is the position that a step of decoding adds.
 
         Returns:
             A mapping of full name -> the tensors in the order of firing, with `steps(name)`,
@@ -257,16 +310,17 @@ class BridgedModel:
             layers; recomputation under gradient checkpointing is no firing of its own.
 
         Raises:
-            AttachError, UnknownHook, HookNeverFired: as `hooks`.
+            AttachError, UnknownHook, HookNeverFired, ContractError: as `hooks`; two parts of one
+                hook point.
         """
-        points = self.hook_points
-        chosen = [name for wanted in (names_filter, *more) for name in find_names(points, wanted)]
+        part: Narrowing = {"heads": heads, "query": query, "key": key}
+        watches = self._to_keep([names_filter, *more], part)
         _, around = innermost_around(self.model, self._paths())
         with owners.block() as owner:
             recording = Recording(Keep(device, dtype), owner)
             counter = around.register_forward_pre_hook(recording.begin_pass)
             try:
-                with self.hooks([(name, recording.look) for name in dict.fromkeys(chosen)]):
+                with self.hooks([(watch, recording.look) for watch in watches]):
                     yield recording
             finally:
                 counter.remove()
@@ -297,6 +351,12 @@ class BridgedModel:
         if twice:
             raise ContractError(f"{twice[0]!r} is given twice, by itself and in model_kwargs")
         return self.model(*args, **kwargs, **more)
+
+    def _to_keep(self, names_filters: Sequence[NamesFilter], part: Narrowing) -> list[Watch]:
+        """Return what a cache keeps, one watch for each hook point that the filters select."""
+        points = self.hook_points
+        watches = [watch for wanted in names_filters for watch in find_watches(points, wanted)]
+        return one_for_each_name(narrow_all(points, watches, part))
 
     def _first_path(self) -> str:
         """Return the path of the first attention module in the model."""

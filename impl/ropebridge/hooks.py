@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,17 @@ from torch.autograd import forward_ad
 
 from ropebridge.checkpointing import Edits, recomputing
 from ropebridge.owners import Owner, present, this_thread
-from ropebridge_spec import AttachError, ContractError, HookNeverFired, HookSpec, axis_names
+from ropebridge.parts import Index, index_of, read_part, write_part
+from ropebridge_spec import (
+    AttachError,
+    ContractError,
+    HookNeverFired,
+    HookSpec,
+    Numbers,
+    Selection,
+    Watch,
+    axis_names,
+)
 
 HookFunction = Callable[..., Any]
 Direction = Literal["fwd", "bwd"]
@@ -27,10 +37,12 @@ Direction = Literal["fwd", "bwd"]
 
 @dataclass(frozen=True, eq=False)
 class Hook:
-    """Hold a function that was hooked, with its hook point bound, and whose it is."""
+    """Hold a function that was hooked, with its hook point bound, whose it is, and the part that it
+    is to be given; None for the whole."""
 
     fn: HookFunction
     owner: Owner
+    watch: Watch | None = None
 
 
 class Notes(threading.local):
@@ -42,6 +54,17 @@ class Notes(threading.local):
 
     def __reduce__(self) -> tuple[type[Notes], tuple[()]]:
         return Notes, ()
+
+
+class PartOfHookPoint:
+    """Stand for a hook point where a hook is given a part of what it holds: the same attributes,
+    and `selection`, which part that is (PART-1)."""
+
+    def __init__(self, point: HookPoint, selection: Selection) -> None:
+        self.point, self.selection = point, selection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.point, name)
 
 
 class HookHandle:
@@ -78,6 +101,7 @@ class HookPoint(nn.Module):
     Attributes:
         name: the full name, `blocks.{layer}.attn.hook_pattern`.
         spec: the contract's entry for this hook point.
+        selection: None: a hook is given the whole; a part has another (`PartOfHookPoint`).
         detached: whether its bridge was taken off its model, so that nothing can fire here.
     """
 
@@ -89,6 +113,7 @@ class HookPoint(nn.Module):
         self._fwd: list[Hook] = []
         self._bwd: list[Hook] = []
         self._notes = Notes()
+        self.selection: Selection | None = None
         self.detached = False
 
     if TYPE_CHECKING:
@@ -124,6 +149,19 @@ class HookPoint(nn.Module):
             return False
         return torch.compiler.is_compiling() or bool(self._mine(self._fwd) or self._mine(self._bwd))
 
+    @property
+    def watched_whole(self) -> bool:
+        """Return whether a hook that concerns the running thread is given all that this point
+        holds, or a gradient there."""
+        return self.watched and (
+            bool(self._mine(self._bwd)) or any(not hook.watch for hook in self._mine(self._fwd))
+        )
+
+    @property
+    def parts(self) -> list[Hook]:
+        """Return the hooks that concern the running thread and are given a part."""
+        return [hook for hook in self._mine(self._fwd) if hook.watch] if self._fwd else []
+
     def _mine(self, hooks: list[Hook]) -> list[Hook]:
         """Return the hooks that fire for whoever runs the layer now.
 
@@ -151,7 +189,14 @@ class HookPoint(nn.Module):
         return recomputing()
 
     def add_hook(
-        self, fn: HookFunction, dir: Direction = "fwd", *, prepend: bool = False
+        self,
+        fn: HookFunction,
+        dir: Direction = "fwd",
+        *,
+        prepend: bool = False,
+        heads: Numbers = None,
+        query: Numbers = None,
+        key: Numbers = None,
     ) -> HookHandle:
         """Hook a function here (clause FIRE-4).
 
@@ -161,10 +206,11 @@ class HookPoint(nn.Module):
                 given. It may edit in place.
             dir: "fwd" or "bwd".
             prepend: call it before the hooks that are already there.
+            heads, query, key: narrow what it is given, as in `Watch` (PART-1).
 
         Raises:
             AttachError: the bridge was taken off its model.
-            ContractError: fn is not callable so, or dir is neither.
+            ContractError: fn is not callable so, dir is neither, or there is no such part.
         """
         refuse_uncallable(self.name, fn)
         if self.detached:
@@ -176,15 +222,24 @@ class HookPoint(nn.Module):
             raise ContractError(
                 f"hook {self.name!r} was given dir={dir!r}; it must be 'fwd' or 'bwd'"
             )
-        return self.place(fn, dir, this_thread(), prepend=prepend)
+        watch = Watch(self.name, heads, query, key)
+        watch.refuse_other_axes(self.spec.axes, self.name)
+        return self.place(fn, dir, this_thread(), prepend=prepend, watch=watch)
 
     def place(
-        self, fn: HookFunction, dir: Direction, owner: Owner, *, prepend: bool = False
+        self,
+        fn: HookFunction,
+        dir: Direction,
+        owner: Owner,
+        *,
+        prepend: bool = False,
+        watch: Watch | None = None,
     ) -> HookHandle:
-        """Hook a function that was checked, for an owner."""
+        """Hook a function that was checked, for an owner, to be given what a watch asks for."""
         hooks = self._fwd if dir == "fwd" else self._bwd
+        part = None if watch is None or watch.whole else watch
         # not a closure: a deep copy of the model then calls its own hook points
-        hook = Hook(partial(fn, hook=self), owner)
+        hook = Hook(partial(fn, hook=self), owner, part)
         hooks.insert(0 if prepend else len(hooks), hook)
         return HookHandle(hooks, hook)
 
@@ -209,13 +264,20 @@ class HookPoint(nn.Module):
         shown = tensor = tensor if own else tensor.clone(memory_format=torch.contiguous_format)
         before = version(shown)
         for hook in self._mine(self._fwd):
-            tensor = self._accept(hook.fn(tensor), tensor)
+            if hook.watch is None:
+                tensor = self._accept(hook.fn(tensor), tensor)
+            else:
+                tensor = self._show_part(hook, tensor)
         if tensor is not shown or version(tensor) != before:
-            self._edits.note(self.name)
+            self.note_edit()
         backward = self._mine(self._bwd)
         if backward:
             self._hook_gradient(tensor, backward)
         return tensor
+
+    def note_edit(self) -> None:
+        """Note that a hook edited here, which a recomputation must do too (FIRE-2)."""
+        self._edits.note(self.name)
 
     @property
     def idle(self) -> bool:
@@ -229,6 +291,50 @@ class HookPoint(nn.Module):
         before = version(tensor)
         left = self(tensor, fresh=True)
         return left, left is not tensor or before is None or version(left) != before
+
+    def _show_part(self, hook: Hook, whole: Tensor, what: str = "a replacement") -> Tensor:
+        """Return a tensor with what a hook left of its part of it: another tensor where it edited,
+        or where a gradient is taken at what it was given (PART-1, GRAD-1)."""
+        selection = self.selection_of(hook, whole.shape)
+        indices = self.indices(selection)
+        part = read_part(whole, indices).clone(memory_format=torch.contiguous_format)
+        left, edited = self.show_part(hook, selection, part, what)
+        if not edited and not left.requires_grad:
+            return whole
+        whole = whole.clone()
+        write_part(whole, indices, left)
+        return whole
+
+    def selection_of(self, hook: Hook, shape: Sequence[int]) -> Selection:
+        """Return which part of a tensor of this shape a hook is given.
+
+        Raises:
+            ContractError: there is no such part (PART-1).
+        """
+        assert hook.watch is not None
+        return hook.watch.selection(self.spec.axes, shape, self.name)
+
+    def indices(self, selection: Selection) -> list[Index]:
+        """Return a part as torch indexes it, for each axis of this point."""
+        return [index_of(numbers) for numbers in selection.along(self.spec.axes)]
+
+    def show_part(
+        self, hook: Hook, selection: Selection, part: Tensor, what: str = "a replacement"
+    ) -> tuple[Tensor, bool]:
+        """Return what a hook left of its part, which nobody else holds, and whether it edited that;
+        True where nobody can know.
+
+        A part is small, so it is compared with what it was: torch does not count what is written
+        through `.data` or numpy.
+        """
+        readable = not unreadable(part) and part.device.type == "cpu"
+        before, count = part.detach().clone() if readable else part, version(part)
+        left = self._accept(hook.fn(part, hook=PartOfHookPoint(self, selection)), part, what)
+        if left is not part:
+            return left, True
+        if readable:
+            return left, not torch.equal(left.detach(), before)
+        return left, count is None or version(left) != count
 
     def _accept(self, replacement: Any, shown: Tensor, what: str = "a replacement") -> Tensor:
         """Return the replacement if there is one and it keeps clause EDIT-3, else what was
@@ -276,7 +382,10 @@ class HookPoint(nn.Module):
         def show(gradient: Tensor) -> Tensor:
             # those removed since the forward pass are gone
             for hook in (hook for hook in hooks if hook in self._bwd):
-                gradient = self._accept(hook.fn(gradient), gradient, "a gradient")
+                if hook.watch is None:
+                    gradient = self._accept(hook.fn(gradient), gradient, "a gradient")
+                else:
+                    gradient = self._show_part(hook, gradient, "a gradient")
             return gradient
 
         tensor.register_hook(show)

@@ -10,17 +10,33 @@ from typing import Any
 from torch import Tensor
 
 from ropebridge.hooks import Direction, HookFunction, HookPoint, refuse_uncallable
-from ropebridge_spec import RESERVED, ContractError, HookNeverFired, UnknownHook
+from ropebridge_spec import (
+    NARROWED,
+    RESERVED,
+    ContractError,
+    HookNeverFired,
+    Numbers,
+    UnknownHook,
+    Watch,
+    axis_of,
+    narrowed,
+)
 
-NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
-Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
+Wanted = str | Watch | Callable[[str], bool]
+"""What names hook points: a full name, a predicate of names, or a part of either."""
+NamesFilter = Wanted | Sequence[Wanted] | None
+Hooks = Sequence[tuple[Wanted, HookFunction]]
+Narrowing = dict[str, Numbers]
+"""`heads`, `query`, `key`: as in `Watch`, for all hook points that have such an axis."""
 
 
 class Request:
-    """Hold a hook that somebody asked for, and whether it fired."""
+    """Hold a hook that somebody asked for, the full name and the part in a watch, and whether it
+    fired."""
 
-    def __init__(self, name: str, fn: HookFunction, dir: Direction) -> None:
-        self.name, self.fn, self.dir = name, fn, dir
+    def __init__(self, watch: Watch, fn: HookFunction, dir: Direction) -> None:
+        self.watch, self.fn, self.dir = watch, fn, dir
+        self.name = str(watch.name)
         self.fired = False
 
     def __call__(self, tensor: Tensor, hook: HookPoint) -> Any:
@@ -32,16 +48,87 @@ def requests(points: Mapping[str, HookPoint], hooks: Hooks, dir: Direction) -> I
     """Yield a request for each hook point that each pair selects.
 
     Raises:
-        ContractError: what was given is no list of pairs, or a function cannot be called as a hook.
+        ContractError: what was given is no list of pairs, a function cannot be called as a hook, or
+            a hook point has no such part.
         UnknownHook: no hook point of that name.
     """
-    for names_filter, fn in pairs_of(hooks, dir):
-        names = find_names(points, names_filter)
-        refuse_uncallable(names[0], fn)
-        yield from (Request(name, fn, dir) for name in names)
+    for wanted, fn in pairs_of(hooks, dir):
+        watches = find_watches(points, wanted)
+        refuse_uncallable(str(watches[0].name), fn)
+        yield from (Request(watch, fn, dir) for watch in watches)
 
 
-def find_names(points: Mapping[str, HookPoint], names_filter: NamesFilter) -> list[str]:
+def find_watches(points: Mapping[str, HookPoint], names_filter: NamesFilter) -> list[Watch]:
+    """Return a watch for each hook point that a filter selects, of its full name; never none.
+
+    Raises:
+        ContractError: a hook point has no such part.
+        UnknownHook: no hook point of that name.
+    """
+    watches = []
+    for one in several_of(names_filter):
+        part = one if isinstance(one, Watch) else Watch(one)
+        for name in find_names(points, part.name):
+            part.refuse_other_axes(points[name].spec.axes, name)
+            watches.append(Watch(name, part.heads, part.query, part.key))
+    if not watches:
+        raise UnknownHook(NOTHING_SELECTED)
+    return watches
+
+
+def narrow_all(
+    points: Mapping[str, HookPoint], watches: Sequence[Watch], narrowing: Narrowing
+) -> list[Watch]:
+    """Return the watches, each narrowed where its hook point has such an axis, but for what it
+    narrows itself.
+
+    Raises:
+        ContractError: no hook point of them has it, or there can be no such part.
+    """
+    for way, numbers in narrowing.items():
+        if numbers is None:
+            continue
+        having = [axis_of(way, points[str(watch.name)].spec.axes) is not None for watch in watches]
+        if not any(having):
+            raise ContractError(
+                f"{way}={numbers!r} narrows nothing: no hook point that is asked for has one of the"
+                f" axes {', '.join(NARROWED[way])} (clause PART-1)"
+            )
+        watches = [
+            narrowed(watch, **{way: numbers}) if has else watch
+            for watch, has in zip(watches, having, strict=True)
+        ]
+    return list(watches)
+
+
+def one_for_each_name(watches: Sequence[Watch]) -> list[Watch]:
+    """Return the watches without those that are there twice.
+
+    Raises:
+        ContractError: two ask for different parts of one hook point, which a cache cannot tell
+            apart.
+    """
+    kept: dict[str, Watch] = {}
+    for watch in watches:
+        if kept.setdefault(str(watch.name), watch) != watch:
+            raise ContractError(
+                f"two parts of {watch.name!r} are to be kept, and a cache keeps one tensor for each"
+                " name\n  run for each of them, or keep them by hooks of your own: with"
+                " bridged.hooks([(Watch(name, heads=0), fn), ...])"
+            )
+    return list(kept.values())
+
+
+def several_of(names_filter: NamesFilter) -> list[Wanted | None]:
+    """Return a filter as a list: None stands for all hook points."""
+    if names_filter is None or isinstance(names_filter, (str, Watch)) or callable(names_filter):
+        return [names_filter]
+    return list(names_filter) if isinstance(names_filter, Iterable) else [names_filter]
+
+
+def find_names(
+    points: Mapping[str, HookPoint], names_filter: str | Callable[[str], bool] | None
+) -> list[str]:
     """Return the hook names a filter selects; never none.
 
     Raises:
@@ -49,20 +136,19 @@ def find_names(points: Mapping[str, HookPoint], names_filter: NamesFilter) -> li
     """
     if names_filter is None:
         return list(points)
-    if callable(names_filter):
-        names = [name for name in points if names_filter(name)]
-    else:
-        several = isinstance(names_filter, Iterable) and not isinstance(names_filter, str)
-        names = list(names_filter) if several else [names_filter]  # type: ignore[list-item]
-    for name in names:
-        if name not in points:
-            raise UnknownHook(unknown_hook(name, list(points)))
+    if not callable(names_filter):
+        if names_filter not in points:
+            raise UnknownHook(unknown_hook(names_filter, list(points)))
+        return [names_filter]
+    names = [name for name in points if names_filter(name)]
     if not names:
-        raise UnknownHook(
-            "the names filter selects no hook point; print(list(bridged.hook_points)) shows"
-            " what there is"
-        )
+        raise UnknownHook(NOTHING_SELECTED)
     return names
+
+
+NOTHING_SELECTED = (
+    "the names filter selects no hook point; print(list(bridged.hook_points)) shows what there is"
+)
 
 
 def pairs_of(hooks: Any, dir: Direction) -> list[tuple[Any, HookFunction]]:

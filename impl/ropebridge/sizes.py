@@ -9,8 +9,8 @@ import torch
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.bridged import BridgedModel
 from ropebridge.inputs import floating_parameter
-from ropebridge.requests import NamesFilter, find_names
-from ropebridge_spec import ContractError, axis_sizes, shape_of, ungrouped
+from ropebridge.requests import NamesFilter, find_watches, one_for_each_name
+from ropebridge_spec import ContractError, Watch, axis_sizes, shape_of, ungrouped
 
 
 def bytes_needed(
@@ -27,13 +27,14 @@ def bytes_needed(
 
     Args:
         bridged: the model.
-        names_filter: a full hook name, several, a predicate of names, or None for all.
+        names_filter: a full hook name, a predicate of names, a `Watch` of either, several of those,
+            or None for all.
         batch, pos: sizes of the input.
         key: keys that each query may see; None means `pos`, more where a cache holds earlier ones.
         dtype: in which the tensors are kept; None means the layer's own.
 
     Raises:
-        ContractError: a size is less than 0, or there are fewer keys than positions.
+        ContractError: a size is less than 0, there are fewer keys than positions, or no such part.
         UnknownHook: no hook point of that name.
     """
     key = pos if key is None else key
@@ -45,21 +46,30 @@ def bytes_needed(
     layer_of = {
         point.name: layer for layer in bridged.layers for point in layer.hook_points.values()
     }
-    names = find_names(bridged.hook_points, names_filter)
-    return sum(bytes_of(name, layer_of[name], batch, pos, key, dtype) for name in set(names))
+    watches = one_for_each_name(find_watches(bridged.hook_points, names_filter))
+    return sum(
+        bytes_of(watch, layer_of[str(watch.name)], batch, pos, key, dtype) for watch in watches
+    )
 
 
 def bytes_of(
-    name: str,
+    watch: Watch,
     layer: PositionEmbeddingsAttentionBridge,
     batch: int,
     pos: int,
     key: int,
     dtype: torch.dtype | None,
 ) -> int:
-    """Return how many bytes the tensor at one hook point takes, as `bytes_needed` does."""
+    """Return how many bytes the tensor at one hook point, or its part, takes, as `bytes_needed`
+    does."""
     variant = ungrouped(layer.variant, layer.opted_in)
     sizes = axis_sizes(variant, batch=batch, pos=pos, key=key)
-    spec = layer.hook(name.rsplit(".", 1)[-1]).spec
+    spec = layer.hook(str(watch.name).rsplit(".", 1)[-1]).spec
     kept = floating_parameter(layer).dtype if dtype is None else dtype
-    return math.prod(shape_of(spec, sizes)) * kept.itemsize
+    shape = shape_of(spec, sizes)
+    chosen = watch.selection(spec.axes, shape, str(watch.name)).along(spec.axes)
+    lengths = [
+        length if numbers is None else len(numbers)
+        for length, numbers in zip(shape, chosen, strict=True)
+    ]
+    return math.prod(lengths) * kept.itemsize

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
-from ropebridge.hooks import HookHandle
+from ropebridge.hooks import Direction, HookHandle, HookPoint
 from ropebridge.kernels.demand import KernelSettings
-from ropebridge_spec import FAMILIES, Family, HookFunction, OptIn, Variant
+from ropebridge_spec import FAMILIES, Family, HookFunction, OptIn, Variant, Watch
 
-Hooks = Sequence[tuple[str, HookFunction]]
+Hooks = Sequence[tuple[str | Watch, HookFunction]]
 
 
 class BridgedLayer:
@@ -50,13 +50,30 @@ class BridgedLayer:
             self._backward.pop().remove()
         points = self.bridge.hook_points
         with ExitStack() as stack:
-            for name, fn in hooks:
-                stack.enter_context(points[name].add_hook(fn))
-            self._backward += [points[name].add_hook(fn, dir="bwd") for name, fn in backward_hooks]
+            for watch, fn in map(as_watch, hooks):
+                stack.enter_context(add_hook(points, watch, fn))
+            self._backward += [
+                add_hook(points, watch, fn, "bwd") for watch, fn in map(as_watch, backward_hooks)
+            ]
             returned = dict(
                 zip(self.bridge.variant.calling.returns, self.bridge(**inputs), strict=True)
             )
             return returned["out"], whole_pattern(returned)
+
+
+def as_watch(pair: tuple[str | Watch, HookFunction]) -> tuple[Watch, HookFunction]:
+    """Return a pair whose name is a watch, of the whole where it was a name alone."""
+    wanted, fn = pair
+    return (wanted if isinstance(wanted, Watch) else Watch(wanted)), fn
+
+
+def add_hook(
+    points: Mapping[str, HookPoint], watch: Watch, fn: HookFunction, dir: Direction = "fwd"
+) -> HookHandle:
+    """Hook a function to the hook point that a watch names."""
+    return points[str(watch.name)].add_hook(
+        fn, dir, heads=watch.heads, query=watch.query, key=watch.key
+    )
 
 
 def whole_pattern(returned: Mapping[str, Any]) -> Tensor | None:
@@ -70,17 +87,16 @@ def whole_pattern(returned: Mapping[str, Any]) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Factory:
-    """Make subjects of the production bridge; `families` is what `describe` knows, `kernels` how a
-    layer chooses its kernel."""
+    """Make subjects of the production bridge.
+
+    families: what `describe` knows. kernels: how a layer chooses its kernel. unsupported: no gap,
+        the bridge has everything, in every family it serves.
+    """
 
     name: str = "bridge"
     families: Mapping[str, Family | Variant] = field(default_factory=lambda: FAMILIES)
     kernels: KernelSettings = field(default_factory=KernelSettings)
-
-    @property
-    def unsupported(self) -> Mapping[str, str]:
-        """Return no gap: the bridge has everything, in every family it serves."""
-        return {}
+    unsupported: Mapping[str, str] = field(default_factory=dict)
 
     def layer(
         self, module: nn.Module, *, rotary: nn.Module, opted_in: Sequence[OptIn] = ()
@@ -102,4 +118,5 @@ def row_blocks() -> Factory:
 
 def composite() -> Factory:
     """Return the bridge that attends by plain operations of torch alone."""
-    return Factory("bridge-composite", kernels=KernelSettings("composite"))
+    whole = {"MEM-2": "plain operations of torch make a part of the whole"}
+    return Factory("bridge-composite", kernels=KernelSettings("composite"), unsupported=whole)

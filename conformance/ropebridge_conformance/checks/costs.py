@@ -88,14 +88,15 @@ def nothing(tensor: Tensor, hook: Any) -> None:
 
 def no_number_is_read_on_the_way(bench: Bench, q: Question) -> Finding:
     """TYPE-2: watched or not, a call asks no tensor for a number, which would make an accelerator
-    wait."""
+    wait; on a CPU, which may read its mask, a call without one."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
     watches: tuple[Watch, ...] = ("none", "fused", "all")
     for watch in watches:
         hooks = [(name, nothing) for name in watched(q.specimen, q.situation, watch)]
         for call in calls(q.situation, q.specimen, layer):
+            masked = {} if q.device != "cpu" else {"attention_mask": None}
             with Made() as made:
-                layer.run(call.inputs, hooks)
+                layer.run({**call.inputs, **masked}, hooks)
             if made.reads:
                 return failed(
                     f"{made.reads[0]} reads a number off a tensor (watching {watch})",

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from ropebridge_conformance.bench import Bench, hooks_of
 from ropebridge_conformance.findings import Finding, failed, passed
 from ropebridge_conformance.questions import Check, Question, any_hook, axes_clause, clause
-from ropebridge_conformance.scenarios import CORE_CALLS, OPTED, Scenario, calls
+from ropebridge_conformance.scenarios import CORE_CALLS, OPTED, CallInputs, Scenario, calls
 from ropebridge_conformance.traces import Trace, record
 from ropebridge_conformance.zoo import Specimen
-from ropebridge_spec import HOOK_BY_NAME, Variant, axis_sizes, shape_of, ungrouped
+from ropebridge_spec import HOOK_BY_NAME, HookSpec, Variant, axis_sizes, shape_of, ungrouped
 from ropebridge_spec.hooks import resolve
 
 
@@ -80,26 +80,32 @@ def judge_axes(hook: str, traces: Sequence[Trace], variant: Variant) -> Finding:
     return failed(complaint, divergent=hook) if complaint else passed()
 
 
+def shape_in(call: CallInputs, spec: HookSpec, variant: Variant) -> tuple[int, ...]:
+    """Return the shape that a hook point's tensor has in a call."""
+    batch, pos, _ = call.given["hidden_states"].shape
+    tables = call.tables(variant)
+    sizes = axis_sizes(
+        variant,
+        batch=batch,
+        pos=pos,
+        key=call.keys,
+        table_batch=tables[0].shape[0] if tables else 1,
+        source=call.source_length(variant),
+    )
+    return shape_of(spec, sizes)
+
+
 def complaint_about(trace: Trace, name: str, variant: Variant) -> str:
     """Return what is wrong with the shape, dtype or device of a recorded value; nothing if nothing
     is."""
     if name not in trace.values:
         return f"{name} did not fire, so it has no axes"
     value, given = trace.values[name], trace.call.given
-    batch, pos, _ = given["hidden_states"].shape
     tables = trace.call.tables(variant)
-    sizes = axis_sizes(
-        variant,
-        batch=batch,
-        pos=pos,
-        key=trace.call.keys,
-        table_batch=tables[0].shape[0] if tables else 1,
-        source=trace.call.source_length(variant),
-    )
     spec = resolve(HOOK_BY_NAME[name], variant)
     like = tables[0] if tables and name in ("hook_cos", "hook_sin") else given["hidden_states"]
     for what, got, wanted in (
-        ("shape", tuple(value.shape), shape_of(spec, sizes)),
+        ("shape", tuple(value.shape), shape_in(trace.call, spec, variant)),
         ("dtype", value.dtype, like.dtype),
         ("device", value.device.type, like.device.type),
     ):

@@ -19,6 +19,7 @@ from ropebridge_conformance.mutants import (
     mixing,
     norm,
     output,
+    parts,
     pattern,
     projection,
     rotary,
@@ -44,6 +45,7 @@ TOPICS = (
     cache,
     arguments,
     hooks,
+    parts,
     gradients,
     layers,
 )

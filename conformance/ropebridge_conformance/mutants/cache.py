@@ -26,7 +26,8 @@ from ropebridge_conformance.mutants.mutant import (
     change,
 )
 from ropebridge_conformance.scenarios import cache_layer
-from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run
+from ropebridge_conformance.subjects.parts import Hooks
+from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
 from ropebridge_reference import (
     rotate,
     turns,

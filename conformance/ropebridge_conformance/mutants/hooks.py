@@ -23,7 +23,8 @@ from ropebridge_conformance.mutants.mutant import (
     Mutant,
     hooked_as,
 )
-from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run, Show, show
+from ropebridge_conformance.subjects.parts import Hooks, name_of
+from ropebridge_conformance.subjects.reference import ReferenceLayer, Run, Show, show
 from ropebridge_spec import HookFunction, hook_order
 
 
@@ -182,21 +183,23 @@ def known_hooks_only(layer: ReferenceLayer) -> Run:
     """Make a fault: a hook at a point that the layer does not have is passed over."""
     there = {hook.name for hook in hook_order(layer.variant, layer.opted_in)}
     return lambda inputs, hooks, backward: layer.call(
-        inputs, [(name, fn) for name, fn in hooks if name in there], backward
+        inputs, [(hook, fn) for hook, fn in hooks if name_of(hook) in there], backward
     )
 
 
 def swapped(hooks: Hooks) -> Hooks:
     """Call the hooks of keys at values, and the other way about."""
     other = {"hook_k": "hook_v", "hook_v": "hook_k"}
-    return [(other.get(name, name), fn) for name, fn in hooks]
+    return [(other.get(name_of(hook), hook), fn) for hook, fn in hooks]
 
 
 def pattern_with_scores_only(hooks: Hooks) -> Hooks:
     """Make a fault: hook_pattern is called only where hook_attn_scores is watched too."""
-    watched = {name for name, _ in hooks}
+    watched = {name_of(hook) for hook, _ in hooks}
     return [
-        (name, fn) for name, fn in hooks if name != "hook_pattern" or "hook_attn_scores" in watched
+        (hook, fn)
+        for hook, fn in hooks
+        if name_of(hook) != "hook_pattern" or "hook_attn_scores" in watched
     ]
 
 
@@ -206,7 +209,7 @@ def editing_moves_the_input(layer: ReferenceLayer) -> Run:
     def run(
         inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
     ) -> tuple[Tensor, Tensor | None]:
-        names = [name for name, _ in hooks]
+        names = [name_of(hook) for hook, _ in hooks]
         factor = 1 if len(set(names)) == len(names) else 1.5
         return layer.call(
             {**inputs, "hidden_states": inputs["hidden_states"] * factor}, hooks, backward

@@ -18,7 +18,8 @@ from ropebridge_conformance.mutants.mutant import (
     described_as,
 )
 from ropebridge_conformance.scenarios import Scenario
-from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run, as_it_is, show
+from ropebridge_conformance.subjects.parts import Hooks
+from ropebridge_conformance.subjects.reference import ReferenceLayer, Run, as_it_is, show
 from ropebridge_conformance.zoo import Specimen
 from ropebridge_reference import (
     STAGES,
@@ -26,7 +27,7 @@ from ropebridge_reference import (
     mix_values,
     project_output,
 )
-from ropebridge_spec import HookFunction, Variant
+from ropebridge_spec import HookFunction, Variant, Watch
 
 TRAINING, DROPPED_OUT = (
     ("dropout_comes_after_the_pattern_and_in_training_alone",),
@@ -51,7 +52,7 @@ def number_read(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tens
 def leaves_hooks_behind() -> Around:
     """Make a fault: hooks lie in one list for all layers, which a call that raises does not
     empty."""
-    held: list[tuple[str, HookFunction]] = []
+    held: list[tuple[str | Watch, HookFunction]] = []
 
     def around(layer: ReferenceLayer) -> Run:
         def run(
@@ -70,7 +71,7 @@ def leaves_hooks_behind() -> Around:
 def remembers_the_last_edit() -> Around:
     """Make a fault: the hooks of one layer's call are called once more in the next call of any
     layer that has none."""
-    held: list[tuple[str, HookFunction]] = []
+    held: list[tuple[str | Watch, HookFunction]] = []
 
     def around(layer: ReferenceLayer) -> Run:
         def run(

@@ -26,7 +26,8 @@ from ropebridge_conformance.mutants.mutant import (
     Mutant,
     change,
 )
-from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run
+from ropebridge_conformance.subjects.parts import Hooks
+from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
 from ropebridge_reference import (
     bias_of_mask,
     causal_bias,

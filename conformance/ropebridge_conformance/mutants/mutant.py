@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ropebridge_conformance.mutants.applies import Applies, always
 from ropebridge_conformance.scenarios import Scenario
+from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import (
     Factory,
-    Hooks,
     ReferenceLayer,
     Run,
     Show,

@@ -25,7 +25,8 @@ from ropebridge_conformance.mutants.mutant import (
     change,
     shows_as,
 )
-from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run
+from ropebridge_conformance.subjects.parts import Hooks
+from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
 from ropebridge_reference import (
     project_output,
     result,

@@ -27,7 +27,8 @@ from ropebridge_conformance.mutants.mutant import (
     change,
     shows_as,
 )
-from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run
+from ropebridge_conformance.subjects.parts import Hooks
+from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
 from ropebridge_reference import (
     make_pattern,
 )

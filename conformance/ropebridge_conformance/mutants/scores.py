@@ -34,7 +34,8 @@ from ropebridge_conformance.mutants.mutant import (
     shows_as,
     turns_to,
 )
-from ropebridge_conformance.subjects.reference import Hooks, ReferenceLayer, Run, show
+from ropebridge_conformance.subjects.parts import Hooks
+from ropebridge_conformance.subjects.reference import ReferenceLayer, Run, show
 from ropebridge_reference import (
     Weights,
     bias_keys,

@@ -64,6 +64,7 @@ GAPS = {
     ),
     "MEM-1": "eager attention makes scores and pattern whether or not anybody watches",
     "TYPE-2": "this subject compares what a hook left with what it was shown",
+    **dict.fromkeys(("PART-1", "PART-2", "MEM-2"), "hooks of torch are given the whole"),
     "attn_in": "there is no hook between the input and the projections of each head",
     "split_qkv_input": "there is no hook between the input and the projections of each head",
     "attn_result": "there is no hook between the output projection and the sum over heads",

@@ -15,6 +15,7 @@ from torch.nn.functional import dropout
 
 from ropebridge_conformance.scenarios import CallInputs, cache_layer, tables_for, tables_of
 from ropebridge_conformance.selection import call_selector, picked
+from ropebridge_conformance.subjects.parts import Hooks, by_name
 from ropebridge_conformance.visibility import bias_of
 from ropebridge_conformance.weights import WeightsOnce
 from ropebridge_reference import (
@@ -33,6 +34,7 @@ from ropebridge_spec import (
     Family,
     HookFunction,
     HookNeverFired,
+    HookSpec,
     OptIn,
     UnknownHook,
     Variant,
@@ -40,18 +42,17 @@ from ropebridge_spec import (
     describe,
     hook_order,
     shared_key,
+    ungrouped,
 )
 
-Hooks = Sequence[tuple[str, HookFunction]]
 Run = Callable[[Mapping[str, Any], Hooks, Hooks], tuple[Tensor, Tensor | None]]
 """`run(inputs, hooks, backward_hooks)`: one call of a layer."""
 Show = Callable[[str, Tensor, Sequence[HookFunction]], Tensor]
-GAPS = {
-    "MEM-1": (
-        "the reference makes scores and pattern whether or not anybody watches them: it is written"
-        " to be read"
-    )
-}
+GAPS = dict.fromkeys(
+    ("MEM-1", "MEM-2"),
+    "the reference makes scores and pattern whether or not anybody watches them: it is written"
+    " to be read",
+)
 
 
 def show(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
@@ -153,9 +154,10 @@ class ReferenceLayer:
         return WeightsOnce(self.module, self.variant)
 
     @cached_property
-    def _there(self) -> list[str]:
-        """Return the names of the hook points, in the order in which they fire."""
-        return [hook.name for hook in hook_order(self.variant, self.opted_in)]
+    def points(self) -> dict[str, HookSpec]:
+        """Return the hook points by name, in the order in which they fire."""
+        variant = ungrouped(self.variant, self.opted_in)
+        return {hook.name: hook for hook in hook_order(variant, self.opted_in)}
 
     def run(
         self, inputs: Mapping[str, Any], hooks: Hooks = (), backward_hooks: Hooks = ()
@@ -183,7 +185,8 @@ class ReferenceLayer:
         self, inputs: Mapping[str, Any], hooks: Hooks, backward_hooks: Hooks
     ) -> tuple[Tensor, Tensor | None]:
         """Return one call of the reference itself, by the contract's names."""
-        self._refuse_unknown([*hooks, *backward_hooks])
+        whole, backward = by_name(hooks, self.points), by_name(backward_hooks, self.points)
+        refuse_unknown([name for name, _ in (*whole, *backward)], list(self.points))
         x, cache = inputs["hidden_states"], inputs.get("cache")
         layer = cache_layer(inputs, self.module, self.variant)
         past = CallInputs(inputs, first_query=0, keys=0).given_kv(self.variant) or self._past(
@@ -203,8 +206,8 @@ class ReferenceLayer:
         added = call.added_value(self.variant)
 
         def at(name: str, value: Tensor) -> Tensor:
-            shown = self.factory.show(name, value, [fn for hook, fn in hooks if hook == name])
-            return shown_backwards(name, shown, [fn for hook, fn in backward_hooks if hook == name])
+            shown = self.factory.show(name, value, [fn for hook, fn in whole if hook == name])
+            return shown_backwards(name, shown, [fn for hook, fn in backward if hook == name])
 
         made = attention_layer(
             x,
@@ -256,15 +259,6 @@ class ReferenceLayer:
         )
         return replace(call, given={**call.given, "position_embeddings": tables})
 
-    def _refuse_unknown(self, hooks: Hooks) -> None:
-        """Refuse a hook at a point that the layer does not have: it would never fire (FIRE-3)."""
-        unknown = sorted({name for name, _ in hooks} - set(self._there))
-        if unknown:
-            raise UnknownHook(
-                f"the layer has no hook point {', '.join(unknown)} (clause FIRE-3); it has"
-                f" {', '.join(self._there)}"
-            )
-
     def _select(self, call: CallInputs, bias: Tensor) -> Select | None:
         """Return the module's own selector, or an earlier layer's picks (SEL-1); None in a family
         that selects no keys."""
@@ -298,6 +292,16 @@ class ReferenceLayer:
             return None
         held = cache.layers[layer]
         return Past(held.keys.transpose(1, 2), held.values.transpose(1, 2))
+
+
+def refuse_unknown(names: Sequence[str], there: Sequence[str]) -> None:
+    """Refuse a hook at a point that the layer does not have: it would never fire (FIRE-3)."""
+    unknown = sorted(set(names) - set(there))
+    if unknown:
+        raise UnknownHook(
+            f"the layer has no hook point {', '.join(unknown)} (clause FIRE-3); it has"
+            f" {', '.join(there)}"
+        )
 
 
 def with_earlier(

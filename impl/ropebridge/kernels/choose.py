@@ -11,6 +11,7 @@ from ropebridge.hooks import under_transform
 from ropebridge.kernels.composite import attend_shown, attend_unseen
 from ropebridge.kernels.demand import Demand, Kernel, choose
 from ropebridge.kernels.fused import attend_fused
+from ropebridge.kernels.parts import attend_by_parts
 from ropebridge.kernels.row_blocks import RowBlocks
 from ropebridge.kernels.shown import attend_by_blocks, differentiate_by_blocks
 from ropebridge.masks import Visibility
@@ -30,6 +31,10 @@ def attend(
     v = v if layer.variant.differential is None else side_by_side(v)
     demand = demand_of(q, k, v, seen, wants_pattern, layer)
     kernel = choose(demand, layer.kernels).kernel
+    if kernel == "parts":
+        beside = choose(demand.unshown, layer.kernels).kernel
+        z = attend_unshown(beside, q, k, v, seen, layer)
+        return attend_by_parts(z, q, k, v, seen, layer), None
     if not demand.shown:
         return attend_unshown(kernel, q, k, v, seen, layer), None
     if kernel == "row_blocks":
@@ -85,10 +90,13 @@ def demand_of_layer(
 ) -> Demand:
     """Return what a call of a layer asks for, with the hooks that are in it now; the arguments as
     in `Demand`."""
-    scores = layer.hook("hook_attn_scores").watched
+    points = [layer.hook("hook_attn_scores"), layer.hook("hook_pattern")]
+    whole = wants_pattern or any(point.watched_whole for point in points)
+    scores, pattern = (point.watched for point in points)
     return Demand(
-        shown=wants_pattern or scores or layer.hook("hook_pattern").watched,
+        shown=whole or scores or pattern,
         scores=scores,
+        parts=not whole and (scores or pattern),
         dropout=bool(layer.dropout),
         softcap=layer.effective.softcap is not None,
         sinks=layer.variant.sinks is not None,

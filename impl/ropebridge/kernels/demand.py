@@ -3,12 +3,12 @@ says why."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ropebridge_spec import ContractError
 
-Kernel = Literal["fused", "row_blocks", "gradients", "composite"]
+Kernel = Literal["fused", "row_blocks", "parts", "gradients", "composite"]
 
 BETTER_IN_BLOCKS = range(384, 768)
 """Query rows of a causal pass for which row blocks are faster than torch's fused kernel on a CPU:
@@ -56,6 +56,7 @@ class Demand:
     """Hold what a call asks for, as far as it decides on a kernel.
 
     shown: scores or pattern are wanted, by hooks or by the call. scores: hooks watch them.
+    parts: all that is wanted are parts of them.
     dropout, softcap, sinks: the layer has them in this call. other_width: values are wider or
         narrower than queries.
     derivatives: of the attention are taken, now or later. of_mask: of a bias in its mask too.
@@ -68,6 +69,7 @@ class Demand:
 
     shown: bool = False
     scores: bool = False
+    parts: bool = False
     dropout: bool = False
     softcap: bool = False
     sinks: bool = False
@@ -78,6 +80,11 @@ class Demand:
     transformed: bool = False
     on_cpu: bool = True
     causal_rows: int = 0
+
+    @property
+    def unshown(self) -> Demand:
+        """Return the same, where nobody wants scores or pattern."""
+        return replace(self, shown=False, scores=False, parts=False)
 
     @property
     def between(self) -> str:
@@ -97,7 +104,7 @@ def choose(demand: Demand, settings: KernelSettings = KernelSettings()) -> Choic
     if settings.prefer == "composite":
         return Choice("composite", "it is preferred")
     if demand.shown:
-        return choose_explicit(demand, "the pattern is wanted", settings)
+        return choose_shown(demand, settings)
     if demand.between:
         return choose_explicit(demand, f"the layer has {demand.between}", settings)
     if demand.of_any_order:
@@ -108,6 +115,16 @@ def choose(demand: Demand, settings: KernelSettings = KernelSettings()) -> Choic
         if demand.on_cpu and demand.causal_rows in BETTER_IN_BLOCKS:
             return Choice("row_blocks", "a causal pass of a length at which blocks are faster")
     return Choice("fused", "nobody watches scores or pattern")
+
+
+def choose_shown(demand: Demand, settings: KernelSettings) -> Choice:
+    """Return the kernel for what shows scores or pattern, or parts of them."""
+    if not demand.parts:
+        return choose_explicit(demand, "the pattern is wanted", settings)
+    whole = demand.transformed or demand.derivatives or demand.dropout
+    if whole:
+        return choose_explicit(demand, "parts are wanted, and made of the whole", settings)
+    return Choice("parts", f"parts are wanted, beside {choose(demand.unshown, settings).kernel}")
 
 
 def choose_explicit(demand: Demand, why: str, settings: KernelSettings) -> Choice:

@@ -5,6 +5,7 @@ processor's cache. Keys that no row of a block may see are never touched."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ropebridge.kernels.composite import row_slices
 from ropebridge.kernels.demand import ROWS
 from ropebridge.masks import Visibility
+from ropebridge.parts import Index
 from ropebridge.products import grouped_product
 from ropebridge_spec import Variant
 
@@ -36,7 +38,8 @@ class RowBlocks:
     Args:
         q, k: (batch, head, query, d_head), (batch, kv_head, key, d_head).
         seen: which keys each query may see. variant: scale and softcap. sinks: (head,), or None.
-        rows: query rows per block.
+        rows: query rows per block; or the blocks, where not all rows are wanted.
+        heads: which of the heads of `seen` these are; None where they are all.
     """
 
     def __init__(
@@ -46,12 +49,14 @@ class RowBlocks:
         seen: Visibility,
         variant: Variant,
         sinks: Tensor | None = None,
-        rows: int = ROWS,
+        rows: int | Sequence[Block] = ROWS,
+        heads: Index | None = None,
     ) -> None:
         self.dtype, self.wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
         self.q, self.k, self.seen, self.variant = q, self.joined(k), seen, variant
         self.sinks = None if sinks is None else sinks.to(self.wide).reshape(-1, 1, 1)
-        self.blocks = [Block(part, seen.keys_of(part)) for part in row_slices(seen.query, rows)]
+        self.blocks = blocks_of(seen, rows) if isinstance(rows, int) else list(rows)
+        self._heads = heads
         self._masks: dict[tuple[int, int, int], Tensor | None] = {}
         self._forbidden = q.new_full((), -torch.inf, dtype=self.wide)
         self._memory: Tensor | None = None
@@ -109,7 +114,9 @@ class RowBlocks:
         """Return the mask of some rows and keys; where the distance from key to query alone
         decides, that of the first block serves all."""
         if not self.seen.by_distance:
-            return self.seen.block(rows, keys)
+            mask = self.seen.block(rows, keys)
+            per_head = mask is not None and mask.shape[1] > 1 and self._heads is not None
+            return mask[:, self._heads] if per_head and mask is not None else mask
         alike = (rows.start - keys.start, rows.stop - rows.start, keys.stop - keys.start)
         if alike not in self._masks:
             self._masks[alike] = self.seen.block(rows, keys)
@@ -193,6 +200,11 @@ class RowBlocks:
         scores = self.score(block)
         edited = left != scores.to(left.dtype)
         return scores.copy_(torch.where(edited, left.to(self.wide), scores))
+
+
+def blocks_of(seen: Visibility, rows: int) -> list[Block]:
+    """Return the blocks of all query rows, so many rows in each."""
+    return [Block(part, seen.keys_of(part)) for part in row_slices(seen.query, rows)]
 
 
 def mix(pattern: Tensor, v: Tensor, rows: int) -> Tensor:

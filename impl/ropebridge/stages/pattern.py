@@ -31,13 +31,19 @@ def show_pattern(pattern: Tensor, point: HookPoint) -> Tensor:
     if not point.watched:
         return pattern
     left, edited = point.show(pattern)
-    if edited and not unreadable(left) and holds_nan(left):
+    if edited and not unreadable(left):
+        refuse_nan(left, point.name)
+    return left
+
+
+def refuse_nan(pattern: Tensor, name: str) -> None:
+    """Refuse NaN that an edit left in a pattern (batch, head, query, key), or in a part of one."""
+    if holds_nan(pattern):
         raise ContractError(
-            f"hook {point.name!r} left NaN in the pattern, and with it in all that follows\n  a row"
+            f"hook {name!r} left NaN in the pattern, and with it in all that follows\n  a row"
             " whose keys are all forbidden is 0, and divided by its sum NaN: use"
             " torch.nan_to_num(edited)"
         )
-    return left
 
 
 def holds_nan(pattern: Tensor) -> bool:

@@ -83,9 +83,12 @@ def refuse_no_numbers(scores: Tensor, name: str) -> None:
 
 def refuse_forbidden_keys(scores: Tensor, mask: Tensor | None, name: str) -> None:
     """Refuse numbers that an edit left at keys that their query may not see (SCORE-6)."""
-    if mask is None:
-        return
-    forbidden = ~mask if mask.dtype == torch.bool else mask == -torch.inf
+    if mask is not None:
+        refuse_numbers_at(~mask if mask.dtype == torch.bool else mask == -torch.inf, scores, name)
+
+
+def refuse_numbers_at(forbidden: Tensor, scores: Tensor, name: str) -> None:
+    """Refuse numbers that an edit left in the scores where that is forbidden (SCORE-6)."""
     if bool((forbidden & (scores > -torch.inf)).any()):
         raise ContractError(
             f"hook {name!r} left numbers at keys that their query may not see; clause SCORE-6"
