@@ -76,7 +76,7 @@ ARGUMENTS: Mapping[str, Argument] = {
     "past_key_values": used("cache", f"{CACHE}; the name until transformers 5.23"),
     "layer_past": used("cache", f"{CACHE}; the name in GPT-NeoX, Falcon, CodeGen and GPT-J"),
     "output_attentions": used("output_attentions", "whether hook_pattern is returned (PAT-3)"),
-    "is_causal": used("is_causal", "False is refused in a causal layer (MASK-2)"),
+    "is_causal": used("is_causal", "another causality than the layer's own is refused (MASK-2)"),
     # safe to ignore
     "use_cache": ignored("the layer fills the cache that it is handed, and makes none"),
     "output_hidden_states": ignored(REPORTS),

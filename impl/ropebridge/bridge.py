@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ropebridge import memory
 from ropebridge.base import AttentionBridge
 from ropebridge.calls import Call, read_call, return_values
+from ropebridge.extents import read_extents
 from ropebridge.heads import Heads
 from ropebridge.inputs import random_inputs
 from ropebridge.kernels.choose import attend
@@ -200,7 +201,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         variant, source = self.variant, self.variant.source
         others = 0 if call.source is None else call.source.shape[1]
         before = source is not None and source.place == "before"
-        return Visibility(
+        seen = Visibility(
             query,
             keys,
             call.hidden_states.device,
@@ -210,6 +211,9 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
             window=variant.window,
             chunk=variant.chunk,
             mask=mask,
+            extents=read_extents(mask, query),
             padding=padding,
             beyond=0 if before else others,
         )
+        # a family's selector is handed the mask as it is
+        return seen if variant.selector is not None else seen.without_idle_mask()

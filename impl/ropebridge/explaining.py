@@ -81,8 +81,8 @@ def explain_layer(
 ) -> LayerExplanation:
     """Return what one layer would do, as `explain_layers` does."""
     variant, device = layer.variant, device_of(layer)
-    # a model that attends by eager hands its layers a mask in every pass
-    masked = padding or layer.attends_by == "eager"
+    # a model that attends by eager hands its layers a mask in every pass, which is read on a CPU
+    masked = padding or (layer.attends_by == "eager" and device.type != "cpu")
     real = torch.ones(1, pos, dtype=torch.bool, device=device) if masked else None
     seen = Visibility(
         pos,

@@ -3,12 +3,13 @@ making the whole of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
+from ropebridge.extents import ROWS, Extents
 from ropebridge.hooks import unreadable
 from ropebridge_spec import MaskError
 
@@ -18,7 +19,8 @@ class Visibility:
     """Hold the keys that each query of one call may see.
 
     mask: (batch or 1, head or 1, query or 1, key), boolean, additive or a flex mask: the whole
-        truth (MASK-1); or None.
+        truth (MASK-1); or None. extents: what its numbers say of blocks of rows; None where there
+        is no mask, or they cannot be read.
     padding: (batch or 1, key) booleans, True for a real key (MASK-3); or None.
     query, key: how many; first_query, first_key: the positions of the first of them, which differ
         when a cache is read.
@@ -39,11 +41,46 @@ class Visibility:
     window: int | None = None
     chunk: int | None = None
     mask: Tensor | BlockMask | None = None
+    extents: Extents | None = None
     padding: Tensor | None = None
     picked: Tensor | None = None
     key_bias: Tensor | None = None
     keep: int | None = None
     beyond: int = 0
+
+    def without_idle_mask(self) -> Visibility:
+        """Return the same without its mask, where that says no more than positions do: kernels know
+        what those mean without reading it."""
+        by_position = replace(self, mask=None, extents=None)
+        if self.extents is None or not self.alone or self.beyond:
+            return self
+        for start in range(0, self.query, ROWS):
+            rows = slice(start, min(start + ROWS, self.query))
+            if not self._says_positions(rows, by_position):
+                return self
+        return by_position
+
+    def _says_positions(self, rows: slice, other: Visibility) -> bool:
+        """Return whether the mask of some rows allows what positions do, and adds nothing."""
+        keys, mine, theirs = other.keys_of(rows), self._middle(rows), other._middle(rows)
+        free = theirs.start >= theirs.stop or (
+            mine.start <= theirs.start and theirs.stop <= mine.stop
+        )
+        return (
+            self.keys_of(rows) == keys
+            and free
+            and all(self._says(other, rows, border) for border in other.borders(rows, keys))
+        )
+
+    def _says(self, other: Visibility, rows: slice, keys: slice) -> bool:
+        """Return whether two show some rows the same of some keys, as they are."""
+        mask, wanted = self._mask_block(rows, keys), other._mask_block(rows, keys)
+        assert mask is not None
+        seen = mask if mask.dtype == torch.bool else mask == 0
+        hidden = ~mask if mask.dtype == torch.bool else mask == -torch.inf
+        if wanted is None:
+            return bool(seen.all())
+        return torch.equal(*torch.broadcast_tensors(seen, wanted)) and bool((seen | hidden).all())
 
     @property
     def plain_causal(self) -> bool:
@@ -103,7 +140,10 @@ class Visibility:
     def keys_of(self, rows: slice) -> slice:
         """Return the keys that any of these rows may see; never none, so that every block has a
         shape."""
-        if self.mask is not None or self.key_bias is not None or self.beyond:
+        if self.mask is not None:
+            run = slice(0, self.key) if self.extents is None else self.extents.keys(rows)
+            return run if run.start < run.stop else slice(0, 1)
+        if self.key_bias is not None or self.beyond:
             return slice(0, self.key)
         first, _ = self._span(self.first_query + rows.start)
         _, stop = self._span(self.first_query + rows.stop - 1)
@@ -113,14 +153,22 @@ class Visibility:
     def borders(self, rows: slice, keys: slice) -> tuple[slice, ...]:
         """Return those of some keys that not all of these rows may see, or not as they are: before
         and after the ones that all of them see. Of keys between those no row needs a mask."""
-        if not self.by_position or self.beyond:
-            return (keys,)
-        first, _ = self._span(self.first_query + rows.stop - 1)
-        _, after = self._span(self.first_query + rows.start)
-        start = min(max(first - self.first_key, keys.start), keys.stop)
-        stop = min(max(after - self.first_key, start), keys.stop)
+        middle = self._middle(rows)
+        start = min(max(middle.start, keys.start), keys.stop)
+        stop = min(max(middle.stop, start), keys.stop)
         around = (slice(keys.start, start), slice(stop, keys.stop))
         return tuple(part for part in around if part.start < part.stop)
+
+    def _middle(self, rows: slice) -> slice:
+        """Return a run of keys that all of these rows see as they are; perhaps an empty one."""
+        if self.by_position and not self.beyond:
+            first, _ = self._span(self.first_query + rows.stop - 1)
+            _, after = self._span(self.first_query + rows.start)
+            start = max(first - self.first_key, 0)
+            return slice(start, max(start, min(after - self.first_key, self.key)))
+        if self.mask is not None and self.alone and self.extents is not None:
+            return self.extents.everywhere(rows)
+        return slice(0, 0)
 
     def _span(self, position: int) -> tuple[int, int]:
         """Return the first key position that a query sees, and the one after the last."""

@@ -3,7 +3,7 @@ the same numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal
@@ -129,8 +129,9 @@ def contest(
     batch: int = 1,
     padding: int = 0,
     backward: bool = False,
+    part: Mapping[str, Any] | None = None,
 ) -> Contest:
-    """A layer over so many positions, watched, against the layer alone.
+    """A layer over so many positions, watched whole or in part, against the layer alone.
 
     Each is handed the mask that its model would hand it: eager always one, sdpa where positions are
     padded or a window says more than causality.
@@ -139,7 +140,7 @@ def contest(
     other, _ = layer(family, "sdpa" if against == "layer" else against, dtype, backward)
     bridge = bridged(module, rotary)
     for name in watch:
-        bridge.hook_points[name].add_hook(hook)
+        bridge.hook_points[name].add_hook(hook, **(part or {}))
     inputs = bridge.get_random_inputs(batch, pos, dtype=dtype, seed=0, left_padding=padding)
     mask = inputs.pop("attention_mask")
 

@@ -36,6 +36,8 @@ class Row:
 
 NOTHING = {128: 1.0, 512: 0.92, 2048: 0.97, 8192: 0.97}
 NO_TARGET = {512: None, 2048: None}
+HEAD, LAST = {"heads": 3}, {"query": slice(-16, None)}
+PARTS = {512: 1.05, 2048: 1.05, 8192: 1.05}
 
 ROWS = (
     Row("nothing", "sdpa", contest, NOTHING),
@@ -70,6 +72,15 @@ ROWS = (
         "eager",
         partial(contest, watch=EXPLICIT, hook=edit, ours="eager", against="eager"),
         {512: None, 2048: 0.6},
+    ),
+    Row("one head", "sdpa", partial(contest, watch=PATTERN, part=HEAD), PARTS),
+    Row("the last 16 rows", "sdpa", partial(contest, watch=PATTERN, part=LAST), PARTS),
+    Row("16 rows of one head", "sdpa", partial(contest, watch=PATTERN, part=HEAD | LAST), PARTS),
+    Row(
+        "16 rows of one head, edited",
+        "sdpa",
+        partial(contest, watch=PATTERN, part=HEAD | LAST, hook=edit),
+        NO_TARGET,
     ),
     Row("nothing, backward too", "sdpa", partial(contest, backward=True), {512: None, 2048: 1.0}),
     Row(
