@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ropebridge_spec.errors import ContractError
@@ -168,5 +168,5 @@ def compact(numbers: Sequence[int]) -> Sequence[int]:
 
 def narrowed(watch: Watch, **others: Numbers) -> Watch:
     """Return a watch that narrows what this one leaves whole, too."""
-    own = {field.name: getattr(watch, field.name) for field in fields(watch)}
-    return Watch(**{**own, **{n: v for n, v in others.items() if own[n] is None}})
+    more: dict[str, Any] = {n: v for n, v in others.items() if getattr(watch, n) is None}
+    return replace(watch, **more)

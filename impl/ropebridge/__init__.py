@@ -16,8 +16,18 @@ from ropebridge.hooks import HookHandle, HookPoint
 from ropebridge.kernels.demand import KernelSettings
 from ropebridge.model import attach, get_bridged_model
 from ropebridge.position import PositionEmbeddingHooksMixin
+from ropebridge.reductions import (
+    Entropy,
+    Largest,
+    MeanOverQueries,
+    Reduction,
+    TopK,
+    TopWeights,
+    WeightOn,
+)
 from ropebridge.sizes import bytes_needed
 from ropebridge.versions import UntestedTransformers
+from ropebridge.watch import Watch
 from ropebridge_spec import (
     ARGUMENTS,
     FAMILIES,
@@ -37,7 +47,6 @@ from ropebridge_spec import (
     UnsupportedAttention,
     Variant,
     VerificationError,
-    Watch,
     describe,
 )
 
@@ -50,27 +59,34 @@ __all__ = [
     "AttentionBridge",
     "BridgedModel",
     "ContractError",
+    "Entropy",
     "Family",
     "HookHandle",
     "HookNeverFired",
     "HookPoint",
     "KernelSettings",
+    "Largest",
     "MaskError",
+    "MeanOverQueries",
     "NormKind",
     "NotBound",
     "PositionEmbeddingHooksMixin",
     "PositionEmbeddingsAttentionBridge",
+    "Reduction",
     "RopebridgeError",
     "RotaryKind",
     "RotaryMissing",
     "Selection",
     "SubmoduleError",
+    "TopK",
+    "TopWeights",
     "UnknownHook",
     "UnsupportedAttention",
     "UntestedTransformers",
     "Variant",
     "VerificationError",
     "Watch",
+    "WeightOn",
     "attach",
     "bytes_needed",
     "describe",

@@ -32,7 +32,9 @@ from ropebridge.requests import (
     requests,
 )
 from ropebridge.takeover import bridge_in_force, give_back, origin_of, replacement
-from ropebridge_spec import AttachError, ContractError, Numbers, Watch
+from ropebridge.watch import Watch
+from ropebridge_spec import AttachError, ContractError, Numbers
+from ropebridge_spec import Watch as Part
 
 
 class BridgedModel:
@@ -138,7 +140,13 @@ class BridgedModel:
         points = self.hook_points
         return [
             points[str(watch.name)].add_hook(
-                fn, dir, prepend=prepend, heads=watch.heads, query=watch.query, key=watch.key
+                fn,
+                dir,
+                prepend=prepend,
+                heads=watch.heads,
+                query=watch.query,
+                key=watch.key,
+                reduce=watch.reduce if isinstance(watch, Watch) else None,
             )
             for watch in find_watches(points, names_filter)
         ]
@@ -352,7 +360,7 @@ class BridgedModel:
             raise ContractError(f"{twice[0]!r} is given twice, by itself and in model_kwargs")
         return self.model(*args, **kwargs, **more)
 
-    def _to_keep(self, names_filters: Sequence[NamesFilter], part: Narrowing) -> list[Watch]:
+    def _to_keep(self, names_filters: Sequence[NamesFilter], part: Narrowing) -> list[Part]:
         """Return what a cache keeps, one watch for each hook point that the filters select."""
         points = self.hook_points
         watches = [watch for wanted in names_filters for watch in find_watches(points, wanted)]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ropebridge.hooks import HookPoint
 from ropebridge.owners import Owner, present
+from ropebridge.reductions import TopWeights
 from ropebridge_spec import HOOK_BY_NAME, ContractError
 
 Positions = int | slice | Sequence[int] | Tensor | None
@@ -52,13 +53,16 @@ class Keep:
                 " numbers, or None for all"
             )
 
-    def __call__(self, tensor: Tensor, hook: HookPoint) -> Tensor:
-        """Return what is kept, detached from the graph.
+    def __call__(self, tensor: Any, hook: HookPoint) -> Any:
+        """Return what is kept, detached from the graph; of a reduction that gives several tensors,
+        all of them.
 
         Raises:
             ContractError: the batch axis is to go, and is longer than 1; or there is no such
                 position.
         """
+        if isinstance(tensor, TopWeights):
+            return TopWeights(*(self(each, hook) for each in tensor))
         tensor, axes = tensor.detach(), hook.spec.axes.split()
         along = [at for at, axis in enumerate(axes) if axis in OVER_POSITIONS]
         if self.positions is not None and along:
@@ -139,7 +143,7 @@ def keep_once(cache: ActivationCache, keep: Keep, gradients: bool) -> Callable[.
                 f" bridged.caching({hook.name!r}) as cache: bridged(input_ids)"
             )
         cache[hook.name] = keep(tensor, hook)
-        if gradients and tensor.requires_grad:
+        if gradients and isinstance(tensor, Tensor) and tensor.requires_grad:
             tensor.register_hook(lambda gradient: keep_gradient(gradient, hook))
 
     def keep_gradient(gradient: Tensor, hook: HookPoint) -> None:
@@ -204,7 +208,8 @@ class Recording(Mapping[str, tuple[Tensor, ...]]):
         spec = HOOK_BY_NAME[name.rsplit(".", 1)[-1]]
         axes = spec.axes.split()
         along = [at for at, axis in enumerate(axes) if axis in OVER_POSITIONS]
-        if not along or tensors[0].ndim != len(axes):
+        reduced = isinstance(tensors[0], TopWeights)
+        if not along or reduced or tensors[0].ndim != len(axes):
             raise ContractError(
                 f"what {name!r} keeps has no axis of positions to join along: {spec.axes}"
             )

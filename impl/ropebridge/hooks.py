@@ -7,7 +7,7 @@ import inspect
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -20,6 +20,8 @@ from torch.autograd import forward_ad
 from ropebridge.checkpointing import Edits, recomputing
 from ropebridge.owners import Owner, present, this_thread
 from ropebridge.parts import Index, index_of, read_part, write_part
+from ropebridge.reductions import Reduced, Reduction, reduce_whole
+from ropebridge.watch import Watch
 from ropebridge_spec import (
     AttachError,
     ContractError,
@@ -27,9 +29,9 @@ from ropebridge_spec import (
     HookSpec,
     Numbers,
     Selection,
-    Watch,
     axis_names,
 )
+from ropebridge_spec import Watch as Part
 
 HookFunction = Callable[..., Any]
 Direction = Literal["fwd", "bwd"]
@@ -37,12 +39,17 @@ Direction = Literal["fwd", "bwd"]
 
 @dataclass(frozen=True, eq=False)
 class Hook:
-    """Hold a function that was hooked, with its hook point bound, whose it is, and the part that it
-    is to be given; None for the whole."""
+    """Hold a function that was hooked, with its hook point bound, whose it is, and what it is to be
+    given, a part or a reduction; None for the whole."""
 
     fn: HookFunction
     owner: Owner
-    watch: Watch | None = None
+    watch: Part | None = None
+
+    @property
+    def reduce(self) -> Reduction | None:
+        """Return the reduction that it is to be given; None for a part or the whole."""
+        return self.watch.reduce if isinstance(self.watch, Watch) else None
 
 
 class Notes(threading.local):
@@ -57,11 +64,15 @@ class Notes(threading.local):
 
 
 class PartOfHookPoint:
-    """Stand for a hook point where a hook is given a part of what it holds: the same attributes,
-    and `selection`, which part that is (PART-1)."""
+    """Stand for a hook point where a hook is given a part of what it holds, or a reduction.
 
-    def __init__(self, point: HookPoint, selection: Selection) -> None:
+    It has the attributes of the hook point; `selection` says which part that is (PART-1), and
+    `spec` has the axes of what is given.
+    """
+
+    def __init__(self, point: HookPoint, selection: Selection, axes: str) -> None:
         self.point, self.selection = point, selection
+        self.spec = replace(point.spec, axes=axes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.point, name)
@@ -160,7 +171,12 @@ class HookPoint(nn.Module):
     @property
     def parts(self) -> list[Hook]:
         """Return the hooks that concern the running thread and are given a part."""
-        return [hook for hook in self._mine(self._fwd) if hook.watch] if self._fwd else []
+        return [hook for hook in self._mine(self._fwd) if hook.watch and not hook.reduce]
+
+    @property
+    def reductions(self) -> list[Hook]:
+        """Return the hooks that concern the running thread and are given a reduction."""
+        return [hook for hook in self._mine(self._fwd) if hook.reduce]
 
     def _mine(self, hooks: list[Hook]) -> list[Hook]:
         """Return the hooks that fire for whoever runs the layer now.
@@ -197,6 +213,7 @@ class HookPoint(nn.Module):
         heads: Numbers = None,
         query: Numbers = None,
         key: Numbers = None,
+        reduce: Reduction | None = None,
     ) -> HookHandle:
         """Hook a function here (clause FIRE-4).
 
@@ -206,7 +223,8 @@ class HookPoint(nn.Module):
                 given. It may edit in place.
             dir: "fwd" or "bwd".
             prepend: call it before the hooks that are already there.
-            heads, query, key: narrow what it is given, as in `Watch` (PART-1).
+            heads, query, key, reduce: narrow what it is given, or reduce it, as in `Watch`
+                (PART-1).
 
         Raises:
             AttachError: the bridge was taken off its model.
@@ -222,8 +240,9 @@ class HookPoint(nn.Module):
             raise ContractError(
                 f"hook {self.name!r} was given dir={dir!r}; it must be 'fwd' or 'bwd'"
             )
-        watch = Watch(self.name, heads, query, key)
+        watch = Watch(self.name, heads, query, key, reduce)
         watch.refuse_other_axes(self.spec.axes, self.name)
+        refuse_reduced_gradient(watch, dir)
         return self.place(fn, dir, this_thread(), prepend=prepend, watch=watch)
 
     def place(
@@ -233,7 +252,7 @@ class HookPoint(nn.Module):
         owner: Owner,
         *,
         prepend: bool = False,
-        watch: Watch | None = None,
+        watch: Part | None = None,
     ) -> HookHandle:
         """Hook a function that was checked, for an owner, to be given what a watch asks for."""
         hooks = self._fwd if dir == "fwd" else self._bwd
@@ -263,11 +282,18 @@ class HookPoint(nn.Module):
         own = fresh and tensor.is_contiguous()
         shown = tensor = tensor if own else tensor.clone(memory_format=torch.contiguous_format)
         before = version(shown)
-        for hook in self._mine(self._fwd):
+        mine = self._mine(self._fwd)
+        for hook in mine:
             if hook.watch is None:
                 tensor = self._accept(hook.fn(tensor), tensor)
-            else:
+            elif hook.reduce is None:
                 tensor = self._show_part(hook, tensor)
+        for hook in mine:
+            if hook.reduce is not None:
+                part = self.selection_of(hook, tensor.shape)
+                self.show_reduced(
+                    hook, part, reduce_whole(tensor, part.heads, part.query, hook.reduce)
+                )
         if tensor is not shown or version(tensor) != before:
             self.note_edit()
         backward = self._mine(self._bwd)
@@ -329,12 +355,29 @@ class HookPoint(nn.Module):
         """
         readable = not unreadable(part) and part.device.type == "cpu"
         before, count = part.detach().clone() if readable else part, version(part)
-        left = self._accept(hook.fn(part, hook=PartOfHookPoint(self, selection)), part, what)
+        told = PartOfHookPoint(self, selection, self.spec.axes)
+        left = self._accept(hook.fn(part, hook=told), part, what)
         if left is not part:
             return left, True
         if readable:
             return left, not torch.equal(left.detach(), before)
         return left, count is None or version(left) != count
+
+    def show_reduced(self, hook: Hook, selection: Selection, reduced: Reduced) -> None:
+        """Show a hook a reduction of what all other hooks left.
+
+        Raises:
+            ContractError: it returned something: of a reduction there is no way back.
+        """
+        assert hook.reduce is not None
+        told = PartOfHookPoint(self, selection, hook.reduce.axes)
+        returned = hook.fn(reduced, hook=told)
+        if returned is not None:
+            raise ContractError(
+                f"hook {self.name!r} was given {hook.reduce!r} of the pattern and returned"
+                f" {type(returned).__name__}; a reduction is to look at\n  edit the pattern by a"
+                " part: Watch(name, heads=..., query=...)"
+            )
 
     def _accept(self, replacement: Any, shown: Tensor, what: str = "a replacement") -> Tensor:
         """Return the replacement if there is one and it keeps clause EDIT-3, else what was
@@ -404,6 +447,15 @@ def remedy() -> str:
         " model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant':"
         " False})"
     )
+
+
+def refuse_reduced_gradient(watch: Part, dir: Direction) -> None:
+    """Refuse to reduce a gradient."""
+    if dir == "bwd" and isinstance(watch, Watch) and watch.reduce is not None:
+        raise ContractError(
+            f"a backward hook at {watch.name!r} cannot be given {watch.reduce!r}: reductions are of"
+            " the pattern, and not of gradients"
+        )
 
 
 def refuse_uncallable(name: str, fn: object) -> None:

@@ -4,12 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor
 
-from ropebridge.hooks import Direction, HookFunction, HookPoint, refuse_uncallable
+from ropebridge.hooks import (
+    Direction,
+    HookFunction,
+    HookPoint,
+    refuse_reduced_gradient,
+    refuse_uncallable,
+)
+from ropebridge.watch import Watch
 from ropebridge_spec import (
     NARROWED,
     RESERVED,
@@ -17,12 +25,12 @@ from ropebridge_spec import (
     HookNeverFired,
     Numbers,
     UnknownHook,
-    Watch,
     axis_of,
     narrowed,
 )
+from ropebridge_spec import Watch as Part
 
-Wanted = str | Watch | Callable[[str], bool]
+Wanted = str | Part | Callable[[str], bool]
 """What names hook points: a full name, a predicate of names, or a part of either."""
 NamesFilter = Wanted | Sequence[Wanted] | None
 Hooks = Sequence[tuple[Wanted, HookFunction]]
@@ -34,7 +42,7 @@ class Request:
     """Hold a hook that somebody asked for, the full name and the part in a watch, and whether it
     fired."""
 
-    def __init__(self, watch: Watch, fn: HookFunction, dir: Direction) -> None:
+    def __init__(self, watch: Part, fn: HookFunction, dir: Direction) -> None:
         self.watch, self.fn, self.dir = watch, fn, dir
         self.name = str(watch.name)
         self.fired = False
@@ -55,10 +63,11 @@ def requests(points: Mapping[str, HookPoint], hooks: Hooks, dir: Direction) -> I
     for wanted, fn in pairs_of(hooks, dir):
         watches = find_watches(points, wanted)
         refuse_uncallable(str(watches[0].name), fn)
+        refuse_reduced_gradient(watches[0], dir)
         yield from (Request(watch, fn, dir) for watch in watches)
 
 
-def find_watches(points: Mapping[str, HookPoint], names_filter: NamesFilter) -> list[Watch]:
+def find_watches(points: Mapping[str, HookPoint], names_filter: NamesFilter) -> list[Part]:
     """Return a watch for each hook point that a filter selects, of its full name; never none.
 
     Raises:
@@ -67,18 +76,18 @@ def find_watches(points: Mapping[str, HookPoint], names_filter: NamesFilter) -> 
     """
     watches = []
     for one in several_of(names_filter):
-        part = one if isinstance(one, Watch) else Watch(one)
+        part = one if isinstance(one, Part) else Watch(one)
         for name in find_names(points, part.name):
             part.refuse_other_axes(points[name].spec.axes, name)
-            watches.append(Watch(name, part.heads, part.query, part.key))
+            watches.append(replace(part, name=name))
     if not watches:
         raise UnknownHook(NOTHING_SELECTED)
     return watches
 
 
 def narrow_all(
-    points: Mapping[str, HookPoint], watches: Sequence[Watch], narrowing: Narrowing
-) -> list[Watch]:
+    points: Mapping[str, HookPoint], watches: Sequence[Part], narrowing: Narrowing
+) -> list[Part]:
     """Return the watches, each narrowed where its hook point has such an axis, but for what it
     narrows itself.
 
@@ -101,14 +110,14 @@ def narrow_all(
     return list(watches)
 
 
-def one_for_each_name(watches: Sequence[Watch]) -> list[Watch]:
+def one_for_each_name(watches: Sequence[Part]) -> list[Part]:
     """Return the watches without those that are there twice.
 
     Raises:
         ContractError: two ask for different parts of one hook point, which a cache cannot tell
             apart.
     """
-    kept: dict[str, Watch] = {}
+    kept: dict[str, Part] = {}
     for watch in watches:
         if kept.setdefault(str(watch.name), watch) != watch:
             raise ContractError(
@@ -121,7 +130,7 @@ def one_for_each_name(watches: Sequence[Watch]) -> list[Watch]:
 
 def several_of(names_filter: NamesFilter) -> list[Wanted | None]:
     """Return a filter as a list: None stands for all hook points."""
-    if names_filter is None or isinstance(names_filter, (str, Watch)) or callable(names_filter):
+    if names_filter is None or isinstance(names_filter, (str, Part)) or callable(names_filter):
         return [names_filter]
     return list(names_filter) if isinstance(names_filter, Iterable) else [names_filter]
 

@@ -10,7 +10,9 @@ from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.bridged import BridgedModel
 from ropebridge.inputs import floating_parameter
 from ropebridge.requests import NamesFilter, find_watches, one_for_each_name
-from ropebridge_spec import ContractError, Watch, axis_sizes, shape_of, ungrouped
+from ropebridge.watch import Watch
+from ropebridge_spec import ContractError, axis_sizes, shape_of, ungrouped
+from ropebridge_spec import Watch as Part
 
 
 def bytes_needed(
@@ -53,7 +55,7 @@ def bytes_needed(
 
 
 def bytes_of(
-    watch: Watch,
+    watch: Part,
     layer: PositionEmbeddingsAttentionBridge,
     batch: int,
     pos: int,
@@ -72,4 +74,8 @@ def bytes_of(
         length if numbers is None else len(numbers)
         for length, numbers in zip(shape, chosen, strict=True)
     ]
+    if isinstance(watch, Watch) and watch.reduce is not None:
+        wide = torch.promote_types(kept, torch.float32) if dtype is None else dtype
+        batch, heads, query, key = lengths
+        return watch.reduce.bytes_needed(batch, heads, query, key, wide)
     return math.prod(lengths) * kept.itemsize

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from benchmarks.contests import EXPLICIT, LINEAR, Contest, contest, decode_layer, decode_model, edit
+from ropebridge import Entropy, Largest, MeanOverQueries, TopK
 
 LENGTHS = (128, 512, 2048, 8192)
 PATTERN = ("hook_pattern",)
@@ -37,6 +38,7 @@ class Row:
 NOTHING = {128: 1.0, 512: 0.92, 2048: 0.97, 8192: 0.97}
 NO_TARGET = {512: None, 2048: None}
 HEAD, LAST = {"heads": 3}, {"query": slice(-16, None)}
+REDUCED = {512: None, 2048: 1.7}
 PARTS = {512: 1.05, 2048: 1.05, 8192: 1.05}
 
 ROWS = (
@@ -81,6 +83,20 @@ ROWS = (
         "sdpa",
         partial(contest, watch=PATTERN, part=HEAD | LAST, hook=edit),
         NO_TARGET,
+    ),
+    Row("top 8 keys", "sdpa", partial(contest, watch=PATTERN, part={"reduce": TopK(8)}), REDUCED),
+    Row("entropy", "sdpa", partial(contest, watch=PATTERN, part={"reduce": Entropy()}), REDUCED),
+    Row(
+        "largest weight",
+        "sdpa",
+        partial(contest, watch=PATTERN, part={"reduce": Largest()}),
+        REDUCED,
+    ),
+    Row(
+        "mean over queries",
+        "sdpa",
+        partial(contest, watch=PATTERN, part={"reduce": MeanOverQueries()}),
+        REDUCED,
     ),
     Row("nothing, backward too", "sdpa", partial(contest, backward=True), {512: None, 2048: 1.0}),
     Row(

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.contests import EXPLICIT, LINEAR, contest
 from benchmarks.memory import Counter, memory_without_gradients
+from ropebridge import Entropy, MeanOverQueries, TopK
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +52,29 @@ def test_a_watched_pattern_takes_its_own_memory_beside_the_fused_path() -> None:
     own, fused = memory_without_gradients(made.ours), memory_without_gradients(made.theirs)
     assert own.largest == PATTERN
     assert own.peak <= 1.15 * (PATTERN + fused.peak)
+
+
+@pytest.mark.parametrize(
+    ("part", "numbers"),
+    [
+        ({"heads": 3}, POS * POS),
+        ({"query": slice(-16, None)}, 16 * 16 * POS),
+        ({"heads": [3, 9], "query": slice(-16, None)}, 2 * 16 * POS),
+        ({"key": 0}, 16 * POS),
+        ({"reduce": Entropy()}, 16 * POS),
+        ({"reduce": MeanOverQueries()}, 16 * POS),
+        ({"reduce": TopK(4)}, 3 * 4 * 16 * POS),
+    ],
+    ids=str,
+)
+def test_memory_grows_with_the_part_alone(part: dict[str, Any], numbers: int) -> None:
+    """Beside the fused path, the part (and a copy of it, to know an edit) and two blocks of 64
+    rows."""
+    made = contest(POS, watch=["hook_pattern"], part=part)
+    own, fused = memory_without_gradients(made.ours), memory_without_gradients(made.theirs)
+    block = 16 * 64 * POS * 4
+    assert own.largest <= max(block, numbers * 4, fused.largest)
+    assert own.peak <= fused.peak + 2 * numbers * 4 + 2 * block
 
 
 def test_scores_and_pattern_take_the_memory_of_both_and_no_third() -> None:

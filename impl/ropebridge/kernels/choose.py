@@ -3,6 +3,8 @@ chooses."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -33,8 +35,8 @@ def attend(
     kernel = choose(demand, layer.kernels).kernel
     if kernel == "parts":
         beside = choose(demand.unshown, layer.kernels).kernel
-        z = attend_unshown(beside, q, k, v, seen, layer)
-        return attend_by_parts(z, q, k, v, seen, layer), None
+        make = partial(attend_unshown, beside, q, k, v, seen, layer)
+        return attend_by_parts(make, q, k, v, seen, layer), None
     if not demand.shown:
         return attend_unshown(kernel, q, k, v, seen, layer), None
     if kernel == "row_blocks":

@@ -124,7 +124,8 @@ def choose_shown(demand: Demand, settings: KernelSettings) -> Choice:
     whole = demand.transformed or demand.derivatives or demand.dropout
     if whole:
         return choose_explicit(demand, "parts are wanted, and made of the whole", settings)
-    return Choice("parts", f"parts are wanted, beside {choose(demand.unshown, settings).kernel}")
+    beside = choose(demand.unshown, settings).kernel
+    return Choice("parts", f"parts are wanted; z by {beside}, or where they need all rows by them")
 
 
 def choose_explicit(demand: Demand, why: str, settings: KernelSettings) -> Choice:

@@ -1,13 +1,14 @@
-"""Parts of scores and pattern (clauses PART-1, PART-2): made for hooks that watch nothing else,
-beside a z that comes from a kernel which makes neither; no autograd.
+"""Parts of scores and pattern (clauses PART-1, PART-2), and reductions of the pattern: made for
+hooks that watch nothing else; no autograd.
 
-Only rows and heads that some part needs are made, by blocks of rows, and only the parts are kept.
-Where a hook edits its part, the rows of z that depend on it are made again.
+Only rows and heads that somebody needs are made, by blocks of rows, and only what was asked for is
+kept. z comes from a kernel that makes no pattern, or where all rows of all heads are made anyway
+from those. Where a hook edits its part, the rows of z that depend on it are made again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,26 +16,19 @@ from torch import Tensor
 
 from ropebridge.base import AttentionBridge
 from ropebridge.hooks import Hook, HookPoint
-from ropebridge.kernels.row_blocks import Block, RowBlocks
+from ropebridge.kernels.pieces import Needing, Piece, Pieces
+from ropebridge.kernels.reducing import Reducing
+from ropebridge.kernels.row_blocks import Block
 from ropebridge.masks import Visibility
-from ropebridge.parts import (
-    Index,
-    common,
-    index_of,
-    is_nothing,
-    read_part,
-    united,
-    within,
-    write_part,
-)
+from ropebridge.parts import Index, common, index_of, is_nothing, read_part, write_part
 from ropebridge.stages.pattern import refuse_nan
 from ropebridge.stages.scores import refuse_no_numbers, refuse_numbers_at
-from ropebridge_spec import Selection, compact
+from ropebridge_spec import Selection
 
 ALL = slice(None)
 
 
-@dataclass
+@dataclass(eq=False)
 class Part:
     """Hold what one hook is shown, and then what it left.
 
@@ -51,143 +45,129 @@ class Part:
         return self.selection.heads, self.selection.query, self.selection.key
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Hold heads that share their kv heads with no others that are wanted, and the rows wanted of
-    them.
-
-    heads, kv_heads: their numbers. rows: in order. blocks: what makes them.
-    """
-
-    heads: Sequence[int]
-    kv_heads: slice
-    rows: Sequence[int]
-    blocks: RowBlocks
-
-    def place(self, block: Block) -> tuple[Sequence[int], ...]:
-        """Return the numbers of heads, rows and keys that a block makes."""
-        rows, keys = block.rows, block.keys
-        return self.heads, range(rows.start, rows.stop), range(keys.start, keys.stop)
-
-    def wanted(self, block: Block) -> Sequence[int]:
-        """Return those rows of a block that are wanted."""
-        return compact([row for row in self.rows if block.rows.start <= row < block.rows.stop])
-
-
 def attend_by_parts(
-    z: Tensor, q: Tensor, k: Tensor, v: Tensor, seen: Visibility, layer: AttentionBridge
+    beside: Callable[[], Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Visibility,
+    layer: AttentionBridge,
 ) -> Tensor:
     """Return z (batch, query, head, width) as the hooks of parts leave it.
 
     Args:
-        z: as it is without them; written to.
+        beside: makes z by a kernel that makes no pattern.
         q: (batch, head, query, d_head). k, v: (batch, kv_head, key, width).
     """
-    making = Making(q, k, seen, layer)
-    making.edited_scores = making.show(layer.hook("hook_attn_scores"), making.score)
-    making.edited_pattern = making.show(layer.hook("hook_pattern"), making.weigh)
-    making.mix_again(z, v)
-    return z
+    making = Making(Pieces(q, k, seen, layer), v)
+    making.show_scores(layer.hook("hook_attn_scores"))
+    making.show_pattern(layer.hook("hook_pattern"))
+    making.show_reductions(layer.hook("hook_pattern"))
+    return making.finish(beside)
 
 
 class Making:
-    """Make scores and pattern of the rows and heads that parts need.
+    """Make scores and pattern of the rows and heads that parts need, show them, and go on with what
+    hooks left.
 
     Args:
-        q: (batch, head, query, d_head). k: (batch, kv_head, key, d_head).
+        pieces: gathers what is needed. v: (batch, kv_head, key, width).
 
     Attributes:
         edited_scores, edited_pattern: the parts that hooks edited, in the order of the hooks.
+        z: (batch, query, head, width), once it was made of all rows of all heads.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, seen: Visibility, layer: AttentionBridge) -> None:
-        self.q, self.k, self.seen, self.layer = q, k, seen, layer
-        self.variant, self.sinks = layer.effective, layer.sinks
+    def __init__(self, pieces: Pieces, v: Tensor) -> None:
+        self.pieces, self.v = pieces, v
+        self.shape = (*pieces.q.shape[:3], pieces.k.shape[2])
         self.edited_scores: list[Part] = []
         self.edited_pattern: list[Part] = []
+        self.z: Tensor | None = None
 
-    def show(self, point: HookPoint, make: Callable[[Piece, Block], Tensor]) -> list[Part]:
-        """Show each hook of a part its own, made block by block, and return those that were edited.
-        A hook sees what those before it left (PART-2).
+    @property
+    def edited(self) -> list[Part]:
+        """Return all parts that hooks edited."""
+        return [*self.edited_scores, *self.edited_pattern]
+
+    def show_scores(self, point: HookPoint) -> None:
+        """Show each hook of a part of the scores its own.
 
         Raises:
-            ContractError: an edit breaks SCORE-3 or SCORE-6, or leaves NaN in the pattern.
+            ContractError: an edit breaks SCORE-3 or SCORE-6.
         """
-        scores = point.spec.name == "hook_attn_scores"
-        shape = (*self.q.shape[:3], self.k.shape[2])
-        parts = [
-            self._empty(hook, point, shape, -torch.inf if scores else 0.0) for hook in point.parts
-        ]
-        for piece in self.pieces(parts):
+        parts = [self._empty(hook, point, -torch.inf) for hook in point.parts]
+        for piece in self.pieces.of(parts):
             for block in piece.blocks.blocks:
-                made = make(piece, block)
-                for part in parts:
-                    copy_common(made, piece.place(block), part.tensor, part.numbers)
-        forbidden = [part.tensor == -torch.inf if scores else None for part in parts]
-        edited: list[Part] = []
+                fill(parts, self.score(piece, block), piece.place(block))
+        forbidden = [part.tensor == -torch.inf for part in parts]
+        self.edited_scores = show(point, parts)
         for part, hidden in zip(parts, forbidden, strict=True):
-            for earlier in edited:
-                copy_common(earlier.tensor, earlier.numbers, part.tensor, part.numbers)
-            part.tensor, changed = point.show_part(part.hook, part.selection, part.tensor)
-            if changed:
-                refuse_unfit(part.tensor, hidden, point.name)
-                edited.append(part)
-        if edited:
-            point.note_edit()
-        return edited
+            if part in self.edited_scores:
+                refuse_no_numbers(part.tensor, point.name)
+                refuse_numbers_at(hidden, part.tensor, point.name)
 
-    def _empty(self, hook: Hook, point: HookPoint, shape: Sequence[int], number: float) -> Part:
-        """Return a part that holds one number, which stands where no block has keys."""
-        selection = point.selection_of(hook, shape)
-        chosen = selection.along(point.spec.axes)
-        lengths = [n if of is None else len(of) for n, of in zip(shape, chosen, strict=True)]
-        with torch.inference_mode(False):  # what hooks write into it is counted
-            return Part(hook, selection, self.q.new_full(lengths, number))
+    def show_pattern(self, point: HookPoint) -> None:
+        """Show each hook of a part of the pattern its own.
 
-    def pieces(self, parts: Sequence[Part], *, all_keys: bool = False) -> Iterator[Piece]:
-        """Yield the rows and heads that parts need, those of several kv heads together where all
-        their heads need the same rows.
-
-        Args:
-            parts: what needs them.
-            all_keys: whether blocks hold all keys, and not only those that a row of them may see.
+        Raises:
+            ContractError: an edit left NaN in it.
         """
-        kv_heads = self.k.shape[1]
-        group = self.q.shape[1] // kv_heads
-        first = 0
-        while first < kv_heads:
-            needing = self._needing(parts, first, group)
-            stop = first + 1
-            if all(part.selection.heads is None for part in needing):
-                while stop < kv_heads and self._needing(parts, stop, group) == needing:
-                    stop += 1
-            if needing:
-                own = range(first * group, stop * group)
-                heads = [h for h in own if any(holds(part.selection.heads, h) for part in needing)]
-                rows = united([part.selection.query for part in needing], self.seen.query)
-                yield self._piece(compact(heads), slice(first, stop), compact(rows), all_keys)
-            first = stop
+        parts = [self._empty(hook, point, 0.0) for hook in point.parts]
+        self._make(parts, lambda weights, place: fill(parts, weights, place))
+        self.edited_pattern = show(point, parts)
+        for part in self.edited_pattern:
+            if part.tensor.numel():
+                refuse_nan(part.tensor, point.name)
 
-    def _needing(self, parts: Sequence[Part], kv_head: int, group: int) -> list[Part]:
-        """Return the parts that hold a head of this kv head."""
-        own = range(kv_head * group, (kv_head + 1) * group)
-        return [part for part in parts if any(holds(part.selection.heads, head) for head in own)]
+    def show_reductions(self, point: HookPoint) -> None:
+        """Show each hook of a reduction what is made of its rows of the pattern, as hooks left
+        it."""
+        hooks = point.reductions
+        asked = [Reducing(hook, point.selection_of(hook, self.shape), self.shape) for hook in hooks]
 
-    def _piece(
-        self, heads: Sequence[int], kv_heads: slice, rows: Sequence[int], all_keys: bool
-    ) -> Piece:
-        """Return what makes some rows of some heads."""
-        many, seen, index = self.layer.kernels.rows, self.seen, index_of(heads)
-        around = (within(rows, start, start + many) for start in range(0, seen.query, many))
-        blocks = [
-            Block(run, slice(0, seen.key) if all_keys else seen.keys_of(run))
-            for run in around
-            if run is not None
-        ]
-        sinks = None if self.sinks is None else self.sinks[index]
-        q, k = self.q[:, index], self.k[:, kv_heads]
-        made = RowBlocks(q, k, seen, self.variant, sinks, blocks, index)
-        return Piece(heads, kv_heads, rows, made)
+        def reduce(weights: Tensor, place: tuple[Sequence[int], ...]) -> None:
+            for one in asked:
+                one.add(weights, place)
+
+        self._make(asked, reduce)
+        for one in asked:
+            point.show_reduced(one.hook, one.selection, one.result(self.pieces.q))
+
+    def _make(
+        self,
+        parts: Sequence[Needing],
+        take: Callable[[Tensor, tuple[Sequence[int], ...]], None],
+    ) -> None:
+        """Make the blocks of the pattern that parts need, and hand each to a function, with its
+        place. Where they are all there is, z is made of them on the way."""
+        # an edited pattern may have a weight at any key
+        pieces = self.pieces.of(parts, all_keys=bool(self.edited_pattern))
+        whole = any(piece.whole for piece in pieces) and self._mixes_on_the_way()
+        if whole:
+            self.z = pieces[0].blocks.new_z(self.v)
+
+        for piece in pieces:
+            values = piece.blocks.joined(self.v) if whole else None
+            for block in piece.blocks.blocks:
+                weights = self.weigh(piece, block)
+                if self.z is not None and values is not None:
+                    piece.blocks.mix_into(self.z, weights, values[:, block.keys], block.rows)
+                take(weights, piece.place(block))
+
+    def _mixes_on_the_way(self) -> bool:
+        """Return whether z comes from these blocks: not where it is there already, nor where
+        another kernel is preferred, or few large operations are faster."""
+        layer = self.pieces.layer
+        return self.z is None and layer.kernels.prefer != "fused" and self.v.device.type == "cpu"
+
+    def _empty(self, hook: Hook, point: HookPoint, number: float) -> Part:
+        """Return a part that holds one number, which stands where no block has keys."""
+        selection = point.selection_of(hook, self.shape)
+        chosen = selection.along(point.spec.axes)
+        lengths = [n if of is None else len(of) for n, of in zip(self.shape, chosen, strict=True)]
+        with torch.inference_mode(False):  # what hooks write into it is counted
+            return Part(hook, selection, self.pieces.q.new_full(lengths, number))
 
     def score(self, piece: Piece, block: Block) -> Tensor:
         """Return the scores (batch, heads, rows, keys) of a block as hooks left them: where what
@@ -209,25 +189,41 @@ class Making:
             copy_common(part.tensor, part.numbers, weights, piece.place(block))
         return weights
 
-    def mix_again(self, z: Tensor, v: Tensor) -> None:
-        """Write those rows of z (batch, query, head, width) that depend on what was edited."""
-        edited = [*self.edited_scores, *self.edited_pattern]
-        # an edited pattern may have a weight at any key
-        for piece in self.pieces(edited, all_keys=bool(self.edited_pattern)):
-            values = piece.blocks.joined(v[:, piece.kv_heads])
+    def finish(self, beside: Callable[[], Tensor]) -> Tensor:
+        """Return z (batch, query, head, width), made beside where it was not on the way; the rows
+        that depend on what was edited since are made again."""
+        z = beside() if self.z is None else self.z
+        for piece in self.pieces.of(self.edited, all_keys=bool(self.edited_pattern)):
+            values = piece.blocks.joined(self.v[:, piece.kv_heads])
             for block in piece.blocks.blocks:
                 weights = piece.blocks.grouped(self.weigh(piece, block))
                 mixed = torch.bmm(weights, values[:, block.keys])
                 mixed = mixed.view(z.shape[0], len(piece.heads), -1, z.shape[-1]).transpose(1, 2)
-                wanted = piece.wanted(block)
-                _, there = common(wanted, range(block.rows.start, block.rows.stop))
-                rows = read_part(mixed, [ALL, there, ALL, ALL]).to(z.dtype)
-                write_part(z, [ALL, index_of(wanted), index_of(piece.heads), ALL], rows)
+                rows, there = piece.wanted(block)
+                again = read_part(mixed, [ALL, there, ALL, ALL]).to(z.dtype)
+                write_part(z, [ALL, rows, index_of(piece.heads), ALL], again)
+        return z
 
 
-def holds(numbers: Sequence[int] | None, number: int) -> bool:
-    """Return whether a number is one of several; None holds all."""
-    return numbers is None or number in numbers
+def show(point: HookPoint, parts: Sequence[Part]) -> list[Part]:
+    """Show each part to its hook, which sees what those before it left (PART-2), and return those
+    that were edited."""
+    edited: list[Part] = []
+    for part in parts:
+        for earlier in edited:
+            copy_common(earlier.tensor, earlier.numbers, part.tensor, part.numbers)
+        part.tensor, changed = point.show_part(part.hook, part.selection, part.tensor)
+        if changed:
+            edited.append(part)
+    if edited:
+        point.note_edit()
+    return edited
+
+
+def fill(parts: Sequence[Part], made: Tensor, place: tuple[Sequence[int], ...]) -> None:
+    """Copy to each part what it holds of a block (batch, heads, rows, keys)."""
+    for part in parts:
+        copy_common(made, place, part.tensor, part.numbers)
 
 
 def places(
@@ -249,20 +245,3 @@ def copy_common(
     here, there = places(source_numbers, target_numbers)
     if not is_nothing(here):
         write_part(target, there, read_part(source, here).to(target.dtype))
-
-
-def refuse_unfit(left: Tensor, forbidden: Tensor | None, name: str) -> None:
-    """Refuse what an edit may not leave in a part of the scores (SCORE-3, SCORE-6), or of the
-    pattern.
-
-    Args:
-        left: (batch, heads, rows, keys).
-        forbidden: where a query may not see a key, of scores; None of a pattern.
-    """
-    if not left.numel() or left.is_meta:
-        return
-    if forbidden is None:
-        refuse_nan(left, name)
-    else:
-        refuse_no_numbers(left, name)
-        refuse_numbers_at(forbidden, left, name)
