@@ -24,7 +24,7 @@ ALLOWED = {
     "ropebridge_spec": set(),
     "ropebridge_reference": {"ropebridge_spec", "torch", "einops", "jaxtyping"},
     "ropebridge": {
-        *("ropebridge_spec", "torch", "transformers", "packaging", "tqdm"),
+        *("ropebridge_spec", "torch", "transformers", "packaging", "safetensors", "tqdm"),
         "accelerate",  # where it dispatched the model itself
     },
     "ropebridge_conformance": {

@@ -12,6 +12,8 @@ In use:
 from ropebridge.base import AttentionBridge
 from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.bridged import BridgedModel
+from ropebridge.captured import Captured
+from ropebridge.capturing import CapturePlan, capture, plan_capture
 from ropebridge.hooks import HookHandle, HookPoint
 from ropebridge.kernels.demand import KernelSettings
 from ropebridge.model import attach, get_bridged_model
@@ -58,6 +60,8 @@ __all__ = [
     "AttachError",
     "AttentionBridge",
     "BridgedModel",
+    "CapturePlan",
+    "Captured",
     "ContractError",
     "Entropy",
     "Family",
@@ -89,6 +93,8 @@ __all__ = [
     "WeightOn",
     "attach",
     "bytes_needed",
+    "capture",
     "describe",
     "get_bridged_model",
+    "plan_capture",
 ]
