@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ropebridge.position import positions
@@ -119,11 +120,15 @@ def read_call(
         ContractError: no hidden states, or of another shape; or an argument that is not understood,
             or asks for what the layer does not do (ARG-1).
     """
-    by_role = sort_by_role(name, signature, args, kwargs)
+    # a name that is read would make a compiled graph for each layer
+    said = "the layer" if torch.compiler.is_compiling() else repr(name)
+    by_role = sort_by_role(said, signature, args, kwargs)
     hidden_states = check_hidden_states(name, by_role.get("hidden_states"), variant.d_model)
-    refuse_other_causality(repr(name), variant, by_role.get("is_causal"))
+    refuse_other_causality(said, variant, by_role.get("is_causal"))
     cache = by_role.get("cache")
-    layer = cache_layer(module, by_role.get("layer"), by_role.get("cache_offset"))
+    layer = 0  # where nobody asks: its number would make a compiled graph for each layer
+    if cache is not None or variant.projections.beside is not None:
+        layer = cache_layer(module, by_role.get("layer"), by_role.get("cache_offset"))
     refuse_other_cache(name, cache, signature)
     mask = by_role.get("attention_mask")
     refuse_half_an_encoder(name, module, mask, by_role.get("is_causal"))
@@ -151,12 +156,12 @@ def read_call(
 
 
 def sort_by_role(
-    name: str, signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+    said: str, signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return role -> value of the arguments that the layer reads and that are not None (ARG-1)."""
     if len(args) > len(signature.parameters):
         raise ContractError(
-            f"{name!r} was called with {len(args)} positional arguments, and its class takes"
+            f"{said} was called with {len(args)} positional arguments, and its class takes"
             f" {len(signature.parameters)}: {', '.join(signature.parameters)}"
         )
     by_position = dict(zip(signature.parameters, args, strict=False))
@@ -164,10 +169,10 @@ def sort_by_role(
     for argument, value in (*by_position.items(), *kwargs.items()):
         if value is None:
             continue
-        meaning = meaning_of(repr(name), argument, signature.meanings)
+        meaning = meaning_of(said, argument, signature.meanings)
         if meaning.use == "used" and by_role.setdefault(meaning.role, value) is not value:
             raise ContractError(
-                f"{name!r} was called with two values for {meaning.role}, one of them as"
+                f"{said} was called with two values for {meaning.role}, one of them as"
                 f" {argument}; pass one"
             )
     return by_role

@@ -20,7 +20,9 @@ from ropebridge_spec import ContractError
 
 
 def recomputing() -> bool:
-    """Return whether this call is made in a backward pass."""
+    """Return whether this call is made in a backward pass; a compiled graph is made in none."""
+    if torch.compiler.is_compiling():
+        return False
     return bool(torch._C._current_graph_task_id() != -1)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
+from ropebridge import compiled
 from ropebridge.checkpointing import Edits, recomputing
 from ropebridge.owners import Owner, present, this_thread
 from ropebridge.parts import Index, index_of, read_part, write_part
@@ -107,7 +108,8 @@ class HookPoint(nn.Module):
 
     It keeps its own list of functions: torch's forward hooks, added after `torch.compile`, silently
     never fire. A hook belongs to the thread that added it, or to the `hooks()` block that holds it,
-    and fires in no run of another; a compiled graph alone does not tell threads from each other.
+    and fires in no run of another; a compiled graph that takes in the code of hooks, because a
+    gradient flows through it, alone does not tell threads from each other.
 
     Attributes:
         name: the full name, `blocks.{layer}.attn.hook_pattern`.
@@ -126,6 +128,11 @@ class HookPoint(nn.Module):
         self._notes = Notes()
         self.selection: Selection | None = None
         self.detached = False
+        self._number = compiled.register(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._number = compiled.register(self)  # a copy is another point
 
     if TYPE_CHECKING:
 
@@ -164,6 +171,8 @@ class HookPoint(nn.Module):
     def watched_whole(self) -> bool:
         """Return whether a hook that concerns the running thread is given all that this point
         holds, or a gradient there."""
+        if torch.compiler.is_compiling():
+            return self.watched  # parts are then made of the whole
         return self.watched and (
             bool(self._mine(self._bwd)) or any(not hook.watch for hook in self._mine(self._fwd))
         )
@@ -279,6 +288,9 @@ class HookPoint(nn.Module):
         """
         if not self.watched:
             return tensor
+        if torch.compiler.is_compiling() and not self._inlined(tensor):
+            left: Tensor = compiled.show(tensor, self._number)
+            return left
         own = fresh and tensor.is_contiguous()
         shown = tensor = tensor if own else tensor.clone(memory_format=torch.contiguous_format)
         before = version(shown)
@@ -300,6 +312,11 @@ class HookPoint(nn.Module):
         if backward:
             self._hook_gradient(tensor, backward)
         return tensor
+
+    def _inlined(self, tensor: Tensor) -> bool:
+        """Return whether a compiled graph takes the code of the hooks in: where a gradient flows
+        through it, which must flow through what they do."""
+        return bool(self._bwd) or (torch.is_grad_enabled() and tensor.requires_grad)
 
     def note_edit(self) -> None:
         """Note that a hook edited here, which a recomputation must do too (FIRE-2)."""
