@@ -6,7 +6,7 @@ FAMILIES ?=
 RESULTS ?= results/run.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help quick quick-tests quick-zoo run test format lint hooks wheel legs leg-oldest leg-newest real spec sequences mutants coverage subjects bench bench-compare bench-scaling clean
+.PHONY: help quick quick-tests quick-zoo run test format lint hooks wheel legs leg-oldest leg-newest real spec sequences mutants coverage subjects bench bench-compare bench-scaling gpu clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -88,6 +88,9 @@ bench-scaling: .venv/installed ## how time and memory grow with the number of po
 
 bench-compare: .venv/installed ## the last `make bench` beside the committed one
 	$(BIN)/python tests/benchmarks/table.py results/bench.json --compare
+
+gpu: ## on a machine with an accelerator: the conformance suite there, and times in half precision
+	PYTHONPATH=impl:reference:conformance:tests $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/benchmarks/gpu.py results
 
 spec: .venv/installed ## write SPEC.md and the README's hook table from the contract
 	$(BIN)/python -m ropebridge_spec

@@ -99,14 +99,16 @@ def gpt_oss(attn: str, **more: Any) -> tuple[nn.Module, nn.Module]:
 FAMILIES = {"llama": llama, "mistral": mistral, "gemma2": gemma2, "gpt_oss": gpt_oss}
 
 
-def layer(family: str, attn: str, dtype: torch.dtype, trained: bool) -> tuple[Any, nn.Module]:
+def layer(
+    family: str, attn: str, dtype: torch.dtype, trained: bool, device: str = "cpu"
+) -> tuple[Any, nn.Module]:
     """An attention layer of a family with the same numbers each time, and its rotary module."""
     torch.manual_seed(0)
     module, rotary = FAMILIES[family](attn)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.03)
-    return module.eval().requires_grad_(trained).to(dtype), rotary
+    return module.eval().requires_grad_(trained).to(device, dtype), rotary.to(device)
 
 
 def bridged(module: nn.Module, rotary: nn.Module) -> PositionEmbeddingsAttentionBridge:
@@ -130,14 +132,15 @@ def contest(
     padding: int = 0,
     backward: bool = False,
     part: Mapping[str, Any] | None = None,
+    device: str = "cpu",
 ) -> Contest:
     """A layer over so many positions, watched whole or in part, against the layer alone.
 
     Each is handed the mask that its model would hand it: eager always one, sdpa where positions are
     padded or a window says more than causality.
     """
-    module, rotary = layer(family, ours, dtype, backward)
-    other, _ = layer(family, "sdpa" if against == "layer" else against, dtype, backward)
+    module, rotary = layer(family, ours, dtype, backward, device)
+    other, _ = layer(family, "sdpa" if against == "layer" else against, dtype, backward, device)
     bridge = bridged(module, rotary)
     for name in watch:
         bridge.hook_points[name].add_hook(hook, **(part or {}))
@@ -169,13 +172,15 @@ def differentiate(call: Any, inputs: dict[str, Any]) -> Tensor:
     return x.grad
 
 
-def decode_layer(watch: Sequence[str] = ()) -> Contest:
+def decode_layer(
+    watch: Sequence[str] = (), dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Contest:
     """One step of decoding of one layer, after 4096 cached positions."""
-    module, rotary = layer("llama", "sdpa", torch.float32, False)
+    module, rotary = layer("llama", "sdpa", dtype, False, device)
     bridge = bridged(module, rotary)
     for name in watch:
         bridge.hook_points[name].add_hook(look)
-    inputs = bridge.get_random_inputs(1, CACHED + 1, seed=0)
+    inputs = bridge.get_random_inputs(1, CACHED + 1, dtype=dtype, seed=0)
     cos, sin = inputs["position_embeddings"]
     step = {
         "hidden_states": inputs["hidden_states"][:, -1:],
@@ -186,6 +191,7 @@ def decode_layer(watch: Sequence[str] = ()) -> Contest:
     def run(call: Any) -> Run:
         cache = DynamicCache(config=module.config)
         keys = torch.randn(1, 4, CACHED, 64, generator=torch.Generator().manual_seed(1))
+        keys = keys.to(device, dtype)
         cache.update(keys, keys, 0)
         (name,) = (n for n in bridge.signature.parameters if n in CACHES)
 
