@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ropebridge import ContractError, HookNeverFired, UnknownHook, attach
+from ropebridge.kernels import shown
 
 pytestmark = [
     pytest.mark.slow,
@@ -209,3 +210,26 @@ def test_a_cache_of_everything_in_many_layers_costs_what_its_hooks_cost(build: A
 
         pairs = [(timed(lambda: bridged.run_with_cache(ids)), timed(one_by_one)) for _ in range(12)]
         assert median(cached / single for cached, single in pairs) < 1.5
+
+
+def test_z_does_not_wait_for_a_cache_that_keeps_the_pattern(
+    build: Any, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made on the way, where nobody else is shown the pattern who may edit it."""
+    bridged = attach(build("llama", "sdpa"), verify=False)
+    name = "blocks.0.attn.hook_pattern"
+    with torch.no_grad():
+        plain = bridged(tokens).logits
+        halved = bridged.run_with_hooks(tokens, fwd_hooks=[(name, lambda p, hook: p * 0.5)]).logits
+        mixed: list[Any] = []
+        real = shown.mix
+        monkeypatch.setattr(shown, "mix", lambda *given: mixed.append(given) or real(*given))
+        output, _ = bridged.run_with_cache(tokens, names_filter=name)
+        assert not mixed
+        torch.testing.assert_close(output.logits, plain, rtol=1e-4, atol=1e-5)
+        output, cache = bridged.run_with_cache(
+            tokens, names_filter=name, fwd_hooks=[(name, lambda p, hook: p.mul_(0.5))]
+        )
+    assert len(mixed) == 1
+    torch.testing.assert_close(output.logits, halved, rtol=1e-4, atol=1e-5)
+    assert float(cache[name].sum(-1).max()) < 0.51

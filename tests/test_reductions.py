@@ -23,6 +23,8 @@ from ropebridge import (
 )
 from ropebridge_spec import ContractError, Selection
 
+pytestmark = pytest.mark.slow
+
 PATTERN = "blocks.0.attn.hook_pattern"
 REDUCTIONS: list[tuple[Reduction, Callable[[Tensor], Tensor]]] = [
     (TopK(3), lambda p: p.topk(3).values),

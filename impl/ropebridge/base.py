@@ -14,6 +14,7 @@ from ropebridge.checkpointing import Edits
 from ropebridge.hooks import HookPoint
 from ropebridge.kernels.buffers import Buffers
 from ropebridge.kernels.demand import KernelSettings
+from ropebridge.once import Once
 from ropebridge.switches import Switches, implementation_of, read_switches, refuse_changes
 from ropebridge.versions import sdpa_refuses_softcaps
 from ropebridge.weights import WeightViews
@@ -86,7 +87,7 @@ class AttentionBridge(WeightViews, nn.Module):
         self._switches: Switches | None = None
         self.roles: Mapping[str, str] = {}
         self.kernels = KernelSettings()
-        self.memory = Buffers()
+        self.memory, self.once = Buffers(), Once()
         self._edits = Edits()
 
     variant: Variant

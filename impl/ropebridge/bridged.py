@@ -17,9 +17,10 @@ from ropebridge.bridge import PositionEmbeddingsAttentionBridge
 from ropebridge.caching import ActivationCache, Keep, Positions, Recording, keep_once
 from ropebridge.explaining import Explanation, explain_layers
 from ropebridge.finding import innermost_around
-from ropebridge.hooks import Direction, HookFunction, HookHandle, HookPoint
+from ropebridge.hooks import Direction, HookFunction, HookHandle, HookPoint, Look
 from ropebridge.kernels.buffers import Buffers
 from ropebridge.model_arguments import accepted_names, refuse_unnamed
+from ropebridge.once import Once
 from ropebridge.requests import (
     Hooks,
     NamesFilter,
@@ -51,9 +52,10 @@ class BridgedModel:
         self.model = model
         self.layers = tuple(layers)
         self._in_force = list(layers)
-        self._memory = Buffers()
+        self._memory, self._once = Buffers(), Once()
         for layer in layers:
             layer.memory = self._memory  # the pattern of one layer in that of the last
+            layer.once = self._once  # the tables of all layers
 
     def __repr__(self) -> str:
         classes = Counter(type(layer.original_component).__name__ for layer in self.layers)
@@ -105,6 +107,7 @@ class BridgedModel:
                 they were, and no hook is left.
         """
         self._memory.release()
+        self._once.release()
         self._in_force = [layer for layer in self._in_force if not give_back(layer)]
         if not any(bridge_in_force(module) for module in self.model.modules()):
             allow_batching(self.model)
@@ -192,7 +195,7 @@ class BridgedModel:
         watches = narrow_all(points, [one.watch for one in asked], part)
         with owners.block() as owner:
             handles = [
-                points[one.name].place(one, one.dir, owner, watch=watch)
+                points[one.name].place(one, one.dir, owner, watch=watch, looks=one.looks)
                 for one, watch in zip(asked, watches, strict=True)
             ]
             try:
@@ -277,7 +280,7 @@ class BridgedModel:
         """
         cache = ActivationCache()
         keep = Keep(device, dtype, pos_slice, remove_batch_dim)
-        looking = keep_once(cache, keep, gradients=incl_bwd)
+        looking = Look(keep_once(cache, keep, gradients=incl_bwd))
         if pos_slice is not None and query is not None:
             raise ContractError(
                 f"run_with_cache was given pos_slice={pos_slice!r} and query={query!r}, which both"
@@ -328,7 +331,7 @@ class BridgedModel:
             recording = Recording(Keep(device, dtype), owner)
             counter = around.register_forward_pre_hook(recording.begin_pass)
             try:
-                with self.hooks([(watch, recording.look) for watch in watches]):
+                with self.hooks([(watch, Look(recording.look)) for watch in watches]):
                     yield recording
             finally:
                 counter.remove()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge.hooks import under_transform, unreadable
+from ropebridge.readable import under_transform, unreadable
 
 ROWS = 64
 """Query rows per block."""

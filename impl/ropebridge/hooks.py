@@ -3,7 +3,6 @@ or edit it in place."""
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
-from torch.autograd import forward_ad
 
 from ropebridge import compiled
 from ropebridge.checkpointing import Edits, recomputing
 from ropebridge.owners import Owner, present, this_thread
 from ropebridge.parts import Index, index_of, read_part, write_part
+from ropebridge.readable import unreadable, version
 from ropebridge.reductions import Reduced, Reduction, reduce_whole
+from ropebridge.refusals import refuse_reduced_gradient, refuse_uncallable, remedy
 from ropebridge.watch import Watch
 from ropebridge_spec import (
     AttachError,
@@ -40,17 +39,28 @@ Direction = Literal["fwd", "bwd"]
 
 @dataclass(frozen=True, eq=False)
 class Hook:
-    """Hold a function that was hooked, with its hook point bound, whose it is, and what it is to be
-    given, a part or a reduction; None for the whole."""
+    """Hold a function that was hooked, with its hook point bound, whose it is, what it is to be
+    given, a part or a reduction, None for the whole, and whether it is known to look alone."""
 
     fn: HookFunction
     owner: Owner
     watch: Part | None = None
+    looks: bool = False
 
     @property
     def reduce(self) -> Reduction | None:
         """Return the reduction that it is to be given; None for a part or the whole."""
         return self.watch.reduce if isinstance(self.watch, Watch) else None
+
+
+class Look:
+    """Wrap a function that is known to look alone: a cache that keeps what it is shown."""
+
+    def __init__(self, fn: HookFunction) -> None:
+        self.fn = fn
+
+    def __call__(self, tensor: Any, hook: Any) -> None:
+        self.fn(tensor, hook)
 
 
 class Notes(threading.local):
@@ -178,6 +188,13 @@ class HookPoint(nn.Module):
         )
 
     @property
+    def looked_at(self) -> bool:
+        """Return whether the hooks that concern the running thread are known to look alone: what
+        follows need not wait for them."""
+        looking = all(hook.looks for hook in self._mine(self._fwd))
+        return looking and not self._mine(self._bwd)
+
+    @property
     def parts(self) -> list[Hook]:
         """Return the hooks that concern the running thread and are given a part."""
         return [hook for hook in self._mine(self._fwd) if hook.watch and not hook.reduce]
@@ -262,12 +279,14 @@ class HookPoint(nn.Module):
         *,
         prepend: bool = False,
         watch: Part | None = None,
+        looks: bool = False,
     ) -> HookHandle:
-        """Hook a function that was checked, for an owner, to be given what a watch asks for."""
+        """Hook a function that was checked, for an owner, to be given what a watch asks for;
+        `looks`: it is known to look alone."""
         hooks = self._fwd if dir == "fwd" else self._bwd
         part = None if watch is None or watch.whole else watch
         # not a closure: a deep copy of the model then calls its own hook points
-        hook = Hook(partial(fn, hook=self), owner, part)
+        hook = Hook(partial(fn, hook=self), owner, part, looks)
         hooks.insert(0 if prepend else len(hooks), hook)
         return HookHandle(hooks, hook)
 
@@ -452,73 +471,3 @@ class HookPoint(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.name}: {self.spec.axes}"
-
-
-def remedy() -> str:
-    """Return what to do so that a gradient flows, which depends on whether gradients are on."""
-    if torch.is_grad_enabled():
-        return "  let the model's input, or a weight before this point, require a gradient"
-    return (
-        "  gradients are off here: run the model outside of torch.no_grad(); gradient checkpointing"
-        " with use_reentrant=True runs it without them too, so pass\n "
-        " model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant':"
-        " False})"
-    )
-
-
-def refuse_reduced_gradient(watch: Part, dir: Direction) -> None:
-    """Refuse to reduce a gradient."""
-    if dir == "bwd" and isinstance(watch, Watch) and watch.reduce is not None:
-        raise ContractError(
-            f"a backward hook at {watch.name!r} cannot be given {watch.reduce!r}: reductions are of"
-            " the pattern, and not of gradients"
-        )
-
-
-def refuse_uncallable(name: str, fn: object) -> None:
-    """Refuse a hook that cannot be called as `fn(tensor, hook=...)`, where it is given and not
-    where it would fire (FIRE-4)."""
-    if not callable(fn):
-        raise ContractError(
-            f"hook {name!r} was given {type(fn).__name__} {fn!r}; clause FIRE-4 requires a function"
-            " fn(tensor, hook)"
-        )
-    try:
-        signature = inspect.signature(fn)
-    except (TypeError, ValueError):  # a builtin that does not say what it takes
-        return
-    try:
-        signature.bind(None, hook=None)
-    except TypeError as error:
-        raise ContractError(
-            f"hook {name!r} was given a function with the parameters {signature}; clause FIRE-4"
-            f" requires fn(tensor, hook), called with the keyword hook=: {error}"
-        ) from error
-
-
-def unreadable(tensor: Tensor) -> bool:
-    """Return whether values cannot be looked at: on meta, while a graph is compiled, and under
-    `torch.vmap`."""
-    return torch.compiler.is_compiling() or tensor.is_meta or under_vmap()
-
-
-def under_transform() -> bool:
-    """Return whether a transform of `torch.func` runs this code, or forward-mode
-    differentiation."""
-    return not torch.compiler.is_compiling() and (
-        torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-    )
-
-
-def under_vmap() -> bool:
-    """Return whether `torch.vmap` runs this code: a tensor then stands for many."""
-    return under_transform() and any(
-        interpreter.key() == torch._C._functorch.TransformType.Vmap
-        for interpreter in retrieve_all_functorch_interpreters()
-    )
-
-
-def version(tensor: Tensor) -> int | None:
-    """Return how often a tensor was written to; inference tensors and compiled graphs keep no
-    count."""
-    return None if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version

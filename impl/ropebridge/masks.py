@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from ropebridge.extents import ROWS, Extents
-from ropebridge.hooks import unreadable
+from ropebridge.readable import unreadable
 from ropebridge_spec import MaskError
 
 

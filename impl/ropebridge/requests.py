@@ -10,13 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ropebridge.hooks import (
-    Direction,
-    HookFunction,
-    HookPoint,
-    refuse_reduced_gradient,
-    refuse_uncallable,
-)
+from ropebridge.hooks import Direction, HookFunction, HookPoint, Look
+from ropebridge.refusals import refuse_reduced_gradient, refuse_uncallable
 from ropebridge.watch import Watch
 from ropebridge_spec import (
     NARROWED,
@@ -39,12 +34,13 @@ Narrowing = dict[str, Numbers]
 
 
 class Request:
-    """Hold a hook that somebody asked for, the full name and the part in a watch, and whether it
-    fired."""
+    """Hold a hook that somebody asked for, the full name and the part in a watch, whether it is
+    known to look alone, and whether it fired."""
 
     def __init__(self, watch: Part, fn: HookFunction, dir: Direction) -> None:
         self.watch, self.fn, self.dir = watch, fn, dir
         self.name = str(watch.name)
+        self.looks = isinstance(fn, Look)
         self.fired = False
 
     def __call__(self, tensor: Tensor, hook: HookPoint) -> Any:

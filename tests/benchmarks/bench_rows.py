@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.contests import agree
+from benchmarks.contests import agree, contest
 from benchmarks.memory import memory_of
 from benchmarks.rows import ROWS, Row
 
@@ -24,6 +24,31 @@ def rounds_for(pos: int, row: Row) -> int:
     if pos >= 8192:
         return 5
     return 15 if pos >= 2048 else 40 if pos > 8 else 200
+
+
+FAR = 32_768
+"""Positions at which a full pattern of 16 heads would take 69 GB."""
+FAR_BYTES = 1.5e9
+
+
+def test_the_last_row_of_every_head_at_32768_positions(benchmark: Any) -> None:
+    """Runs, in less than 1.5 GB beside its inputs; there is nothing to set it against."""
+    made = contest(FAR, watch=["hook_pattern"], part={"query": -1})
+    with torch.no_grad():
+        own = memory_of(made.ours)
+        benchmark.pedantic(made.ours, rounds=1)
+    assert own.peak < FAR_BYTES
+    benchmark.extra_info.update(
+        row="the last row of every head",
+        against="-",
+        pos=FAR,
+        target=None,
+        theirs=None,
+        ratio=None,
+        peak=own.peak,
+        peak_of_theirs=None,
+        largest=own.largest,
+    )
 
 
 @pytest.mark.parametrize(("row", "pos"), CASES, ids=[f"{row.id}-{pos}" for row, pos in CASES])

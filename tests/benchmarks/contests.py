@@ -21,6 +21,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 from transformers.models.mistral.modeling_mistral import MistralAttention, MistralRotaryEmbedding
 
 from ropebridge import PositionEmbeddingsAttentionBridge, attach
+from ropebridge.hooks import Look
+from ropebridge.owners import this_thread
 
 Run = Callable[[], Any]
 Against = Literal["sdpa", "eager", "layer"]
@@ -143,7 +145,10 @@ def contest(
     other, _ = layer(family, "sdpa" if against == "layer" else against, dtype, backward, device)
     bridge = bridged(module, rotary)
     for name in watch:
-        bridge.hook_points[name].add_hook(hook, **(part or {}))
+        if isinstance(hook, Look):
+            bridge.hook_points[name].place(hook, "fwd", this_thread(), looks=True)
+        else:
+            bridge.hook_points[name].add_hook(hook, **(part or {}))
     inputs = bridge.get_random_inputs(batch, pos, dtype=dtype, seed=0, left_padding=padding)
     mask = inputs.pop("attention_mask")
 

@@ -8,8 +8,18 @@ from functools import partial
 
 import torch
 
-from benchmarks.contests import EXPLICIT, LINEAR, Contest, contest, decode_layer, decode_model, edit
+from benchmarks.contests import (
+    EXPLICIT,
+    LINEAR,
+    Contest,
+    contest,
+    decode_layer,
+    decode_model,
+    edit,
+    look,
+)
 from ropebridge import Entropy, Largest, MeanOverQueries, TopK
+from ropebridge.hooks import Look
 
 LENGTHS = (128, 512, 2048, 8192)
 PATTERN = ("hook_pattern",)
@@ -57,6 +67,12 @@ ROWS = (
         {2048: 0.30},
     ),
     Row("pattern", "sdpa", partial(contest, watch=PATTERN), {128: None, 512: 0.97, 2048: 1.4}),
+    Row(
+        "pattern, by a cache",
+        "sdpa",
+        partial(contest, watch=PATTERN, hook=Look(look)),
+        {512: 0.97, 2048: 1.4},
+    ),
     Row(
         "pattern",
         "eager",

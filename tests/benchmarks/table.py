@@ -29,16 +29,18 @@ def summary(run: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for bench in run["benchmarks"]:
         info = bench["extra_info"]
+        theirs = info["peak_of_theirs"]
         rows.append(
             {
                 "row": info["row"],
                 "against": info["against"],
                 "pos": info["pos"],
                 "target": info["target"],
-                "ratio": round(info["ratio"], 3),
+                "ratio": rounded(info["ratio"]),
                 "ms": round(1e3 * bench["stats"]["median"], 2),
-                "ms_of_theirs": round(1e3 * info["theirs"], 2),
-                "peak_ratio": round(info["peak"] / info["peak_of_theirs"], 3),
+                "ms_of_theirs": rounded(info["theirs"], 1e3),
+                "peak_ratio": rounded(info["peak"] / theirs if theirs else None),
+                "peak_mib": round(info["peak"] / 2**20, 1),
                 "largest_mib": round(info["largest"] / 2**20, 2),
                 "rounds": bench["stats"]["rounds"],
             }
@@ -52,6 +54,16 @@ def summary(run: Mapping[str, Any]) -> dict[str, Any]:
         f" Python {sys.version.split()[0]}",
         "rows": rows,
     }
+
+
+def rounded(number: float | None, times: float = 1.0) -> float | None:
+    """Return a number to three places; None where there is none."""
+    return None if number is None else round(times * number, 3)
+
+
+def shown(number: float | None, form: str = ".2f") -> str:
+    """Return a number as the table has it; a line where there is none."""
+    return "-" if number is None else format(number, form)
 
 
 def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -72,16 +84,16 @@ def as_table(run: Mapping[str, Any], before: Mapping[str, Any] | None = None) ->
             row["row"],
             row["against"],
             str(row["pos"]),
-            f"{row['ratio']:.2f}" + (" !" if missed else ""),
+            shown(row["ratio"]) + (" !" if missed else ""),
             "" if row["target"] is None else f"{row['target']:.2f}",
-            f"{row['ms']:.1f} / {row['ms_of_theirs']:.1f}",
-            f"{row['peak_ratio']:.2f}",
+            f"{row['ms']:.1f} / {shown(row['ms_of_theirs'], '.1f')}",
+            shown(row["peak_ratio"]),
             f"{row['largest_mib']:.1f} MiB",
         ]
         if before:
             old = earlier.get(key(row))
-            slower = old is not None and row["ratio"] > NOISE * old["ratio"]
-            cells.append("new" if old is None else f"{old['ratio']:.2f}" + (" !" if slower else ""))
+            slower = old is not None and (row["ratio"] or 0) > NOISE * (old["ratio"] or 1)
+            cells.append("new" if old is None else shown(old["ratio"]) + (" !" if slower else ""))
         table.add_row(*cells)
     return table
 
@@ -91,29 +103,32 @@ def as_markdown(run: Mapping[str, Any]) -> str:
     lines = [
         f"`{run['command']}`, {run['date']}, {run['machine']}, {run['versions']}",
         "",
-        "| watched | against | S | time | aimed at | ms | peak memory | largest tensor |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| watched | against | S | time | aimed at | ms | peak memory | peak | largest tensor |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in run["rows"]:
         target = "" if row["target"] is None else f"{row['target']:.2f}"
         missed = row["target"] is not None and row["ratio"] > row["target"]
-        ratio = f"**{row['ratio']:.2f}**" if missed else f"{row['ratio']:.2f}"
+        ratio = f"**{row['ratio']:.2f}**" if missed else shown(row["ratio"])
         lines.append(
             f"| {row['row']} | {row['against']} | {row['pos']} | {ratio} | {target} |"
-            f" {row['ms']:.1f} / {row['ms_of_theirs']:.1f} | {row['peak_ratio']:.2f} |"
-            f" {row['largest_mib']:.1f} MiB |"
+            f" {row['ms']:.1f} / {shown(row['ms_of_theirs'], '.1f')} | {shown(row['peak_ratio'])} |"
+            f" {row['peak_mib']:.0f} MiB | {row['largest_mib']:.1f} MiB |"
         )
     return "\n".join(lines)
 
 
 def main(words: list[str]) -> int:
     """Print the table of a run, `table.py run.json`; with `--compare` beside the committed one's,
-    with `--keep` as the new committed one, with `--markdown` for the page."""
+    with `--keep` as the new committed one, with `--markdown` for the page. Of several files the
+    rows of a later one stand in place of an earlier one's."""
     paths = [word for word in words if not word.startswith("--")]
-    if len(paths) != 1:
-        print("table.py takes one file that pytest-benchmark wrote: --benchmark-json=FILE")
+    if not paths:
+        print("table.py takes a file that pytest-benchmark wrote: --benchmark-json=FILE")
         return 2
-    run = summary(json.loads(Path(paths[0]).read_text()))
+    runs = [summary(json.loads(Path(path).read_text())) for path in paths]
+    rows = {key(row): row for run in runs for row in run["rows"]}
+    run = {**runs[-1], "rows": list(rows.values())}
     if "--markdown" in words:
         print(as_markdown(run))
         return 0

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ropebridge.base import AttentionBridge
-from ropebridge.hooks import under_transform
 from ropebridge.kernels.composite import attend_shown, attend_unseen
 from ropebridge.kernels.demand import Demand, Kernel, choose
 from ropebridge.kernels.fused import attend_fused
@@ -17,6 +16,7 @@ from ropebridge.kernels.parts import attend_by_parts
 from ropebridge.kernels.row_blocks import RowBlocks
 from ropebridge.kernels.shown import attend_by_blocks, differentiate_by_blocks
 from ropebridge.masks import Visibility
+from ropebridge.readable import under_transform
 from ropebridge.stages.differential import side_by_side
 
 

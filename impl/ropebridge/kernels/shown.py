@@ -1,6 +1,6 @@
 """Scores and pattern made by blocks of query rows, whole, and shown to hooks (clauses SCORE-1,
 PAT-1). Where hooks watch the pattern, z is made of what they left of it: torch does not count what
-they write through `.data` or numpy, and that is an edit too."""
+they write through `.data` or numpy, and that is an edit too. A cache is known to look alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ropebridge.base import AttentionBridge
-from ropebridge.hooks import version
 from ropebridge.kernels.gradients import MixOfBlocks, PatternOfBlocks, Scoring
 from ropebridge.kernels.row_blocks import Block, RowBlocks, is_everywhere, mix
 from ropebridge.masks import Visibility
+from ropebridge.readable import version
 from ropebridge.stages.pattern import show_pattern
 from ropebridge.stages.scores import refuse_forbidden_keys, refuse_no_numbers
 
@@ -24,7 +24,7 @@ def attend_by_blocks(
     blocks = RowBlocks(q, k, seen, layer.effective, layer.sinks, layer.kernels.rows)
     shape = (*q.shape[:3], k.shape[2])
     point = layer.hook("hook_pattern")
-    values = None if point.watched else v
+    values = v if point.looked_at else None
     scores = show_scores(blocks, shape, layer)
     pattern, clean = layer.memory.lend(shape, q, v.dtype)
     z = blocks.write_pattern(pattern, clean, scores, values)

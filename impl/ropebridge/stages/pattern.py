@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ropebridge.hooks import HookPoint, unreadable
+from ropebridge.hooks import HookPoint
+from ropebridge.readable import unreadable
 from ropebridge_spec import ContractError
 
 

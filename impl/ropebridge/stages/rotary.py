@@ -29,7 +29,9 @@ def rotate_heads(heads: Heads, tables: Tables | None, layer: AttentionBridge) ->
         q = layer.show("hook_rot_q", q)
         k = k if k is None else layer.show("hook_rot_k", k)
         return Heads(q, k, v, heads.gate)
-    turn = turn_of(q, tables, rotary)
+    turn: Turn = layer.once.make(
+        tables, (q.shape[1], q.dtype, rotary), lambda: turn_of(q, tables, rotary)
+    )
     alike = k is not None and k.shape[1] == q.shape[1]
     if k is not None and alike and q.shape[1] <= SHORT:
         both = rotate(torch.cat([q, k], dim=2), turn, rotary)  # (batch, pos, head kv_head, d_head)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ropebridge.calls import Call
-from ropebridge.hooks import HookPoint, unreadable, version
+from ropebridge.hooks import HookPoint
 from ropebridge.products import grouped_product
+from ropebridge.readable import unreadable, version
 from ropebridge_spec import ContractError, Variant
 
 
