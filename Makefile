@@ -80,7 +80,7 @@ real: .venv/installed-real ## attach to Gemma 3 270M and judge it on real text
 
 bench: .venv/installed ## time and memory of a bridged layer, each row against Hugging Face, round by round
 	@mkdir -p results
-	$(BIN)/pytest -q -p benchmark -p no:xdist --timeout 0 --benchmark-json results/bench.json --benchmark-quiet --benchmark-group-by param:row tests/benchmarks/bench_rows.py $(if $(ROWS),-k '$(ROWS)')
+	$(BIN)/pytest -q -p benchmark -p no:xdist --timeout 0 --benchmark-json results/bench.json --benchmark-quiet tests/benchmarks/bench_rows.py $(if $(ROWS),-k '$(ROWS)')
 	$(BIN)/python tests/benchmarks/table.py results/bench.json
 
 bench-scaling: .venv/installed ## how time and memory grow with the number of positions, and a picture of it
