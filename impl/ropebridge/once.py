@@ -1,11 +1,12 @@
-"""What all layers of one pass make of the same tensors, made once: the rotary tables as rotation
-reads them."""
+"""Results that all layers of one pass make of the same tensors, made once: the rotary tables as
+rotation reads them."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ class Once(threading.local):
 
     def __init__(self) -> None:
         self._made_of: tuple[Any, ...] = ()
-        self._tensors: tuple[Tensor, ...] = ()
+        self._tensors: tuple[
+            ref[Tensor], ...
+        ] = ()  # the model's own: they live as long as it wants
         self._made: Any = None
 
     def __reduce__(self) -> tuple[type[Once], tuple[()]]:
@@ -39,16 +42,17 @@ class Once(threading.local):
             return make()
         counts = tuple(map(version, tensors))
         made_of = (how, counts, torch.is_inference_mode_enabled())
-        same = len(tensors) == len(self._tensors) and all(map(is_same, tensors, self._tensors))
+        same = len(tensors) == len(self._tensors) and all(map(is_of, self._tensors, tensors))
         if None in counts or not same or made_of != self._made_of:
-            self._tensors, self._made_of, self._made = tensors, made_of, make()
+            self._tensors = tuple(map(ref, tensors))
+            self._made_of, self._made = made_of, make()
         return self._made
 
     def release(self) -> None:
-        """Remember nothing."""
+        """Forget what was made last."""
         self._made_of, self._tensors, self._made = (), (), None
 
 
-def is_same(one: object, other: object) -> bool:
-    """Return whether two are one object."""
-    return one is other
+def is_of(reference: ref[Tensor], tensor: Tensor) -> bool:
+    """Return whether a weak reference is one of this very tensor."""
+    return reference() is tensor

@@ -1,5 +1,5 @@
-"""What can be known of a tensor while code runs: whether its numbers can be looked at, and whether
-writing to it is counted."""
+"""Knowledge of a tensor while code runs: whether its numbers can be looked at, and whether writing
+to it is counted."""
 
 from __future__ import annotations
 

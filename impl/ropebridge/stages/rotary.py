@@ -63,8 +63,9 @@ def turn_of(x: Tensor, tables: Tables, rotary: Rotary) -> Turn:
     cos, sin = tables_for(x.shape[1], tables)
     floor = torch.float32 if rotary.precision == "float32" else x.dtype
     work = torch.promote_types(floor, torch.promote_types(x.dtype, cos.dtype))
-    cos, sin = (lay(table, rotary).to(work).unsqueeze(2) for table in (cos, sin))
-    return Turn(cos, signed(sin, rotary))
+    # a copy: a view would keep the model's own table alive for as long as it is remembered
+    cos = lay(cos, rotary).to(work, copy=True).unsqueeze(2)
+    return Turn(cos, signed(lay(sin, rotary).to(work).unsqueeze(2), rotary))
 
 
 def tables_for(pos: int, tables: Tables) -> Tables:
