@@ -18,7 +18,8 @@ from ropebridge_spec import NARROWED, HookSpec, Selection, Variant, Watch, axis_
 EVEN, ODD = slice(0, None, 2), slice(1, None, 2)
 FIRST, OTHERS = 0, slice(1, None)
 EDITED = 1
-"""Which of the parts of a hook point an edit is made in."""
+"""Which of the parts of a hook point an edit is made in; the first where that holds nothing, as of
+one kv head."""
 
 
 class WrongPart(Exception):
@@ -64,14 +65,23 @@ def record_parts(
         trace = Trace(call, past=past_of(traces))
         hooks: list[tuple[str | Watch, Callable[..., Any]]] = []
         for spec in specs:
-            for number, watch in enumerate(cover(spec)):
-                edit = (edits or {}).get(spec.name) if number == EDITED else None
+            shape = shape_in(trace.call, spec, variant)
+            watches = cover(spec)
+            place = EDITED if holds_something(watches[EDITED % len(watches)], spec, shape) else 0
+            for number, watch in enumerate(watches):
+                edit = (edits or {}).get(spec.name) if number == place else None
                 if edit is not None:
                     hooks.append((watch, change(edit)))
-                hooks.append((watch, look(trace, spec, watch, shape_in(trace.call, spec, variant))))
+                hooks.append((watch, look(trace, spec, watch, shape)))
         trace.out, trace.weights = answered(layer.run(call.inputs, hooks))
         traces.append(trace)
     return traces
+
+
+def holds_something(watch: Watch, spec: HookSpec, shape: Sequence[int]) -> bool:
+    """Return whether a part of a tensor of this shape holds a number."""
+    chosen = watch.selection(spec.axes, shape, spec.name).along(spec.axes)
+    return all(numbers is None or len(numbers) for numbers in chosen)
 
 
 def change(edit: Edit) -> Callable[..., Tensor | None]:
