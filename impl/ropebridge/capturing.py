@@ -156,6 +156,19 @@ def capture(
     refuse_full(folder, sum(b.bytes for b in plan.index.batches if b.shard in missing))
     if progress:
         tqdm.write(str(plan))
+    write_missing(bridged, batches, plan, captured, progress)
+    return captured
+
+
+def write_missing(
+    bridged: BridgedModel,
+    batches: Iterable[Inputs],
+    plan: CapturePlan,
+    captured: Captured,
+    progress: bool,
+) -> None:
+    """Run what is not captured yet, and write each shard beside the model, which runs on."""
+    missing = set(captured.missing)
     done = sum(batch.rows for batch in plan.index.batches if batch.shard not in missing)
     with (
         ThreadPoolExecutor(1) as writer,
@@ -165,10 +178,9 @@ def capture(
         for number, tensors in shards_of(bridged, batches, plan, missing, bar):
             if writing is not None:
                 writing.result()  # one shard waits at most
-            writing = writer.submit(write_shard, shard_path(folder, number), tensors)
+            writing = writer.submit(write_shard, shard_path(captured.folder, number), tensors)
         if writing is not None:
             writing.result()
-    return captured
 
 
 def begin(plan: CapturePlan, folder: Path) -> Captured:
