@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ropebridge.position import positions
+from ropebridge.switches import held, implementation_of, returns_pattern
 from ropebridge_spec import (
     Argument,
     ContractError,
@@ -132,8 +133,8 @@ def read_call(
     refuse_other_cache(name, cache, signature)
     mask = by_role.get("attention_mask")
     refuse_half_an_encoder(name, module, mask, by_role.get("is_causal"))
-    asked = bool(by_role.get("output_attentions")) or bool(
-        getattr(getattr(module, "config", None), "output_attentions", False)
+    asked = bool(by_role.get("output_attentions")) or returns_pattern(
+        getattr(module, "config", None)
     )
     return Call(
         hidden_states=hidden_states,
@@ -211,9 +212,9 @@ def refuse_half_an_encoder(name: str, module: Any, mask: Any, is_causal: Any) ->
     if mask is not None or is_causal is not None:
         return
     config = getattr(module, "config", None)
-    if vars(config or object).get("is_causal") is not False:
+    if held(config).get("is_causal") is not False:
         return
-    by_sdpa = getattr(config, "_attn_implementation", None) == "sdpa"
+    by_sdpa = implementation_of(config) == "sdpa"
     if by_sdpa and getattr(module, "is_causal", True):
         raise ContractError(
             f"{name!r} was called without a mask and without is_causal, and its config asks for"

@@ -51,9 +51,9 @@ class Visibility:
     def without_idle_mask(self) -> Visibility:
         """Return the same without its mask, where that says no more than positions do: kernels know
         what those mean without reading it."""
-        by_position = replace(self, mask=None, extents=None)
         if self.extents is None or not self.alone or self.beyond:
             return self
+        by_position = replace(self, mask=None, extents=None)
         for start in range(0, self.query, ROWS):
             rows = slice(start, min(start + ROWS, self.query))
             if not self._says_positions(rows, by_position):

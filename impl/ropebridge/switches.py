@@ -48,7 +48,7 @@ class Switches:
 
 def read_switches(module: nn.Module) -> Switches:
     """Return the switches of a module as they are."""
-    config = getattr(module, "config", None) or object
+    config = getattr(module, "config", None)
     of_module = [name for name in vars(module) if name[0] != "_" and name not in MAY_CHANGE]
     return Switches(
         type(module).forward,
@@ -60,8 +60,8 @@ def read_switches(module: nn.Module) -> Switches:
 def plain_attributes(owner: object, names: Iterable[str]) -> Attributes:
     """Return those of these attributes that are numbers, flags, strings or None; None too where
     there is no such attribute."""
-    plain = [name for name in names if isinstance(vars(owner).get(name), PLAIN_TYPES)]
-    return Attributes(tuple(plain), tuple(vars(owner).get(name) for name in plain))
+    plain = [name for name in names if isinstance(held(owner).get(name), PLAIN_TYPES)]
+    return Attributes(tuple(plain), tuple(held(owner).get(name) for name in plain))
 
 
 def refuse_changes(name: str, module: nn.Module, then: Switches) -> None:
@@ -83,12 +83,26 @@ def refuse_changes(name: str, module: nn.Module, then: Switches) -> None:
             f" {kind.__name__} was replaced, and the bridge stands for the one that was proved\n"
             "  undo the patch, or attach again: bridged.detach(); bridged = attach(model)"
         )
-    config = getattr(module, "config", None) or object
+    config = getattr(module, "config", None)
     for owner, switches in ((module, then.module), (config, then.config)):
-        now = tuple(map(vars(owner).get, switches.names))
+        now = tuple(map(held(owner).get, switches.names))
         if now != switches.values:
             refuse_change(name, owner, switches, now)
     refuse_other_attention(name, module)
+
+
+def held(owner: object) -> Mapping[str, Any]:
+    """Return the attributes that a module or a config holds itself; of None, none.
+
+    A config's own look-up of any attribute, `__dict__` too, is code of transformers in Python, and
+    takes longer than all that asks for it.
+    """
+    if owner is None:
+        return {}
+    if torch.compiler.is_compiling():
+        return vars(owner)  # what dynamo can follow
+    attributes: Mapping[str, Any] = object.__getattribute__(owner, "__dict__")
+    return attributes
 
 
 def refuse_change(name: str, owner: object, then: Attributes, now: tuple[Any, ...]) -> None:
@@ -126,10 +140,15 @@ def refuse_other_attention(name: str, module: nn.Module) -> None:
 
 def implementation_of(config: Any) -> str | None:
     """Return the name of the implementation by which a model of this config attends, or None."""
-    # where configs keep it: their own look-up of attributes takes longer than all that asks for it
-    held = vars(config or object).get("_attn_implementation_internal")
-    chosen: str | None = held or getattr(config, "_attn_implementation", None)
+    kept = held(config).get("_attn_implementation_internal")
+    chosen: str | None = kept or getattr(config, "_attn_implementation", None)
     return chosen
+
+
+def returns_pattern(config: Any) -> bool:
+    """Return whether a config asks every layer for its pattern."""
+    kept = held(config).get("_output_attentions")
+    return bool(getattr(config, "output_attentions", False) if kept is None else kept)
 
 
 def attention_functions(module: nn.Module) -> Mapping[Any, Any]:

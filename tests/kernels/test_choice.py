@@ -11,22 +11,22 @@ CHOICES = {
     "nobody watches": (Demand(), "fused", "nobody watches scores or pattern"),
     "with derivatives": (Demand(derivatives=True), "fused", "nobody watches scores or pattern"),
     "a length that blocks are faster at": (
-        Demand(causal_rows=512),
+        Demand(causal=True, rows=512),
         "row_blocks",
         "a causal pass of a length at which blocks are faster",
     ),
     "that length, with derivatives": (
-        Demand(causal_rows=512, derivatives=True),
+        Demand(causal=True, rows=512, derivatives=True),
         "fused",
         "nobody watches scores or pattern",
     ),
     "that length, on an accelerator": (
-        Demand(causal_rows=512, on_cpu=False),
+        Demand(causal=True, rows=512, on_cpu=False),
         "fused",
         "nobody watches scores or pattern",
     ),
     "that length, compiled": (
-        Demand(causal_rows=512, transformed=True),
+        Demand(causal=True, rows=512, transformed=True),
         "fused",
         "nobody watches scores or pattern",
     ),
@@ -52,6 +52,11 @@ CHOICES = {
         "derivatives of a model that attends by eager, of any order",
     ),
     "pattern": (Demand(shown=True), "row_blocks", "the pattern is wanted"),
+    "a decode step": (
+        Demand(shown=True, rows=1),
+        "composite",
+        "the pattern is wanted; of one row few operations are fastest",
+    ),
     "pattern with derivatives": (
         Demand(shown=True, derivatives=True),
         "gradients",
@@ -80,14 +85,14 @@ def test_a_call_takes_the_kernel_that_does_no_more_than_is_asked(
 
 @pytest.mark.parametrize("rows", [BETTER_IN_BLOCKS.start - 1, BETTER_IN_BLOCKS.stop])
 def test_other_lengths_go_through_the_fused_kernel(rows: int) -> None:
-    assert choose(Demand(causal_rows=rows)).kernel == "fused"
+    assert choose(Demand(causal=True, rows=rows)).kernel == "fused"
 
 
 def test_a_preference_holds_where_the_kernel_can_do_what_is_asked() -> None:
     blocks, fused = KernelSettings("row_blocks"), KernelSettings("fused")
     assert choose(Demand(), blocks).kernel == "row_blocks"
     assert choose(Demand(derivatives=True), blocks).kernel == "fused"
-    assert choose(Demand(causal_rows=512), fused).kernel == "fused"
+    assert choose(Demand(causal=True, rows=512), fused).kernel == "fused"
     assert choose(Demand(softcap=True), fused).kernel == "row_blocks"
     assert choose(Demand(shown=True), KernelSettings("composite")).kernel == "composite"
 

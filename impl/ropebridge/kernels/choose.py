@@ -108,7 +108,8 @@ def demand_of_layer(
         of_any_order=derivatives and layer.attends_by == "eager",
         transformed=transformed,
         on_cpu=device.type == "cpu",
-        causal_rows=seen.query if seen.plain_causal else 0,
+        rows=seen.query,
+        causal=seen.plain_causal,
     )
 
 

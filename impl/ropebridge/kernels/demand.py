@@ -63,8 +63,7 @@ class Demand:
     of_any_order: derivatives may be second or forward ones: the model attends by eager, which has
         them.
     transformed: a graph is compiled, a transform of torch.func runs, or values cannot be read.
-    on_cpu: the device is one. causal_rows: query rows, where causality alone says what is visible,
-        else 0.
+    on_cpu: the device is one. rows: query rows. causal: causality alone says what is visible.
     """
 
     shown: bool = False
@@ -79,7 +78,8 @@ class Demand:
     of_any_order: bool = False
     transformed: bool = False
     on_cpu: bool = True
-    causal_rows: int = 0
+    rows: int = ROWS
+    causal: bool = False
 
     @property
     def unshown(self) -> Demand:
@@ -112,7 +112,7 @@ def choose(demand: Demand, settings: KernelSettings = KernelSettings()) -> Choic
     if settings.prefer != "fused" and not demand.transformed and not demand.derivatives:
         if settings.prefer == "row_blocks":
             return Choice("row_blocks", "it is preferred")
-        if demand.on_cpu and demand.causal_rows in BETTER_IN_BLOCKS:
+        if demand.on_cpu and demand.causal and demand.rows in BETTER_IN_BLOCKS:
             return Choice("row_blocks", "a causal pass of a length at which blocks are faster")
     return Choice("fused", "nobody watches scores or pattern")
 
@@ -137,6 +137,8 @@ def choose_explicit(demand: Demand, why: str, settings: KernelSettings) -> Choic
     if not demand.on_cpu and settings.prefer != "row_blocks":
         return Choice("composite", f"{why}, on a device where few large operations are fastest")
     if not demand.derivatives:
+        if demand.rows == 1 and settings.prefer != "row_blocks":
+            return Choice("composite", f"{why}; of one row few operations are fastest")
         return Choice("row_blocks", why)
     plain = not demand.scores and not demand.between and not demand.of_mask
     if demand.shown and plain:
