@@ -387,11 +387,14 @@ class HookPoint(nn.Module):
         True where nobody can know.
 
         A part is small, so it is compared with what it was: torch does not count what is written
-        through `.data` or numpy.
+        through `.data` or numpy. A hook that is known to look alone left it as it was.
         """
+        told = PartOfHookPoint(self, selection, self.spec.axes)
+        if hook.looks:
+            hook.fn(part, hook=told)
+            return part, False
         readable = not unreadable(part) and part.device.type == "cpu"
         before, count = part.detach().clone() if readable else part, version(part)
-        told = PartOfHookPoint(self, selection, self.spec.axes)
         left = self._accept(hook.fn(part, hook=told), part, what)
         if left is not part:
             return left, True

@@ -20,7 +20,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention, GptOss
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 from transformers.models.mistral.modeling_mistral import MistralAttention, MistralRotaryEmbedding
 
-from ropebridge import PositionEmbeddingsAttentionBridge, attach
+from ropebridge import PositionEmbeddingsAttentionBridge, Watch, attach
 from ropebridge.hooks import Look
 from ropebridge.owners import this_thread
 
@@ -145,10 +145,9 @@ def contest(
     other, _ = layer(family, "sdpa" if against == "layer" else against, dtype, backward, device)
     bridge = bridged(module, rotary)
     for name in watch:
-        if isinstance(hook, Look):
-            bridge.hook_points[name].place(hook, "fwd", this_thread(), looks=True)
-        else:
-            bridge.hook_points[name].add_hook(hook, **(part or {}))
+        point, narrowed = bridge.hook_points[name], Watch(name, **(part or {}))
+        looks = isinstance(hook, Look)
+        point.place(hook, "fwd", this_thread(), watch=narrowed, looks=looks)
     inputs = bridge.get_random_inputs(batch, pos, dtype=dtype, seed=0, left_padding=padding)
     mask = inputs.pop("attention_mask")
 

@@ -92,6 +92,12 @@ ROWS = (
         {512: None, 2048: 0.6},
     ),
     Row("one head", "sdpa", partial(contest, watch=PATTERN, part=HEAD), PARTS),
+    Row(
+        "one head, by a cache",
+        "sdpa",
+        partial(contest, watch=PATTERN, part=HEAD, hook=Look(look)),
+        PARTS,
+    ),
     Row("the last 16 rows", "sdpa", partial(contest, watch=PATTERN, part=LAST), PARTS),
     Row("16 rows of one head", "sdpa", partial(contest, watch=PATTERN, part=HEAD | LAST), PARTS),
     Row(

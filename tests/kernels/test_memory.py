@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.contests import EXPLICIT, LINEAR, contest
+from benchmarks.contests import EXPLICIT, LINEAR, contest, look
 from benchmarks.memory import Counter, memory_without_gradients
 from ropebridge import Entropy, MeanOverQueries, TopK
+from ropebridge.hooks import Look
 
 pytestmark = pytest.mark.slow
 
@@ -75,6 +76,17 @@ def test_memory_grows_with_the_part_alone(part: dict[str, Any], numbers: int) ->
     block = 16 * 64 * POS * 4
     assert own.largest <= max(block, numbers * 4, fused.largest)
     assert own.peak <= fused.peak + 2 * numbers * 4 + 2 * block
+
+
+def test_a_part_that_a_cache_looks_at_is_not_copied_to_know_an_edit() -> None:
+    part = {"heads": [2, 5, 11]}
+    peak, peak_of_a_cache = (
+        memory_without_gradients(
+            contest(POS, watch=["hook_pattern"], part=part, hook=hook).ours
+        ).peak
+        for hook in (look, Look(look))
+    )
+    assert peak_of_a_cache <= peak - 2 * POS * POS * 4
 
 
 def test_scores_and_pattern_take_the_memory_of_both_and_no_third() -> None:
