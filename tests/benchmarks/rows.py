@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from benchmarks import lens
 from benchmarks.contests import (
     EXPLICIT,
     LINEAR,
@@ -47,11 +48,12 @@ class Row:
 
 NOTHING = {128: 1.0, 512: 0.92, 2048: 0.97, 8192: 0.97}
 NO_TARGET = {512: None, 2048: None}
+LENS = "TransformerLens"
 HEAD, LAST = {"heads": 3}, {"query": slice(-16, None)}
 REDUCED = {512: None, 2048: 1.7}
 PARTS = {512: 1.05, 2048: 1.05, 8192: 1.05}
 
-ROWS = (
+OF_HUGGING_FACE = (
     Row("nothing", "sdpa", contest, NOTHING),
     Row("q, k, v, rot, z, in and out", "sdpa", partial(contest, watch=LINEAR), NOTHING),
     Row(
@@ -153,3 +155,12 @@ ROWS = (
     Row("nothing, a step of 12 layers", "sdpa", lambda _: decode_model(), {1: 1.05}),
     Row("pattern, a step of 12 layers", "sdpa", lambda _: decode_model(PATTERN), {1: 1.2}),
 )
+
+OF_LENS = (
+    Row("nothing", LENS, lens.contest_with_lens, NO_TARGET),
+    Row("pattern", LENS, partial(lens.contest_with_lens, watch=PATTERN), NO_TARGET),
+    Row("scores and pattern", LENS, partial(lens.contest_with_lens, watch=EXPLICIT), NO_TARGET),
+)
+"""Rows against TransformerLens' class."""
+
+ROWS = (*OF_HUGGING_FACE, *(OF_LENS if lens.INSTALLED else ()))

@@ -23,9 +23,10 @@ LENGTHS = (256, 512, 1024, 2048, 4096)
 ROUNDS, WARM_UP = 7, 2
 WAYS: dict[str, Callable[[int], Contest]] = {
     "nothing watched": contest,
-    "pattern watched": lambda pos: contest(pos, watch=["hook_pattern"]),
+    "pattern watched": lambda pos: contest(pos, watch=["hook_pattern"], against="eager"),
+    "one head watched": lambda pos: contest(pos, watch=["hook_pattern"], part={"heads": 3}),
 }
-THEIRS = {"nothing watched": "Hugging Face sdpa"}
+THEIRS = {"nothing watched": "Hugging Face sdpa", "pattern watched": "Hugging Face eager"}
 
 
 def seconds(call: Callable[[], object]) -> float:
