@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from ropebridge import PositionEmbeddingsAttentionBridge, attach
 from ropebridge_conformance.zoo import CASE_BY_ID, CORE, specimen
@@ -99,6 +100,45 @@ def test_an_edit_in_place_is_not_in_what_a_raw_hook_of_torch_kept(case: str) -> 
             assert kept
             assert all(torch.equal(output, as_it_was) for output, as_it_was in kept), spec.name
             kept.clear()
+
+
+def keep_by_a_hook_of_all_modules(bridge: Any, keep: Callable[..., None]) -> Callable[[], None]:
+    """Hand the output of every module to a function, by torch's hook of all modules."""
+    handle = register_module_forward_hook(lambda module, args, output: keep(output))
+    return handle.remove
+
+
+def keep_by_a_forward_of_its_own(bridge: Any, keep: Callable[..., None]) -> Callable[[], None]:
+    """Hand the output of the query's projection to a function, from a forward that was set on the
+    module itself, as accelerate sets one."""
+    projection = bridge.original_component.q_proj
+
+    def forward(x: Tensor) -> Tensor:
+        output = nn.Linear.forward(projection, x)
+        keep(output)
+        return output
+
+    projection.forward = forward
+    return lambda: delattr(projection, "forward")
+
+
+@pytest.mark.parametrize("keeping", [keep_by_a_hook_of_all_modules, keep_by_a_forward_of_its_own])
+def test_an_edit_in_place_is_not_in_what_others_kept_of_a_projection(
+    keeping: Callable[..., Callable[[], None]],
+) -> None:
+    bridge = bridge_of("llama")
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep(output: Any) -> None:
+        if isinstance(output, Tensor):
+            kept.append((output, output.clone()))
+
+    undo = keeping(bridge, keep)
+    with torch.no_grad():
+        run(bridge, bridge.get_random_inputs(2, 9, seed=0), ("hook_q", halve_through_a_view))
+    undo()
+    assert kept
+    assert all(torch.equal(output, as_it_was) for output, as_it_was in kept)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -7,7 +7,9 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks
 
 from ropebridge.calls import Signature, signature_of
 from ropebridge.checkpointing import Edits
@@ -165,11 +167,25 @@ class AttentionBridge(WeightViews, nn.Module):
         assert isinstance(point, HookPoint)
         return point
 
-    def show(self, name: str, tensor: Tensor, *, fresh: bool = False) -> Tensor:
+    def show(
+        self, name: str, tensor: Tensor, *, fresh: bool = False, made_by: str | None = None
+    ) -> Tensor:
         """Return what the hooks of a point leave of a tensor of any shape; the tensor itself where
-        there are none. `fresh` as in `HookPoint.forward`."""
+        there are none. `fresh` as in `HookPoint.forward`; `made_by`: the role of the projection
+        that made it."""
         point: Any = self._modules[name]
-        return tensor if point.idle else point(tensor, fresh=fresh)
+        if point.idle:
+            return tensor
+        fresh = fresh or (made_by in self.roles and self._owns_output(str(made_by)))
+        left: Tensor = point(tensor, fresh=fresh)
+        return left
+
+    def _owns_output(self, role: str) -> bool:
+        """Return whether nobody else holds what a projection makes: it is torch's own linear layer,
+        no hook of torch is handed its output, and autograd is off (EDIT-2)."""
+        module = self.submodule(role)
+        hooked = module._forward_hooks or _global_forward_hooks or "forward" in vars(module)
+        return type(module) is nn.Linear and not hooked and not torch.is_grad_enabled()
 
     @property
     def effective(self) -> Variant:

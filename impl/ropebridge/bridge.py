@@ -143,6 +143,7 @@ class PositionEmbeddingsAttentionBridge(PositionEmbeddingHooksMixin, AttentionBr
         z, pattern = attend(q, keys, values, seen, call.wants_pattern, self)
         gate = open_gate(x, heads.gate, self)
         z = finish_mix(z, heads.v, gate, self)
+        del heads, q, keys, values  # not held while the output is made
         out = project_output(z, self)
         if self.variant.output_dropout:
             out = F.dropout(out, self.variant.output_dropout, self.wrapped.training)

@@ -26,7 +26,9 @@ class PositionEmbeddingHooksMixin:
 
     if TYPE_CHECKING:
         # the bridge has it
-        def show(self, name: str, tensor: Tensor, *, fresh: bool = False) -> Tensor: ...
+        def show(
+            self, name: str, tensor: Tensor, *, fresh: bool = False, made_by: str | None = None
+        ) -> Tensor: ...
 
     def set_rotary_emb(self, rotary_emb: nn.Module) -> None:
         """Name the model's rotary embedding module.

@@ -40,7 +40,9 @@ def finish_mix(z: Tensor, v: Tensor | None, gate: Tensor | None, layer: Attentio
         z = normalise(rows, layer.submodule("z_norm"), variant.z_norm).view(z.shape)
     if gate is not None:
         z = z * (gate if gate.ndim == z.ndim else gate.unsqueeze(-1))
-    return layer.show("hook_z", multiply(z, variant.z_multiplier))
+    # autograd may have kept z for the backward pass, and raw hooks what a norm made
+    alone = variant.z_norm is None and not torch.is_grad_enabled()
+    return layer.show("hook_z", multiply(z, variant.z_multiplier), fresh=alone)
 
 
 def exclude(z: Tensor, v: Tensor, module: nn.Module, alpha: str) -> Tensor:

@@ -16,7 +16,7 @@ def project_output(z: Tensor, layer: AttentionBridge) -> Tensor:
     out: Tensor = layer.submodule("o")(z.flatten(-2)) if projects else z.flatten(-2)
     if "attn_result" in layer.opted_in and layer.hook("hook_result").watched:
         out = (out + change_of_results(z, layer)).to(out.dtype)
-    left = layer.show("hook_out", out)
+    left = layer.show("hook_out", out, made_by="o")
     shown = layer.hook("hook_out").watched or (not projects and layer.hook("hook_z").watched)
     return left.clone() if shown else left
 

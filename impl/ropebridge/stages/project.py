@@ -17,14 +17,15 @@ def finish_projections(heads: Heads, x: Tensor, call: Call, layer: AttentionBrid
     heads = add_split_inputs(repeat_for_query_heads(heads, layer), x, layer)
     variant = layer.variant
     bound = None if variant.norms_before_rotation else variant.clip
-    q = layer.show("hook_q", clip(heads.q, bound))
+    q = layer.show("hook_q", clip(heads.q, bound), made_by="q")
     if heads.k is None:
         return Heads(q, heads.k, heads.v, heads.gate)
-    k = layer.show("hook_k", clip(multiply(heads.k, variant.k_multiplier), bound))
+    k = clip(multiply(heads.k, variant.k_multiplier), bound)
+    k = layer.show("hook_k", k, made_by="k")
     if heads.v is None:
         return Heads(q, k, layer.show("hook_v", k), heads.gate)
     v = clip(multiply(heads.v, variant.v_multiplier), variant.clip)
-    v = layer.show("hook_v", add_value(v, call, layer))
+    v = layer.show("hook_v", add_value(v, call, layer), made_by="v")
     return Heads(q, k, v, heads.gate)
 
 

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from ropebridge.base import AttentionBridge
 from ropebridge.heads import Heads
 from ropebridge.position import Tables
+from ropebridge.readable import under_transform
 from ropebridge_spec import Rotary
 
 SHORT = 16
@@ -99,7 +100,10 @@ def rotate(x: Tensor, turn: Turn, rotary: Rotary) -> Tensor:
 def rotate_all(x: Tensor, turn: Turn, rotary: Rotary) -> Tensor:
     """Rotate (batch, pos, head, width), all of whose dimensions turn."""
     wide = x.to(turn.cos.dtype)
-    return torch.addcmul(partners(wide, rotary) * turn.signed_sin, wide, turn.cos).to(x.dtype)
+    crossed = partners(wide, rotary)  # a new tensor, which may be written to
+    if torch.is_grad_enabled() or under_transform():
+        return torch.addcmul(crossed * turn.signed_sin, wide, turn.cos).to(x.dtype)
+    return crossed.mul_(turn.signed_sin).addcmul_(wide, turn.cos).to(x.dtype)
 
 
 def parts(x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
@@ -112,7 +116,7 @@ def parts(x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
 
 
 def partners(x: Tensor, rotary: Rotary) -> Tensor:
-    """Return (..., width): each pair (a, b) as (b, a)."""
+    """Return (..., width): each pair (a, b) as (b, a), in memory of its own."""
     if rotary.pairing == "half":
         return x.roll(x.shape[-1] // 2, dims=-1)
     pairs: Tensor = x.unflatten(-1, (-1, 2))
