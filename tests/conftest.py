@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,18 @@ def build_model(family: str, attn: str = "eager", seed: int = 0, **config: Any) 
     model = recipes.build_model(family, attn, **{**CONFIG, **OWN.get(family, {}), **config})
     randomise(model, seed)
     return model.eval()
+
+
+@pytest.fixture
+def bar(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have the import of packages fail, as where they are not installed."""
+
+    def bar(*packages: str) -> None:
+        known = [name for name in sys.modules if name.partition(".")[0] in packages]
+        for name in {*packages, *known}:
+            monkeypatch.setitem(sys.modules, name, None)
+
+    return bar
 
 
 WAITING = ("test_survival.py", "test_plugin.py")
