@@ -34,7 +34,7 @@ from ropebridge.requests import (
 )
 from ropebridge.takeover import bridge_in_force, give_back, origin_of, replacement
 from ropebridge.watch import Watch
-from ropebridge_spec import AttachError, ContractError, Numbers
+from ropebridge_spec import AttachError, ContractError, Numbers, Variant
 from ropebridge_spec import Watch as Part
 
 
@@ -53,9 +53,12 @@ class BridgedModel:
         self.layers = tuple(layers)
         self._in_force = list(layers)
         self._memory, self._once = Buffers(), Once()
+        variants: dict[Variant, Variant] = {}
         for layer in layers:
             layer.memory = self._memory  # the pattern of one layer in that of the last
             layer.once = self._once  # the tables of all layers
+            # layers that compute the same share one: equality is then seen at a glance
+            layer.variant = variants.setdefault(layer.variant, layer.variant)
 
     def __repr__(self) -> str:
         classes = Counter(type(layer.original_component).__name__ for layer in self.layers)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ropebridge.position import positions
-from ropebridge.switches import held, implementation_of, returns_pattern
+from ropebridge.switches import implementation_of, own_attributes, returns_pattern
 from ropebridge_spec import (
     Argument,
     ContractError,
@@ -38,13 +38,15 @@ class Signature:
     """Hold how the wrapped class is called.
 
     parameters: the names that its forward has, in order. meanings: name -> what it means, whether
-        forward names it or not (ARG-1).
+        forward names it or not (ARG-1). roles: name -> role of those that are read, "" of those
+        that change nothing.
     takes_cache: whether it takes a cache. update_keywords: the keyword arguments with which it
         calls `cache.update`.
     """
 
     parameters: tuple[str, ...]
     meanings: Mapping[str, Argument]
+    roles: Mapping[str, str]
     takes_cache: bool
     update_keywords: tuple[str, ...]
 
@@ -66,11 +68,12 @@ def signature_of(kind: type, variant: Variant) -> Signature:
             f" {', '.join(UPDATED_WITH)}"
         )
     takes_cache = parameter_in_role(kind, variant, "cache") is not None
-    return Signature(parameters_of(kind), arguments_of(variant), takes_cache, passed_on)
+    meanings = arguments_of(variant)
+    roles = {name: one.role for name, one in meanings.items() if one.use != "refused"}
+    return Signature(parameters_of(kind), meanings, roles, takes_cache, passed_on)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """Hold one call of a layer.
 
     hidden_states: (batch, pos, d_model). cache_layer: which layer of the cache is this one's.
@@ -170,11 +173,12 @@ def sort_by_role(
     for argument, value in (*by_position.items(), *kwargs.items()):
         if value is None:
             continue
-        meaning = meaning_of(said, argument, signature.meanings)
-        if meaning.use == "used" and by_role.setdefault(meaning.role, value) is not value:
+        role = signature.roles.get(argument)
+        if role is None:
+            role = meaning_of(said, argument, signature.meanings).role  # it refuses
+        if role and by_role.setdefault(role, value) is not value:
             raise ContractError(
-                f"{said} was called with two values for {meaning.role}, one of them as"
-                f" {argument}; pass one"
+                f"{said} was called with two values for {role}, one of them as {argument}; pass one"
             )
     return by_role
 
@@ -212,7 +216,7 @@ def refuse_half_an_encoder(name: str, module: Any, mask: Any, is_causal: Any) ->
     if mask is not None or is_causal is not None:
         return
     config = getattr(module, "config", None)
-    if held(config).get("is_causal") is not False:
+    if own_attributes(config).get("is_causal") is not False:
         return
     by_sdpa = implementation_of(config) == "sdpa"
     if by_sdpa and getattr(module, "is_causal", True):

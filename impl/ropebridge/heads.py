@@ -5,15 +5,14 @@ How many heads there are is said by the widths: a rank of a tensor-parallel mode
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ropebridge_spec import Variant
 
 
-@dataclass(frozen=True)
-class Heads:
+class Heads(NamedTuple):
     """Hold query, key and value of one call's positions, and what opens its gate, each (batch, pos,
     heads, width).
 

@@ -3,7 +3,7 @@ making the whole of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from ropebridge.readable import unreadable
 from ropebridge_spec import MaskError
 
 
-@dataclass(frozen=True)
-class Visibility:
+class Visibility(NamedTuple):
     """Hold the keys that each query of one call may see.
 
     mask: (batch or 1, head or 1, query or 1, key), boolean, additive or a flex mask: the whole
@@ -53,7 +52,7 @@ class Visibility:
         what those mean without reading it."""
         if self.extents is None or not self.alone or self.beyond:
             return self
-        by_position = replace(self, mask=None, extents=None)
+        by_position = self._replace(mask=None, extents=None)
         for start in range(0, self.query, ROWS):
             rows = slice(start, min(start + ROWS, self.query))
             if not self._says_positions(rows, by_position):

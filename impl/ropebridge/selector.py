@@ -3,7 +3,7 @@ as booleans."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def among_picks(
     selector = layer.variant.selector
     if selector is None or picks is None:
         return seen
-    return replace(seen, picked=allowed(picks, selector, heads, seen.key))
+    return seen._replace(picked=allowed(picks, selector, heads, seen.key))
 
 
 def call_selector(

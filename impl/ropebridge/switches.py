@@ -60,8 +60,8 @@ def read_switches(module: nn.Module) -> Switches:
 def plain_attributes(owner: object, names: Iterable[str]) -> Attributes:
     """Return those of these attributes that are numbers, flags, strings or None; None too where
     there is no such attribute."""
-    plain = [name for name in names if isinstance(held(owner).get(name), PLAIN_TYPES)]
-    return Attributes(tuple(plain), tuple(held(owner).get(name) for name in plain))
+    plain = [name for name in names if isinstance(own_attributes(owner).get(name), PLAIN_TYPES)]
+    return Attributes(tuple(plain), tuple(own_attributes(owner).get(name) for name in plain))
 
 
 def refuse_changes(name: str, module: nn.Module, then: Switches) -> None:
@@ -85,13 +85,13 @@ def refuse_changes(name: str, module: nn.Module, then: Switches) -> None:
         )
     config = getattr(module, "config", None)
     for owner, switches in ((module, then.module), (config, then.config)):
-        now = tuple(map(held(owner).get, switches.names))
+        now = tuple(map(own_attributes(owner).get, switches.names))
         if now != switches.values:
             refuse_change(name, owner, switches, now)
     refuse_other_attention(name, module)
 
 
-def held(owner: object) -> Mapping[str, Any]:
+def own_attributes(owner: object) -> Mapping[str, Any]:
     """Return the attributes that a module or a config holds itself; of None, none.
 
     A config's own look-up of any attribute, `__dict__` too, is code of transformers in Python, and
@@ -140,14 +140,14 @@ def refuse_other_attention(name: str, module: nn.Module) -> None:
 
 def implementation_of(config: Any) -> str | None:
     """Return the name of the implementation by which a model of this config attends, or None."""
-    kept = held(config).get("_attn_implementation_internal")
+    kept = own_attributes(config).get("_attn_implementation_internal")
     chosen: str | None = kept or getattr(config, "_attn_implementation", None)
     return chosen
 
 
 def returns_pattern(config: Any) -> bool:
     """Return whether a config asks every layer for its pattern."""
-    kept = held(config).get("_output_attentions")
+    kept = own_attributes(config).get("_output_attentions")
     return bool(getattr(config, "output_attentions", False) if kept is None else kept)
 
 

@@ -7,7 +7,7 @@ longer half of the lengths, where fixed costs no longer count.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.contests import Contest, contest
+from benchmarks.contests import Contest, Run, contest
 from benchmarks.memory import memory_of
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
@@ -29,15 +29,16 @@ WAYS: dict[str, Callable[[int], Contest]] = {
 THEIRS = {"nothing watched": "Hugging Face sdpa", "pattern watched": "Hugging Face eager"}
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Return the median time of a few calls."""
-    times = []
+def milliseconds(calls: Mapping[str, Run]) -> dict[str, float]:
+    """Return the median time of each call, all timed in turn: what disturbs one disturbs all."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(WARM_UP + ROUNDS):
-        start = perf_counter()
-        call()
-        if turn >= WARM_UP:
-            times.append(perf_counter() - start)
-    return median(times)
+        for name, call in calls.items():
+            start = perf_counter()
+            call()
+            if turn >= WARM_UP:
+                times[name].append(1e3 * (perf_counter() - start))
+    return {name: median(all_times) for name, all_times in times.items()}
 
 
 def exponent(lengths: tuple[int, ...], values: list[float]) -> float:
@@ -52,13 +53,14 @@ def measured() -> dict[str, tuple[list[float], list[float]]]:
     """Return name -> (milliseconds, peak MiB), one of each for every length."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for pos in LENGTHS:
+        calls: dict[str, Run] = {}
         for name, make in WAYS.items():
             made = make(pos)
-            calls = {name: made.ours} | ({THEIRS[name]: made.theirs} if name in THEIRS else {})
-            for label, call in calls.items():
-                times, peaks = found.setdefault(label, ([], []))
-                times.append(1e3 * seconds(call))
-                peaks.append(memory_of(call).peak / 2**20)
+            calls |= {name: made.ours} | ({THEIRS[name]: made.theirs} if name in THEIRS else {})
+        for name, time in milliseconds(calls).items():
+            times, peaks = found.setdefault(name, ([], []))
+            times.append(time)
+            peaks.append(memory_of(calls[name]).peak / 2**20)
     return found
 
 

@@ -3,8 +3,8 @@ says why."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from ropebridge_spec import ContractError
 
@@ -51,8 +51,7 @@ class Choice:
     reason: str
 
 
-@dataclass(frozen=True)
-class Demand:
+class Demand(NamedTuple):
     """Hold what a call asks for, as far as it decides on a kernel.
 
     shown: scores or pattern are wanted, by hooks or by the call. scores: hooks watch them.
@@ -84,7 +83,7 @@ class Demand:
     @property
     def unshown(self) -> Demand:
         """Return the same, where nobody wants scores or pattern."""
-        return replace(self, shown=False, scores=False, parts=False)
+        return self._replace(shown=False, scores=False, parts=False)
 
     @property
     def between(self) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,4 +22,4 @@ def add_key_bias(seen: Visibility, values: Tensor, layer: AttentionBridge) -> Vi
     factor: Tensor = getattr(layer.wrapped, kind.factor).to(wide)
     bias = (factor * F.softplus(logits.to(wide))).exp().transpose(1, 2)  # (batch, kv_head, key)
     by_head = bias.repeat_interleave(layer.variant.group, dim=1).unsqueeze(2)
-    return replace(seen, key_bias=by_head, keep=kind.keep)
+    return seen._replace(key_bias=by_head, keep=kind.keep)

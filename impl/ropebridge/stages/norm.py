@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ def norm_value(heads: Heads, layer: AttentionBridge) -> Heads:
     if norm is None or heads.v is None:
         return heads
     v = normalise(heads.v, layer.submodule("v_norm"), norm)
-    return replace(heads, v=layer.show("hook_v_normed", v))
+    return heads._replace(v=layer.show("hook_v_normed", v))
 
 
 def norm_query(q: Tensor, norm: Norm, layer: AttentionBridge) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -28,7 +26,7 @@ def repeat_for_query_heads(heads: Heads, layer: AttentionBridge) -> Heads:
     if "attn_in" not in layer.opted_in:
         return heads
     k, v = (x if x is None else repeat_heads(x, 2, layer) for x in (heads.k, heads.v))
-    return replace(heads, k=k, v=v)
+    return heads._replace(k=k, v=v)
 
 
 def repeat_heads(x: Tensor, axis: int, layer: AttentionBridge) -> Tensor:
