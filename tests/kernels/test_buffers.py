@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 
+from benchmarks.contests import bridged, layer
 from ropebridge.kernels.buffers import Buffers
 
 SHAPE = (2, 4, 256, 256)
@@ -76,3 +77,30 @@ def test_a_copy_keeps_memory_of_its_own(copied: object) -> None:
     buffers.lend(SHAPE, LIKE, torch.float32)
     other = copied(buffers)  # type: ignore[operator]
     assert other.lend(SHAPE, LIKE, torch.float32)[1]
+
+
+@torch.no_grad()
+def test_a_part_is_as_it_should_be_in_memory_that_an_earlier_one_was_written_over() -> None:
+    bridge = bridged(*layer("llama", "sdpa", torch.float32, False))
+    inputs = {**bridge.get_random_inputs(1, 640, seed=0), "attention_mask": None}
+    point = bridge.hook_points["hook_pattern"]
+    addresses: list[int] = []
+    kept: list[torch.Tensor] = []
+
+    def spoil(part: torch.Tensor, hook: object) -> None:
+        addresses.append(part.data_ptr())
+        part.fill_(0.5)
+
+    with point.add_hook(spoil, heads=3):
+        bridge(**inputs)
+    with point.add_hook(lambda part, hook: addresses.append(part.data_ptr()), heads=3):
+        bridge(**inputs)
+    for _ in range(2):
+        with point.add_hook(lambda part, hook: kept.append(part), heads=3):
+            bridge(**inputs)
+    with point.add_hook(lambda pattern, hook: kept.append(pattern[:, [3]].clone())):
+        bridge(**inputs)
+    assert addresses[0] == addresses[1]
+    assert kept[0].data_ptr() != kept[1].data_ptr()
+    for part in kept[:2]:
+        torch.testing.assert_close(part, kept[2], rtol=1e-5, atol=1e-7)

@@ -166,8 +166,11 @@ class Making:
         selection = point.selection_of(hook, self.shape)
         chosen = selection.along(point.spec.axes)
         lengths = [n if of is None else len(of) for n, of in zip(self.shape, chosen, strict=True)]
-        with torch.inference_mode(False):  # what hooks write into it is counted
-            return Part(hook, selection, self.pieces.q.new_full(lengths, number))
+        q = self.pieces.q
+        tensor, clean = self.pieces.layer.memory.lend(tuple(lengths), q, q.dtype)
+        if number != 0 or not clean:
+            tensor.fill_(number)
+        return Part(hook, selection, tensor)
 
     def score(self, piece: Piece, block: Block) -> Tensor:
         """Return the scores (batch, heads, rows, keys) of a block as hooks left them: where what
