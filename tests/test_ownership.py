@@ -102,6 +102,24 @@ def test_an_edit_in_place_is_not_in_what_a_raw_hook_of_torch_kept(case: str) -> 
             kept.clear()
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_an_edit_by_what_is_trained_is_an_edit_in_a_pass_without_gradients(case: str) -> None:
+    """Autograd refuses such an edit of a view that was made without gradients."""
+    bridge = bridge_of(case)
+    inputs = bridge.get_random_inputs(2, 9, seed=0)
+    step = torch.tensor(0.5, requires_grad=True)
+
+    def halve_by_a_parameter(tensor: Tensor, hook: Any) -> None:
+        with torch.enable_grad():
+            tensor.mul_(step)
+
+    with torch.no_grad():
+        for spec in hook_order(bridge.variant):
+            edited = run(bridge, inputs, (spec.name, halve_by_a_parameter))
+            wanted = run(bridge, inputs, (spec.name, halved))
+            torch.testing.assert_close(edited, wanted, rtol=1e-4, atol=1e-5)
+
+
 def keep_by_a_hook_of_all_modules(bridge: Any, keep: Callable[..., None]) -> Callable[[], None]:
     """Hand the output of every module to a function, by torch's hook of all modules."""
     handle = register_module_forward_hook(lambda module, args, output: keep(output))

@@ -18,7 +18,7 @@ from ropebridge import compiled
 from ropebridge.checkpointing import Edits, recomputing
 from ropebridge.owners import Owner, present, this_thread
 from ropebridge.parts import Index, index_of, read_part, write_part
-from ropebridge.readable import unreadable, version
+from ropebridge.readable import under_transform, unreadable, version
 from ropebridge.reductions import Reduced, Reduction, reduce_whole
 from ropebridge.refusals import refuse_reduced_gradient, refuse_uncallable, remedy
 from ropebridge.watch import Watch
@@ -311,6 +311,9 @@ class HookPoint(nn.Module):
             left: Tensor = compiled.show(tensor, self._number)
             return left
         own = fresh and tensor.is_contiguous()
+        if own and tensor._is_view():  # autograd forbids some edits of a view
+            own = not (tensor.requires_grad or under_transform())
+            tensor = tensor.detach() if own else tensor
         shown = tensor = tensor if own else tensor.clone(memory_format=torch.contiguous_format)
         before = version(shown)
         mine = self._mine(self._fwd)
