@@ -120,6 +120,16 @@ def test_an_edit_by_what_is_trained_is_an_edit_in_a_pass_without_gradients(case:
             torch.testing.assert_close(edited, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_hook_that_looked_at_a_view_did_not_edit(mode: str) -> None:
+    point = bridge_of("llama").hook_points["hook_attn_scores"]
+    with MODES[mode](), point.add_hook(look):
+        view = torch.ones(24).view(2, 3, 4)
+        left, edited = point.show(view)
+    assert edited is (mode == "inference"), "where nobody counts edits, it may have been one"
+    assert left.data_ptr() == view.data_ptr()
+
+
 def keep_by_a_hook_of_all_modules(bridge: Any, keep: Callable[..., None]) -> Callable[[], None]:
     """Hand the output of every module to a function, by torch's hook of all modules."""
     handle = register_module_forward_hook(lambda module, args, output: keep(output))

@@ -311,10 +311,9 @@ class HookPoint(nn.Module):
             left: Tensor = compiled.show(tensor, self._number)
             return left
         own = fresh and tensor.is_contiguous()
-        if own and tensor._is_view():  # autograd forbids some edits of a view
-            own = not (tensor.requires_grad or under_transform())
-            tensor = tensor.detach() if own else tensor
-        shown = tensor = tensor if own else tensor.clone(memory_format=torch.contiguous_format)
+        shown = tensor = (
+            without_base(tensor) if own else tensor.clone(memory_format=torch.contiguous_format)
+        )
         before = version(shown)
         mine = self._mine(self._fwd)
         for hook in mine:
@@ -353,6 +352,7 @@ class HookPoint(nn.Module):
     def show(self, tensor: Tensor) -> tuple[Tensor, bool]:
         """Return what the hooks left of a contiguous tensor that nobody else holds, and whether
         they edited it: replaced it, or wrote into it; where nobody counts that, True."""
+        tensor = without_base(tensor)
         before = version(tensor)
         left = self(tensor, fresh=True)
         return left, left is not tensor or before is None or version(left) != before
@@ -477,3 +477,10 @@ class HookPoint(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.name}: {self.spec.axes}"
+
+
+def without_base(tensor: Tensor) -> Tensor:
+    """Return a tensor that is no view of another: of a view that was made without gradients
+    autograd forbids an edit that has one."""
+    known = not torch.compiler.is_compiling() and tensor._is_view()
+    return tensor.detach() if known and not (tensor.requires_grad or under_transform()) else tensor
