@@ -171,8 +171,13 @@ class AttentionBridge(WeightViews, nn.Module):
         self, name: str, tensor: Tensor, *, fresh: bool = False, made_by: str | None = None
     ) -> Tensor:
         """Return what the hooks of a point leave of a tensor of any shape; the tensor itself where
-        there are none. `fresh` as in `HookPoint.forward`; `made_by`: the role of the projection
-        that made it."""
+        there are none.
+
+        Args:
+            fresh: as in `HookPoint.forward`.
+            made_by: the role of the projection that made it; where nobody else can hold that
+                projection's output, hooks are shown it and no copy (EDIT-2).
+        """
         point: Any = self._modules[name]
         if point.idle:
             return tensor
