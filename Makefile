@@ -66,7 +66,7 @@ wheel: .venv/installed ## the wheel as strangers get it, in an environment and a
 
 subjects: .venv/installed ## judge Hugging Face's own eager attention, and write docs/subjects
 	-$(BIN)/ropebridge check ropebridge_conformance.subjects.hugging_face:Factory --jobs $(JOBS) --results results/hugging_face.jsonl
-	$(BIN)/python -m ropebridge_conformance.subject_report results/hugging_face.jsonl \
+	$(BIN)/python -m ropebridge_conformance.results.subject_report results/hugging_face.jsonl \
 		--known-failures conformance/ropebridge_conformance/subjects/hugging_face.toml --page docs/subjects/hugging_face.md
 
 sequences: .venv/installed ## the public API in any order: 1,000 sequences (`make test` tries 50)

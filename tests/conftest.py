@@ -15,8 +15,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from ropebridge import PositionEmbeddingsAttentionBridge
-from ropebridge_conformance import recipes, zoo
 from ropebridge_conformance.cli import app
+from ropebridge_conformance.zoo import recipes, specimens
 
 FAMILIES = ("llama", "mistral", "gemma2", "gemma3", "qwen3", "olmo2", "cohere", "gpt_oss")
 """Families that together do one of everything that the core of the zoo does."""
@@ -112,8 +112,8 @@ def bridge_layer() -> BridgeFactory:
     ) -> PositionEmbeddingsAttentionBridge:
         model: Any = build_model(family, attn, **(config or {}))
         bridge = PositionEmbeddingsAttentionBridge(f"blocks.{layer}.attn", model.config, **options)
-        bridge.set_original_component(zoo.attention_layer(model, layer))
-        bridge.set_rotary_emb(zoo.rotary_module(model))
+        bridge.set_original_component(specimens.attention_layer(model, layer))
+        bridge.set_rotary_emb(specimens.rotary_module(model))
         return bridge
 
     return make

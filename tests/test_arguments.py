@@ -18,15 +18,15 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.utils.generic import TransformersKwargs
 
 from ropebridge import PositionEmbeddingsAttentionBridge, attach
-from ropebridge_conformance import recipes
-from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.checks import CHECKS
-from ropebridge_conformance.judge import judge
-from ropebridge_conformance.recipes import build_model, inputs_of
-from ropebridge_conformance.scenarios import SCENARIO_BY_ID, calls
+from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.judge import judge
+from ropebridge_conformance.judging.verdicts import Outcome
 from ropebridge_conformance.subjects.reference import Factory as Reference
-from ropebridge_conformance.verdicts import Outcome
-from ropebridge_conformance.zoo import COVER, attention_layer, randomise, specimen
+from ropebridge_conformance.zoo import recipes
+from ropebridge_conformance.zoo.recipes import build_model, inputs_of
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, calls
+from ropebridge_conformance.zoo.specimens import COVER, attention_layer, randomise, specimen
 from ropebridge_spec import (
     ARGUMENTS,
     FAMILIES,

@@ -179,7 +179,8 @@ def test_a_command_that_judges_starts_its_processes_before_it_imports_torch(word
     """They import while it does; a command that starts none has nothing to prepare."""
     done = run_python(
         "import sys, types\n"
-        "from ropebridge_conformance import command, processes\n"
+        "from ropebridge_conformance import command\n"
+        "from ropebridge_conformance.judging import processes\n"
         "processes.prepare = lambda: print('torch' in sys.modules)\n"
         "sys.modules['ropebridge_conformance.cli'] = types.SimpleNamespace(app=lambda: None)\n"
         f"sys.argv = ['ropebridge', '{word}']\n"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ropebridge import SubmoduleError, attach
-from ropebridge_conformance.recipes import build_model, inputs_of
-from ropebridge_conformance.zoo import attention_layer, randomise
+from ropebridge_conformance.zoo.recipes import build_model, inputs_of
+from ropebridge_conformance.zoo.specimens import attention_layer, randomise
 from ropebridge_spec import UnsupportedAttention, describe
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, QuantizedCache
 
 from ropebridge import attach
-from ropebridge_conformance.recipes import build_model, cache_name, inputs_of
-from ropebridge_conformance.zoo import randomise
+from ropebridge_conformance.zoo.recipes import build_model, cache_name, inputs_of
+from ropebridge_conformance.zoo.specimens import randomise
 
 pytestmark = pytest.mark.slow
 

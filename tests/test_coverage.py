@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import transformers
 
-from ropebridge_conformance import cli, coverage
-from ropebridge_conformance.ids import DTYPES
-from ropebridge_conformance.installed import Found, classes_of, installed_classes
+from ropebridge_conformance import cli
+from ropebridge_conformance.judging.ids import DTYPES
+from ropebridge_conformance.judging.verdicts import Outcome, Verdict
+from ropebridge_conformance.results import coverage
+from ropebridge_conformance.results.installed import Found, classes_of, installed_classes
 from ropebridge_conformance.subjects.reference import GAPS
-from ropebridge_conformance.verdicts import Outcome, Verdict
-from ropebridge_conformance.zoo import CASE_BY_ID
+from ropebridge_conformance.zoo.specimens import CASE_BY_ID
 from ropebridge_spec import FAMILIES
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from ropebridge_conformance.cli import app
-from ropebridge_conformance.results import read_results
-from ropebridge_conformance.verdicts import Outcome
+from ropebridge_conformance.judging.verdicts import Outcome
+from ropebridge_conformance.results.files import read_results
 
 DOCS = Path(__file__).parent.parent / "docs"
 yaml = pytest.importorskip("yaml")

@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from ropebridge_conformance.explanation import explanation
+from ropebridge_conformance.results.explanation import explanation
 from ropebridge_spec import CLAUSE_BY_ID, CLAUSES, HOOK_BY_NAME, HOOKS, RESERVED, UnknownHook
 from ropebridge_spec.document import EXISTS
 

@@ -12,14 +12,14 @@ from packaging.version import Version
 from torch import Tensor
 
 from ropebridge import attach
-from ropebridge_conformance.recipes import (
+from ropebridge_conformance.zoo.recipes import (
     INSTALLED,
     RECIPE_BY_NAME,
     build_model,
     extra_of,
     inputs_of,
 )
-from ropebridge_conformance.zoo import randomise
+from ropebridge_conformance.zoo.specimens import randomise
 
 pytestmark = pytest.mark.slow
 

@@ -8,20 +8,20 @@ from types import MappingProxyType
 import pytest
 import torch
 
-from ropebridge_conformance.bench import Bench, SubjectError, load_subject
 from ropebridge_conformance.checks import CHECK_BY_NAME, CHECKS
-from ropebridge_conformance.compare import compare
-from ropebridge_conformance.ids import read_id
-from ropebridge_conformance.judge import judge, plan
-from ropebridge_conformance.known_failures import KnownFailuresError, read_known_failures
+from ropebridge_conformance.judging.bench import Bench, SubjectError, load_subject
+from ropebridge_conformance.judging.compare import compare
+from ropebridge_conformance.judging.ids import read_id
+from ropebridge_conformance.judging.judge import judge, plan
+from ropebridge_conformance.judging.known_failures import KnownFailuresError, read_known_failures
+from ropebridge_conformance.judging.questions import Question, axes_clause, value_clause
+from ropebridge_conformance.judging.verdicts import Outcome, Verdict, read_line
 from ropebridge_conformance.mutants import MUTANTS, foils
-from ropebridge_conformance.oracle import Expectation
-from ropebridge_conformance.questions import Question, axes_clause, value_clause
-from ropebridge_conformance.results import ResultsError, read_results, write_results
-from ropebridge_conformance.scenarios import SCENARIO_BY_ID, base_inputs
+from ropebridge_conformance.results.files import ResultsError, read_results, write_results
+from ropebridge_conformance.stages.oracle import Expectation
 from ropebridge_conformance.subjects.reference import Factory
-from ropebridge_conformance.verdicts import Outcome, Verdict, read_line
-from ropebridge_conformance.zoo import CASES, specimen
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, base_inputs
+from ropebridge_conformance.zoo.specimens import CASES, specimen
 
 VALUES = "a_stage_gives_the_value_of_its_clause"
 
@@ -51,7 +51,7 @@ class NothingRotates:
         frozen = dict(base_inputs(SCENARIO_BY_ID["prefill"], judged(), None, 0))
         cos, sin = frozen["position_embeddings"]
         frozen["position_embeddings"] = (torch.ones_like(cos), torch.zeros_like(sin))
-        monkeypatch.setattr("ropebridge_conformance.scenarios.base_inputs", lambda *_: frozen)
+        monkeypatch.setattr("ropebridge_conformance.zoo.scenarios.base_inputs", lambda *_: frozen)
 
 
 def judged(case="llama", dtype=torch.float32):

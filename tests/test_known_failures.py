@@ -4,18 +4,18 @@ from datetime import date, timedelta
 
 import pytest
 
-from ropebridge_conformance.bench import Bench
-from ropebridge_conformance.judge import judge
-from ropebridge_conformance.known_failures import (
+from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.judge import judge
+from ropebridge_conformance.judging.known_failures import (
     KINDS,
     KnownFailuresError,
     covering,
     read_known_failures,
 )
+from ropebridge_conformance.judging.questions import Question
+from ropebridge_conformance.judging.verdicts import Outcome
 from ropebridge_conformance.mutants import MUTANT_BY_NAME
-from ropebridge_conformance.questions import Question
 from ropebridge_conformance.subjects.reference import Factory
-from ropebridge_conformance.verdicts import Outcome
 
 ENTRY = '[[failure]]\nclause = "ROT-1"\nreason = "pairs are wrong"\n'
 QUESTION = Question(

@@ -3,14 +3,14 @@ clause has a check that kills a mutant of it."""
 
 import pytest
 
-from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.checks import CHECKS
-from ropebridge_conformance.judge import judge
-from ropebridge_conformance.kills import count, equivalent_table, kill_table
+from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.judge import judge
+from ropebridge_conformance.judging.trial import Trial, correct_runs, survives, try_mutant
+from ropebridge_conformance.judging.verdicts import BAD
 from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT_BY_NAME, MUTANTS
-from ropebridge_conformance.trial import Trial, correct_runs, survives, try_mutant
-from ropebridge_conformance.verdicts import BAD
-from ropebridge_conformance.zoo import COVER
+from ropebridge_conformance.results.kills import count, equivalent_table, kill_table
+from ropebridge_conformance.zoo.specimens import COVER
 from ropebridge_spec import CLAUSE_BY_ID, CLAUSES, HOOK_BY_NAME
 
 pytestmark = pytest.mark.slow
@@ -118,7 +118,7 @@ def test_a_correct_run_is_never_called_wrong(dtype):
 
 def test_a_correct_run_that_is_not_is_noticed(monkeypatch):
     wrong = MUTANT_BY_NAME["scale_twice"].subject()
-    monkeypatch.setattr("ropebridge_conformance.trial.Factory", lambda: wrong)
+    monkeypatch.setattr("ropebridge_conformance.judging.trial.Factory", lambda: wrong)
     assert next(correct_runs("float32")) == "hook_attn_scores"
 
 

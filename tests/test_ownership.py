@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from ropebridge import PositionEmbeddingsAttentionBridge, attach
-from ropebridge_conformance.zoo import CASE_BY_ID, CORE, specimen
+from ropebridge_conformance.zoo.specimens import CASE_BY_ID, CORE, specimen
 from ropebridge_spec import hook_order
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ropebridge_conformance.verdicts import read_line
+from ropebridge_conformance.judging.verdicts import read_line
 
 pytestmark = pytest.mark.slow
 

@@ -7,12 +7,12 @@ from dataclasses import fields, is_dataclass, replace
 import pytest
 import torch
 
-from ropebridge_conformance import zoo
-from ropebridge_conformance.bench import Bench, watched
 from ropebridge_conformance.checks import CHECK_BY_NAME
-from ropebridge_conformance.findings import failed, passed
-from ropebridge_conformance.judge import judge
-from ropebridge_conformance.oracle import (
+from ropebridge_conformance.judging.bench import Bench, watched
+from ropebridge_conformance.judging.findings import failed, passed
+from ropebridge_conformance.judging.judge import judge
+from ropebridge_conformance.judging.verdicts import Outcome
+from ropebridge_conformance.stages.oracle import (
     MASKING,
     STAGE_ORACLES,
     Context,
@@ -23,13 +23,13 @@ from ropebridge_conformance.oracle import (
     expect,
     unchanged,
 )
-from ropebridge_conformance.reads import ReadValues, remembered
-from ropebridge_conformance.scenarios import SCENARIO_BY_ID, calls, possible
+from ropebridge_conformance.stages.reads import ReadValues, remembered
 from ropebridge_conformance.subjects.reference import Factory
-from ropebridge_conformance.traces import record
-from ropebridge_conformance.verdicts import Outcome
-from ropebridge_conformance.weights import WeightsOnce
-from ropebridge_conformance.zoo import COVER, specimen, tiny_model
+from ropebridge_conformance.subjects.traces import record
+from ropebridge_conformance.zoo import specimens
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, calls, possible
+from ropebridge_conformance.zoo.specimens import COVER, specimen, tiny_model
+from ropebridge_conformance.zoo.weights import WeightsOnce
 from ropebridge_reference import STAGES
 
 
@@ -204,9 +204,11 @@ def test_a_bound_is_worked_out_when_it_is_asked_for_and_counts_as_read_then(cont
 def test_the_layers_of_a_case_are_copies_of_one_model(monkeypatch):
     """In every dtype: casting one leaves the others as they were."""
     built = []
-    monkeypatch.setattr(zoo, "tiny_model", lambda case: built.append(case) or tiny_model(case))
-    zoo.layer_of.cache_clear()
-    zoo.specimen.cache_clear()
+    monkeypatch.setattr(
+        specimens, "tiny_model", lambda case: built.append(case) or tiny_model(case)
+    )
+    specimens.layer_of.cache_clear()
+    specimens.specimen.cache_clear()
     layers = [specimen("llama", dtype, "cpu") for dtype in (torch.bfloat16, torch.float64)]
     assert [case.id for case in built] == ["llama"]
     weights = [layer.module.q_proj.weight for layer in layers]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ropebridge import attach
+from ropebridge_conformance.judging.verdicts import Outcome, Verdict
 from ropebridge_conformance.real import checkpoint, run
 from ropebridge_conformance.real.greedy import continuation, judge_tokens
 from ropebridge_conformance.real.heads import SCORES, choose
@@ -25,7 +26,6 @@ from ropebridge_conformance.real.logits import (
 )
 from ropebridge_conformance.real.recording import record_model
 from ropebridge_conformance.real.report import share, stage_table
-from ropebridge_conformance.verdicts import Outcome, Verdict
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from ropebridge_conformance.weights import read_weights
-from ropebridge_conformance.zoo import specimen
+from ropebridge_conformance.zoo.specimens import specimen
+from ropebridge_conformance.zoo.weights import read_weights
 from ropebridge_reference import (
     Affine,
     Past,

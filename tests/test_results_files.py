@@ -7,11 +7,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ropebridge_conformance.badge import COLOURS, WORDS, badge
-from ropebridge_conformance.combining import CombineError, combined
-from ropebridge_conformance.junit import junit
-from ropebridge_conformance.results import header, read_results
-from ropebridge_conformance.verdicts import Outcome, Verdict
+from ropebridge_conformance.judging.verdicts import Outcome, Verdict
+from ropebridge_conformance.results.badge import COLOURS, WORDS, badge
+from ropebridge_conformance.results.combining import CombineError, combined
+from ropebridge_conformance.results.files import header, read_results
+from ropebridge_conformance.results.junit import junit
 
 PASS = Verdict(
     "s", "ROT-1", "c", "hook_rot_q", "llama", "llama-prefill", "float32", "cpu", Outcome.PASS

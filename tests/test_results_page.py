@@ -11,16 +11,16 @@ from time import perf_counter
 import pytest
 import torch
 
-from ropebridge_conformance.bench import Bench
-from ropebridge_conformance.compare import compare
-from ropebridge_conformance.heat import COLUMNS, ROWS, heat_map
-from ropebridge_conformance.judge import judge, plan
+from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.compare import compare
+from ropebridge_conformance.judging.heat import COLUMNS, ROWS, heat_map
+from ropebridge_conformance.judging.judge import judge, plan
+from ropebridge_conformance.judging.verdicts import Outcome, Verdict, read_line
 from ropebridge_conformance.mutants import MUTANT_BY_NAME
-from ropebridge_conformance.oracle import Expectation
-from ropebridge_conformance.page import digest, write_page
-from ropebridge_conformance.page.gathering import KEPT, PER_CELL
-from ropebridge_conformance.results import header, write_results
-from ropebridge_conformance.verdicts import Outcome, Verdict, read_line
+from ropebridge_conformance.results.files import header, write_results
+from ropebridge_conformance.results.page import digest, write_page
+from ropebridge_conformance.results.page.gathering import KEPT, PER_CELL
+from ropebridge_conformance.stages.oracle import Expectation
 from ropebridge_spec import CLAUSE_BY_ID, HOOKS
 
 pytestmark = pytest.mark.slow

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import pytest
 
-from ropebridge_conformance.planning import Selection, part_of, plan_hash, units_of
+from ropebridge_conformance.judging.planning import Selection, part_of, plan_hash, units_of
+from ropebridge_conformance.judging.profiles import PROFILE_BY_NAME, PROFILES
+from ropebridge_conformance.judging.shards import Shard, ShardError, read_shard
 from ropebridge_conformance.plugin import DEFAULT_SUBJECTS
-from ropebridge_conformance.profiles import PROFILE_BY_NAME, PROFILES
-from ropebridge_conformance.shards import Shard, ShardError, read_shard
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def test_a_shard_keeps_the_order_of_the_plan_and_does_not_depend_on_it(units):
 def test_a_shard_is_the_same_in_another_process():
     """Whatever the process's own seed of hashes is."""
     code = (
-        "from ropebridge_conformance.shards import Shard; print(Shard(2, 5).of([str(i) for i in"
-        " range(40)], str))"
+        "from ropebridge_conformance.judging.shards import Shard;"
+        " print(Shard(2, 5).of([str(i) for i in range(40)], str))"
     )
     said = {
         subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ropebridge_conformance.checks import CHECKS
-from ropebridge_conformance.zoo import (
+from ropebridge_conformance.zoo.specimens import (
     CASE_BY_ID,
     CORE,
     COVER,

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from ropebridge_conformance.bench import Bench, SubjectError, load_subject
-from ropebridge_conformance.judge import LONGEST, judge
-from ropebridge_conformance.planning import Selection, units_of
-from ropebridge_conformance.pool import PATIENCE, Pool
+from ropebridge_conformance.judging.bench import Bench, SubjectError, load_subject
+from ropebridge_conformance.judging.judge import LONGEST, judge
+from ropebridge_conformance.judging.planning import Selection, units_of
+from ropebridge_conformance.judging.pool import PATIENCE, Pool
+from ropebridge_conformance.judging.verdicts import Outcome
+from ropebridge_conformance.judging.worker import Loaded, Refused, Task
 from ropebridge_conformance.subjects.reference import Factory as Reference
-from ropebridge_conformance.verdicts import Outcome
-from ropebridge_conformance.worker import Loaded, Refused, Task
 
 # they wait for limits to pass, and for processes that import torch
 pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
@@ -125,7 +125,7 @@ def test_a_subject_that_never_answers_is_not_asked_for_ever(put_all):
 
 
 def test_a_listed_hang_is_known(folder, monkeypatch):
-    from ropebridge_conformance.known_failures import KnownFailure
+    from ropebridge_conformance.judging.known_failures import KnownFailure
 
     monkeypatch.chdir(folder)
     path = "odd_subjects:Hang"

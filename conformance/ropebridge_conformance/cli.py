@@ -24,8 +24,25 @@ from rich.progress import (
 )
 
 from ropebridge_conformance.cli_results import add_to, refusing
-from ropebridge_conformance.console_tables import dtype_tables, hook_tables, mutant_table, summary
-from ropebridge_conformance.coverage import (
+from ropebridge_conformance.judging.ids import DTYPES, IdError, read_id
+from ropebridge_conformance.judging.judge import single_threaded
+from ropebridge_conformance.judging.known_failures import KnownFailuresError, read_known_failures
+from ropebridge_conformance.judging.planning import PlanError, Selection, refuse_unknown
+from ropebridge_conformance.judging.pool import Pool
+from ropebridge_conformance.judging.profiles import PROFILE_BY_NAME, ProfileName
+from ropebridge_conformance.judging.running import Begun, Run, begin, carried_out
+from ropebridge_conformance.judging.shards import ShardError, read_shard
+from ropebridge_conformance.judging.trial import (
+    Trial,
+    correct_runs,
+    false_alarms,
+    survives,
+    try_mutant,
+)
+from ropebridge_conformance.judging.verdicts import BAD, Verdict
+from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT_BY_NAME
+from ropebridge_conformance.plugin import DEFAULT_SUBJECTS
+from ropebridge_conformance.results.coverage import (
     BASELINE,
     CoverageError,
     cases_to_judge,
@@ -35,23 +52,12 @@ from ropebridge_conformance.coverage import (
     stale,
     write,
 )
-from ropebridge_conformance.explanation import explanation
-from ropebridge_conformance.ids import DTYPES, IdError, read_id
-from ropebridge_conformance.judge import single_threaded
-from ropebridge_conformance.kills import equivalent_table, kill_table
-from ropebridge_conformance.known_failures import KnownFailuresError, read_known_failures
-from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT_BY_NAME
-from ropebridge_conformance.names import UnknownFamily, refuse_unknown_families
-from ropebridge_conformance.planning import PlanError, Selection, refuse_unknown
-from ropebridge_conformance.plugin import DEFAULT_SUBJECTS
-from ropebridge_conformance.pool import Pool
-from ropebridge_conformance.profiles import PROFILE_BY_NAME, ProfileName
-from ropebridge_conformance.recipes import RECIPES
-from ropebridge_conformance.results import ResultsError, read_results
-from ropebridge_conformance.running import Begun, Run, begin, carried_out
-from ropebridge_conformance.shards import ShardError, read_shard
-from ropebridge_conformance.trial import Trial, correct_runs, false_alarms, survives, try_mutant
-from ropebridge_conformance.verdicts import BAD, Verdict
+from ropebridge_conformance.results.explanation import explanation
+from ropebridge_conformance.results.files import ResultsError, read_results
+from ropebridge_conformance.results.kills import equivalent_table, kill_table
+from ropebridge_conformance.results.tables import dtype_tables, hook_tables, mutant_table, summary
+from ropebridge_conformance.zoo.names import UnknownFamily, refuse_unknown_families
+from ropebridge_conformance.zoo.recipes import RECIPES
 from ropebridge_spec import UnknownHook
 
 app = typer.Typer(

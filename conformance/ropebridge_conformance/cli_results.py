@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ropebridge_conformance.badge import badge
-from ropebridge_conformance.combining import CombineError, combined
-from ropebridge_conformance.console_tables import summary
-from ropebridge_conformance.junit import junit
-from ropebridge_conformance.page import write_page
-from ropebridge_conformance.results import Recorder, ResultsError, read_results
+from ropebridge_conformance.results.badge import badge
+from ropebridge_conformance.results.combining import CombineError, combined
+from ropebridge_conformance.results.files import Recorder, ResultsError, read_results
+from ropebridge_conformance.results.junit import junit
+from ropebridge_conformance.results.page import write_page
+from ropebridge_conformance.results.tables import summary
 
 console = Console()
 errors = Console(stderr=True)

@@ -16,7 +16,7 @@ def main() -> None:
     """Run the command line, or say what is missing."""
     refuse_missing("conformance", NEEDS)
     if set(JUDGING) & set(sys.argv[1:2]):
-        from ropebridge_conformance.processes import prepare
+        from ropebridge_conformance.judging.processes import prepare
 
         prepare()
     from ropebridge_conformance.cli import app

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ropebridge_conformance.ids import DTYPES
+from ropebridge_conformance.judging.ids import DTYPES
 
 if TYPE_CHECKING:
-    from ropebridge_conformance.bench import Bench
-    from ropebridge_conformance.verdicts import Verdict
+    from ropebridge_conformance.judging.bench import Bench
+    from ropebridge_conformance.judging.verdicts import Verdict
 
 DEFAULT_SUBJECTS = (
     "ropebridge_conformance.subjects.reference:Factory",
@@ -100,7 +100,7 @@ def subjects_of(config: pytest.Config) -> tuple[str, ...]:
 def pytest_configure(config: pytest.Config) -> None:
     """Let hypothesis draw as many examples as the profile says, where one is given."""
     if option(config, "profile"):
-        from ropebridge_conformance.profiles import PROFILE_BY_NAME, use_hypothesis_profile
+        from ropebridge_conformance.judging.profiles import PROFILE_BY_NAME, use_hypothesis_profile
 
         use_hypothesis_profile(PROFILE_BY_NAME[option(config, "profile")])
 
@@ -108,11 +108,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Refuse a subject that cannot be loaded, and a family or device that is not there, before
     anything runs."""
-    from ropebridge_conformance.bench import SubjectError, load_subject
-    from ropebridge_conformance.known_failures import KnownFailuresError, read_known_failures
-    from ropebridge_conformance.names import UnknownFamily, refuse_unknown_families
-    from ropebridge_conformance.planning import PlanError, refuse_absent_devices
-    from ropebridge_conformance.shards import ShardError, read_shard
+    from ropebridge_conformance.judging.bench import SubjectError, load_subject
+    from ropebridge_conformance.judging.known_failures import (
+        KnownFailuresError,
+        read_known_failures,
+    )
+    from ropebridge_conformance.judging.planning import PlanError, refuse_absent_devices
+    from ropebridge_conformance.judging.shards import ShardError, read_shard
+    from ropebridge_conformance.zoo.names import UnknownFamily, refuse_unknown_families
 
     path = option(session.config, "known-failures")
     try:
@@ -130,8 +133,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make one test for each question about each subject."""
     if "question" not in metafunc.fixturenames:
         return
-    from ropebridge_conformance.bench import load_subject
-    from ropebridge_conformance.judge import plan
+    from ropebridge_conformance.judging.bench import load_subject
+    from ropebridge_conformance.judging.judge import plan
 
     config = metafunc.config
     check = metafunc.function.__name__.removeprefix("test_")
@@ -158,8 +161,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def narrowed(config: pytest.Config) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Return the families, dtypes and devices to ask about."""
-    from ropebridge_conformance.bench import available_devices
-    from ropebridge_conformance.profiles import PROFILE_BY_NAME
+    from ropebridge_conformance.judging.bench import available_devices
+    from ropebridge_conformance.judging.profiles import PROFILE_BY_NAME
 
     profile = PROFILE_BY_NAME[option(config, "profile") or "default"]
     families, dtypes, devices = (
@@ -175,8 +178,8 @@ def narrowed(config: pytest.Config) -> tuple[tuple[str, ...], tuple[str, ...], t
 def this_shard(config: pytest.Config) -> set[tuple[str, str, str, str]]:
     """Return the layers to ask about: subject, case, dtype, device. Dealt out as `ropebridge check
     --shard` deals them."""
-    from ropebridge_conformance.shards import ShardError, read_shard
-    from ropebridge_conformance.zoo import chosen_cases
+    from ropebridge_conformance.judging.shards import ShardError, read_shard
+    from ropebridge_conformance.zoo.specimens import chosen_cases
 
     families, dtypes, devices = narrowed(config)
     layers = [
@@ -208,7 +211,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def question_of(item: pytest.Item) -> Any:
     """Return the question that a test puts; None where it is a test of another kind."""
-    from ropebridge_conformance.questions import Question
+    from ropebridge_conformance.judging.questions import Question
 
     question = getattr(getattr(item, "callspec", None), "params", {}).get("question")
     return question if isinstance(question, Question) else None
@@ -224,8 +227,8 @@ def layer(item: Any) -> tuple[str, ...]:
 @pytest.fixture
 def subject_bench(request: pytest.FixtureRequest) -> Bench:
     """Return the bench of the subject a question is about."""
-    from ropebridge_conformance.bench import Bench, load_subject
-    from ropebridge_conformance.judge import single_threaded
+    from ropebridge_conformance.judging.bench import Bench, load_subject
+    from ropebridge_conformance.judging.judge import single_threaded
 
     single_threaded()
     held = request.config.stash.setdefault(BENCHES, {})
@@ -237,7 +240,7 @@ def subject_bench(request: pytest.FixtureRequest) -> Bench:
 
 def expect_pass(bench: Bench, question: Any, config: pytest.Config) -> None:
     """Put the question; note the verdict; let the test end as the verdict says."""
-    from ropebridge_conformance.verdicts import BAD, Outcome
+    from ropebridge_conformance.judging.verdicts import BAD, Outcome
 
     verdict = verdict_on(bench, question, config)
     note(verdict, config)
@@ -251,9 +254,9 @@ def expect_pass(bench: Bench, question: Any, config: pytest.Config) -> None:
 
 def verdict_on(bench: Bench, question: Any, config: pytest.Config) -> Verdict:
     """Return the verdict, from this process, or with `--ropebridge-timeout` from another."""
-    from ropebridge_conformance.judge import judge
-    from ropebridge_conformance.pool import Desk, put
-    from ropebridge_conformance.worker import Task
+    from ropebridge_conformance.judging.judge import judge
+    from ropebridge_conformance.judging.pool import Desk, put
+    from ropebridge_conformance.judging.worker import Task
 
     timeout = option(config, "timeout")
     if timeout is None:
@@ -269,7 +272,7 @@ def verdict_on(bench: Bench, question: Any, config: pytest.Config) -> Verdict:
 def note(verdict: Verdict, config: pytest.Config) -> None:
     """Put a verdict on disk, if results are wanted; under pytest-xdist each worker writes its own
     file, named after it."""
-    from ropebridge_conformance.results import Recorder, header
+    from ropebridge_conformance.results.files import Recorder, header
 
     path: Path | None = option(config, "results")
     if path is None:

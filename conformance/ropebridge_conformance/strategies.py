@@ -30,11 +30,11 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor, nn
 
-from ropebridge_conformance.bench import Bench, Watch, hooks_of
-from ropebridge_conformance.compare import compare
-from ropebridge_conformance.oracle import context_of, expect
-from ropebridge_conformance.scenarios import Scenario, possible
-from ropebridge_conformance.zoo import Specimen
+from ropebridge_conformance.judging.bench import Bench, Watch, hooks_of
+from ropebridge_conformance.judging.compare import compare
+from ropebridge_conformance.stages.oracle import context_of, expect
+from ropebridge_conformance.zoo.scenarios import Scenario, possible
+from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_spec import Gate, Latent, Norm, OptIn, Rotary, Subject, Temperature, Variant
 
 PROFILES: Mapping[str, Mapping[str, Any]] = {

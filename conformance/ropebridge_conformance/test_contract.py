@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from ropebridge_conformance.bench import Bench
+from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.questions import Question
 from ropebridge_conformance.plugin import expect_pass
-from ropebridge_conformance.questions import Question
 
 
 def test_hooks_fire_once_in_contract_order(

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ropebridge import subject
-from ropebridge_conformance.bench import Bench
-from ropebridge_conformance.judge import judge, plan
-from ropebridge_conformance.verdicts import Outcome
-from ropebridge_conformance.zoo import CORE
+from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.judge import judge, plan
+from ropebridge_conformance.judging.verdicts import Outcome
+from ropebridge_conformance.zoo.specimens import CORE
 
 pytestmark = pytest.mark.slow
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from ropebridge_conformance.bench import Bench
-from ropebridge_conformance.judge import judge, plan
+from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.judge import judge, plan
+from ropebridge_conformance.judging.questions import Question
+from ropebridge_conformance.judging.trial import ARMS, by_case
+from ropebridge_conformance.judging.verdicts import BAD, Outcome
 from ropebridge_conformance.mutants import MUTANTS
-from ropebridge_conformance.questions import Question
 from ropebridge_conformance.subjects import hugging_face
 from ropebridge_conformance.subjects.layouts import FINITE_MASK, HEADS_FIRST, translated
 from ropebridge_conformance.subjects.reference import Factory, ReferenceLayer
-from ropebridge_conformance.trial import ARMS, by_case
-from ropebridge_conformance.verdicts import BAD, Outcome
 from ropebridge_reference import STAGES
 from ropebridge_spec import describe
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ropebridge_conformance import subjects
-from ropebridge_conformance.known_failures import read_known_failures
+from ropebridge_conformance.judging.known_failures import read_known_failures
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ropebridge_conformance import subjects
-from ropebridge_conformance.known_failures import KnownFailure, read_known_failures
-from ropebridge_conformance.subject_report import app, causes, cell, page_of
-from ropebridge_conformance.verdicts import Outcome, Verdict
+from ropebridge_conformance.judging.known_failures import KnownFailure, read_known_failures
+from ropebridge_conformance.judging.verdicts import Outcome, Verdict
+from ropebridge_conformance.results.subject_report import app, causes, cell, page_of
 
 ROOT = Path(__file__).parents[2]
 PROVENANCE = {

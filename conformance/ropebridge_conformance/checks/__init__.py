@@ -22,7 +22,7 @@ from ropebridge_conformance.checks import (
     training,
     values,
 )
-from ropebridge_conformance.questions import Check
+from ropebridge_conformance.judging.questions import Check
 
 TOPICS = (
     firing,

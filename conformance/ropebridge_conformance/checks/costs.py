@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.checks.firing import complaint_about, first_amiss
-from ropebridge_conformance.compare import Difference
-from ropebridge_conformance.findings import Finding, failed, passed
-from ropebridge_conformance.questions import Check, Question, clause
-from ropebridge_conformance.scenarios import CallInputs, Scenario, calls, possible, tables_go_on
-from ropebridge_conformance.traces import record
-from ropebridge_conformance.zoo import specimen
+from ropebridge_conformance.judging.bench import Bench, Watch, watched
+from ropebridge_conformance.judging.compare import Difference
+from ropebridge_conformance.judging.findings import Finding, failed, passed
+from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.subjects.traces import record
+from ropebridge_conformance.zoo.scenarios import CallInputs, Scenario, calls, possible, tables_go_on
+from ropebridge_conformance.zoo.specimens import specimen
 from ropebridge_spec import Variant, ungrouped
 
 READS = ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::masked_select")

@@ -10,14 +10,20 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ropebridge_conformance.answers import answered
-from ropebridge_conformance.bench import Bench, Watch, watched
-from ropebridge_conformance.compare import compare, fits, ratios
-from ropebridge_conformance.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.oracle import Context, Expectation, contexts_after, expect, unchanged
-from ropebridge_conformance.questions import Check, Question, any_hook, clause
-from ropebridge_conformance.scenarios import OPTED, CallInputs, calls
-from ropebridge_conformance.traces import Trace, record
+from ropebridge_conformance.judging.bench import Bench, Watch, watched
+from ropebridge_conformance.judging.compare import compare, fits, ratios
+from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
+from ropebridge_conformance.judging.questions import Check, Question, any_hook, clause
+from ropebridge_conformance.stages.oracle import (
+    Context,
+    Expectation,
+    contexts_after,
+    expect,
+    unchanged,
+)
+from ropebridge_conformance.subjects.answers import answered
+from ropebridge_conformance.subjects.traces import Trace, record
+from ropebridge_conformance.zoo.scenarios import OPTED, CallInputs, calls
 from ropebridge_spec import HOOK_BY_NAME, HookSpec, axis_names
 from ropebridge_spec.hooks import resolve
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ropebridge_conformance.bench import Bench, hooks_of
-from ropebridge_conformance.findings import Finding, failed, passed
-from ropebridge_conformance.questions import Check, Question, any_hook, axes_clause, clause
-from ropebridge_conformance.scenarios import CORE_CALLS, OPTED, CallInputs, Scenario, calls
-from ropebridge_conformance.traces import Trace, record
-from ropebridge_conformance.zoo import Specimen
+from ropebridge_conformance.judging.bench import Bench, hooks_of
+from ropebridge_conformance.judging.findings import Finding, failed, passed
+from ropebridge_conformance.judging.questions import Check, Question, any_hook, axes_clause, clause
+from ropebridge_conformance.subjects.traces import Trace, record
+from ropebridge_conformance.zoo.scenarios import CORE_CALLS, OPTED, CallInputs, Scenario, calls
+from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_spec import HOOK_BY_NAME, HookSpec, Variant, axis_sizes, shape_of, ungrouped
 from ropebridge_spec.hooks import resolve
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.bench import Bench, Watch, watched
-from ropebridge_conformance.compare import compare
-from ropebridge_conformance.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.gradients import Backward, expected_gradients, served
-from ropebridge_conformance.questions import Check, Question, clause
-from ropebridge_conformance.scenarios import Scenario, possible
+from ropebridge_conformance.judging.bench import Bench, Watch, watched
+from ropebridge_conformance.judging.compare import compare
+from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
+from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.stages.derivatives import Backward, expected_gradients, served
+from ropebridge_conformance.zoo.scenarios import Scenario, possible
 from ropebridge_spec import HookSpec, Variant
 
 TABLES = ("hook_cos", "hook_sin")

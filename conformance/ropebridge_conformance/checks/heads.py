@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.bench import Bench, watched
-from ropebridge_conformance.findings import Finding, failed, passed
-from ropebridge_conformance.questions import Check, Question
-from ropebridge_conformance.scenarios import calls
-from ropebridge_conformance.traces import Trace, record
+from ropebridge_conformance.judging.bench import Bench, watched
+from ropebridge_conformance.judging.findings import Finding, failed, passed
+from ropebridge_conformance.judging.questions import Check, Question
+from ropebridge_conformance.subjects.traces import Trace, record
+from ropebridge_conformance.zoo.scenarios import calls
 from ropebridge_spec import HookSpec, Variant
 
 OWN: Mapping[str, tuple[str, ...]] = {

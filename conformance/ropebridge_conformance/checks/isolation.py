@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropebridge_conformance.bench import Bench, watched
-from ropebridge_conformance.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.questions import Check, Question, any_hook, clause
-from ropebridge_conformance.scenarios import CallInputs, calls
-from ropebridge_conformance.traces import record
-from ropebridge_conformance.witness import hugging_face
-from ropebridge_conformance.zoo import Specimen
+from ropebridge_conformance.judging.bench import Bench, watched
+from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
+from ropebridge_conformance.judging.questions import Check, Question, any_hook, clause
+from ropebridge_conformance.subjects.traces import record
+from ropebridge_conformance.subjects.witness import hugging_face
+from ropebridge_conformance.zoo.scenarios import CallInputs, calls
+from ropebridge_conformance.zoo.specimens import Specimen
 
 ROUNDS = 4
 EDITED = "hook_z"

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import torch
 
-from ropebridge_conformance.bench import Bench
 from ropebridge_conformance.checks.parity import joined, whole_call
-from ropebridge_conformance.compare import compare
-from ropebridge_conformance.findings import Finding, failed, passed
-from ropebridge_conformance.oracle import Expectation
-from ropebridge_conformance.questions import Check, Question, clause
-from ropebridge_conformance.scenarios import CORE_CALLS, OPTED, calls
-from ropebridge_conformance.traces import record
-from ropebridge_conformance.witness import carried_bounds, live_rows
+from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.compare import compare
+from ropebridge_conformance.judging.findings import Finding, failed, passed
+from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.stages.oracle import Expectation
+from ropebridge_conformance.subjects.traces import record
+from ropebridge_conformance.subjects.witness import carried_bounds, live_rows
+from ropebridge_conformance.zoo.scenarios import CORE_CALLS, OPTED, calls
 
 
 def looking_changes_nothing(bench: Bench, q: Question) -> Finding:

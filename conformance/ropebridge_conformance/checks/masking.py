@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.bench import Bench, Watch, watched
 from ropebridge_conformance.checks.values import judge_stage, judge_unwatched
-from ropebridge_conformance.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.questions import Check, Question, clause
-from ropebridge_conformance.scenarios import CallInputs, Scenario, calls, own_keys, possible
-from ropebridge_conformance.traces import Trace, record
-from ropebridge_conformance.verdicts import Outcome
-from ropebridge_conformance.witness import bias_of_call, live_rows
+from ropebridge_conformance.judging.bench import Bench, Watch, watched
+from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
+from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.judging.verdicts import Outcome
+from ropebridge_conformance.subjects.traces import Trace, record
+from ropebridge_conformance.subjects.witness import bias_of_call, live_rows
+from ropebridge_conformance.zoo.scenarios import CallInputs, Scenario, calls, own_keys, possible
 from ropebridge_spec import Variant
 
 POISON = 16.0

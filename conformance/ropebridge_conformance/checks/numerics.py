@@ -8,14 +8,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.bench import Bench, watched
 from ropebridge_conformance.checks.values import a_stage_gives_the_value_of_its_clause
-from ropebridge_conformance.compare import Difference, compare
-from ropebridge_conformance.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.oracle import Context, Expectation, context_of, expect, role_of
-from ropebridge_conformance.questions import Check, Question, clause, value_clause
-from ropebridge_conformance.scenarios import Scenario, calls, possible, tables_go_on, takes_tables
-from ropebridge_conformance.traces import record
+from ropebridge_conformance.judging.bench import Bench, watched
+from ropebridge_conformance.judging.compare import Difference, compare
+from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
+from ropebridge_conformance.judging.questions import Check, Question, clause, value_clause
+from ropebridge_conformance.stages.oracle import Context, Expectation, context_of, expect, role_of
+from ropebridge_conformance.subjects.traces import record
+from ropebridge_conformance.zoo.scenarios import (
+    Scenario,
+    calls,
+    possible,
+    tables_go_on,
+    takes_tables,
+)
 from ropebridge_reference import rotate, rows_for, turns
 from ropebridge_spec import HookSpec, Variant, attention_inputs
 

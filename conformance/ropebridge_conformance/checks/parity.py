@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.bench import Bench
-from ropebridge_conformance.bench import watched as watched_names
-from ropebridge_conformance.compare import Difference, compare
-from ropebridge_conformance.findings import Finding, failed, passed, vacuous
+from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.bench import watched as watched_names
+from ropebridge_conformance.judging.compare import Difference, compare
+from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
+from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.judging.verdicts import Outcome
 from ropebridge_conformance.mutants import MUTANT_BY_NAME
-from ropebridge_conformance.oracle import Expectation
-from ropebridge_conformance.questions import Check, Question, clause
-from ropebridge_conformance.scenarios import CORE_CALLS, CallInputs, calls, takes_tables
-from ropebridge_conformance.traces import Trace, record
-from ropebridge_conformance.verdicts import Outcome
-from ropebridge_conformance.witness import carried_bounds, hugging_face, live_rows, truth
+from ropebridge_conformance.stages.oracle import Expectation
+from ropebridge_conformance.subjects.traces import Trace, record
+from ropebridge_conformance.subjects.witness import carried_bounds, hugging_face, live_rows, truth
+from ropebridge_conformance.zoo.scenarios import CORE_CALLS, CallInputs, calls, takes_tables
 
 RMS_RATIO, MAX_RATIO = 1.05, 2.0
 WATCHED_RATIO = 1.25

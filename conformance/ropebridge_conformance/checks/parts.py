@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.bench import Bench, hooks_of
 from ropebridge_conformance.checks.costs import Made, nothing, on_demand
 from ropebridge_conformance.checks.edits import first_moved, nudged, what_followed
-from ropebridge_conformance.compare import Difference, compare, fits
-from ropebridge_conformance.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.oracle import Context, contexts_of, expect
-from ropebridge_conformance.partial import WrongPart, record_parts
-from ropebridge_conformance.questions import Check, Question, clause
-from ropebridge_conformance.scenarios import OPTED, calls
-from ropebridge_conformance.traces import Edit, Trace
+from ropebridge_conformance.judging.bench import Bench, hooks_of
+from ropebridge_conformance.judging.compare import Difference, compare, fits
+from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
+from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.stages.oracle import Context, contexts_of, expect
+from ropebridge_conformance.subjects.partial import WrongPart, record_parts
+from ropebridge_conformance.subjects.traces import Edit, Trace
+from ropebridge_conformance.zoo.scenarios import OPTED, calls
 from ropebridge_spec import NARROWED, HookSpec, Watch, axis_of, ungrouped
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.bench import Bench, hooks_of
-from ropebridge_conformance.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.questions import Check, Question, any_hook, clause
-from ropebridge_conformance.scenarios import CallInputs, calls
+from ropebridge_conformance.judging.bench import Bench, hooks_of
+from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
+from ropebridge_conformance.judging.questions import Check, Question, any_hook, clause
+from ropebridge_conformance.zoo.scenarios import CallInputs, calls
 from ropebridge_spec import HookSpec, arguments_of
 
 CLAUSE_ID = re.compile(r"\b[A-Z]+-\d+\b")

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.bench import Bench, watched
-from ropebridge_conformance.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.questions import Check, Question, clause
-from ropebridge_conformance.scenarios import Scenario, calls
-from ropebridge_conformance.traces import record
+from ropebridge_conformance.judging.bench import Bench, watched
+from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
+from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.subjects.traces import record
+from ropebridge_conformance.zoo.scenarios import Scenario, calls
 from ropebridge_spec import Variant
 
 SOURCES = {"hidden_states": "hook_in", "q_resid": "hook_q_latent"}

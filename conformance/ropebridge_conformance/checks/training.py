@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.answers import Values
-from ropebridge_conformance.bench import Bench, Watch, watched
-from ropebridge_conformance.compare import compare
-from ropebridge_conformance.findings import Finding, failed, passed
-from ropebridge_conformance.oracle import Expectation, context_of, expect
-from ropebridge_conformance.questions import Check, Question, clause
-from ropebridge_conformance.scenarios import SCENARIO_BY_ID, Scenario, calls, possible
-from ropebridge_conformance.traces import Trace, record
-from ropebridge_conformance.zoo import Specimen
+from ropebridge_conformance.judging.bench import Bench, Watch, watched
+from ropebridge_conformance.judging.compare import compare
+from ropebridge_conformance.judging.findings import Finding, failed, passed
+from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.stages.oracle import Expectation, context_of, expect
+from ropebridge_conformance.subjects.answers import Values
+from ropebridge_conformance.subjects.traces import Trace, record
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, Scenario, calls, possible
+from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_spec import FAMILIES, Family, Variant, attention_inputs, describe
 
 WATCHES: tuple[Watch, ...] = ("all", "fused")

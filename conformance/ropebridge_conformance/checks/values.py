@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ropebridge_conformance.bench import Bench
-from ropebridge_conformance.compare import Difference, compare, fits
-from ropebridge_conformance.findings import Finding, failed, passed, vacuous
+from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.compare import Difference, compare, fits
+from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
+from ropebridge_conformance.judging.questions import Check, Question, any_hook, clause, value_clause
 from ropebridge_conformance.mutants import Mutant, foils
-from ropebridge_conformance.oracle import Context, Expectation, expect, foil_of
-from ropebridge_conformance.questions import Check, Question, any_hook, clause, value_clause
-from ropebridge_conformance.scenarios import CORE_CALLS, OPTED, Scenario
-from ropebridge_conformance.traces import Trace
-from ropebridge_conformance.zoo import Specimen
+from ropebridge_conformance.stages.oracle import Context, Expectation, expect, foil_of
+from ropebridge_conformance.subjects.traces import Trace
+from ropebridge_conformance.zoo.scenarios import CORE_CALLS, OPTED, Scenario
+from ropebridge_conformance.zoo.specimens import Specimen
 
 
 def a_stage_gives_the_value_of_its_clause(bench: Bench, q: Question) -> Finding:

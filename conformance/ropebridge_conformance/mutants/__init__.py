@@ -27,8 +27,8 @@ from ropebridge_conformance.mutants import (
 )
 from ropebridge_conformance.mutants.equivalent import EQUIVALENTS, Equivalent
 from ropebridge_conformance.mutants.mutant import ARMS, Mutant
-from ropebridge_conformance.scenarios import Scenario
-from ropebridge_conformance.zoo import Specimen
+from ropebridge_conformance.zoo.scenarios import Scenario
+from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_reference import STAGES
 
 __all__ = ["ARMS", "EQUIVALENTS", "MUTANTS", "MUTANT_BY_NAME", "Equivalent", "Mutant", "foils"]

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ropebridge_conformance.scenarios import Scenario
-from ropebridge_conformance.weights import read_weights
-from ropebridge_conformance.zoo import Specimen
+from ropebridge_conformance.zoo.scenarios import Scenario
+from ropebridge_conformance.zoo.specimens import Specimen
+from ropebridge_conformance.zoo.weights import read_weights
 
 Applies = Callable[[Specimen, Scenario], bool]
 

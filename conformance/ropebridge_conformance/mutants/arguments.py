@@ -26,9 +26,9 @@ from ropebridge_conformance.mutants.applies import (
     temperature_of_ids,
 )
 from ropebridge_conformance.mutants.mutant import Around, Mutant, given_other
-from ropebridge_conformance.scenarios import tables_for
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
+from ropebridge_conformance.zoo.scenarios import tables_for
 from ropebridge_spec import Variant, arguments_of, by_role
 from ropebridge_spec.arguments import RENAMED
 

@@ -25,9 +25,9 @@ from ropebridge_conformance.mutants.mutant import (
     Mutant,
     change,
 )
-from ropebridge_conformance.scenarios import cache_layer
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
+from ropebridge_conformance.zoo.scenarios import cache_layer
 from ropebridge_reference import (
     rotate,
     turns,

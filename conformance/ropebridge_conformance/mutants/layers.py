@@ -17,10 +17,10 @@ from ropebridge_conformance.mutants.mutant import (
     change,
     described_as,
 )
-from ropebridge_conformance.scenarios import Scenario
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run, as_it_is, show
-from ropebridge_conformance.zoo import Specimen
+from ropebridge_conformance.zoo.scenarios import Scenario
+from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_reference import (
     STAGES,
     make_pattern,

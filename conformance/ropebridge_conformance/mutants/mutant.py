@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from ropebridge_conformance.mutants.applies import Applies, always
-from ropebridge_conformance.scenarios import Scenario
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import (
     Factory,
@@ -20,7 +19,8 @@ from ropebridge_conformance.subjects.reference import (
     show,
     weights_as_they_are,
 )
-from ropebridge_conformance.zoo import Specimen
+from ropebridge_conformance.zoo.scenarios import Scenario
+from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_reference import STAGES, Stages, Weights
 from ropebridge_spec import HOOK_BY_NAME, HookFunction, Variant, by_role
 

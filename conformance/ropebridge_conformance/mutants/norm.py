@@ -28,8 +28,8 @@ from ropebridge_conformance.mutants.mutant import (
     described_as,
     shows_as,
 )
-from ropebridge_conformance.scenarios import Scenario
-from ropebridge_conformance.zoo import Specimen
+from ropebridge_conformance.zoo.scenarios import Scenario
+from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_reference import (
     Affine,
     Weights,

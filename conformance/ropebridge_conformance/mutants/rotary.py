@@ -36,9 +36,9 @@ from ropebridge_conformance.mutants.mutant import (
     shows_as,
     turns_to,
 )
-from ropebridge_conformance.scenarios import cache_layer
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
+from ropebridge_conformance.zoo.scenarios import cache_layer
 from ropebridge_reference import (
     rotate,
     turns,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.findings import Finding, failed, passed
+from ropebridge_conformance.judging.findings import Finding, failed, passed
 
 
 @torch.no_grad()

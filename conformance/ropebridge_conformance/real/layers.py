@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ropebridge_conformance.bench import hooks_of
 from ropebridge_conformance.checks.firing import judge_axes, judge_order
 from ropebridge_conformance.checks.values import judge_stage
-from ropebridge_conformance.findings import Finding
-from ropebridge_conformance.oracle import context_of
+from ropebridge_conformance.judging.bench import hooks_of
+from ropebridge_conformance.judging.findings import Finding
+from ropebridge_conformance.judging.verdicts import Verdict
 from ropebridge_conformance.real.recording import Recorded
-from ropebridge_conformance.verdicts import Verdict
+from ropebridge_conformance.stages.oracle import context_of
 
 VALUES = "a_stage_gives_the_value_of_its_clause"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.checks.parity import MAX_RATIO, RMS_RATIO
-from ropebridge_conformance.findings import Finding, failed, passed
+from ropebridge_conformance.judging.findings import Finding, failed, passed
 
 ROWS = 64
 """Positions compared at a time: a vocabulary is wide."""

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ropebridge_conformance.scenarios import CallInputs, Scenario
-from ropebridge_conformance.traces import Trace, hooks_at
-from ropebridge_conformance.zoo import Specimen
+from ropebridge_conformance.subjects.traces import Trace, hooks_at
+from ropebridge_conformance.zoo.scenarios import CallInputs, Scenario
+from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_spec import by_role, describe, own_names, parameters_of
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.table import Table
 
+from ropebridge_conformance.judging.verdicts import BAD, Verdict
 from ropebridge_conformance.real.layers import VALUES
 from ropebridge_conformance.real.logits import Distance
-from ropebridge_conformance.verdicts import BAD, Verdict
 
 
 def stage_table(verdicts: Sequence[Verdict]) -> Table:

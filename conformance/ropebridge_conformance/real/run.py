@@ -16,8 +16,8 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from ropebridge_conformance.console_tables import summary
-from ropebridge_conformance.findings import Finding
+from ropebridge_conformance.judging.findings import Finding
+from ropebridge_conformance.judging.verdicts import BAD, Verdict
 from ropebridge_conformance.real import checkpoint
 from ropebridge_conformance.real.greedy import continuation, judge_tokens
 from ropebridge_conformance.real.heads import choose
@@ -33,8 +33,8 @@ from ropebridge_conformance.real.logits import (
 from ropebridge_conformance.real.picture import draw
 from ropebridge_conformance.real.recording import BridgedModelLike, record_model
 from ropebridge_conformance.real.report import logits_table, stage_table
-from ropebridge_conformance.results import write_results
-from ropebridge_conformance.verdicts import BAD, Verdict
+from ropebridge_conformance.results.files import write_results
+from ropebridge_conformance.results.tables import summary
 
 WAYS = ("eager", "sdpa")
 POS, NEW_TOKENS = 640, 20

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 
 from ropebridge_conformance.subjects.layouts import FINITE_MASK, HEADS_FIRST, Layout, translated
-from ropebridge_conformance.visibility import bias_of
+from ropebridge_conformance.zoo.visibility import bias_of
 from ropebridge_spec import HookFunction, OptIn, UnsupportedAttention, Variant, by_role, describe
 
 INTERFACE = "ropebridge_seen"

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from ropebridge_conformance.scenarios import CallInputs, cache_layer, tables_for, tables_of
-from ropebridge_conformance.selection import call_selector, picked
 from ropebridge_conformance.subjects.parts import Hooks, by_name
-from ropebridge_conformance.visibility import bias_of
-from ropebridge_conformance.weights import WeightsOnce
+from ropebridge_conformance.zoo.scenarios import CallInputs, cache_layer, tables_for, tables_of
+from ropebridge_conformance.zoo.selection import call_selector, picked
+from ropebridge_conformance.zoo.visibility import bias_of
+from ropebridge_conformance.zoo.weights import WeightsOnce
 from ropebridge_reference import (
     STAGES,
     Output,

@@ -1,0 +1,141 @@
+"""Judge: puts a question to a subject and gives a verdict, whatever the subject does."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+
+import torch
+
+from ropebridge_conformance.checks import CHECK_BY_NAME, CHECKS
+from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.findings import Finding, failed
+from ropebridge_conformance.judging.heat import heat_map
+from ropebridge_conformance.judging.ids import DTYPES
+from ropebridge_conformance.judging.known_failures import KnownFailure, covering
+from ropebridge_conformance.judging.questions import About, Question
+from ropebridge_conformance.judging.verdicts import Outcome, Verdict
+from ropebridge_conformance.subjects.answers import NotShown
+from ropebridge_conformance.zoo.specimens import chosen_cases
+
+LONGEST = 4000
+"""Characters of an exception's text that a verdict keeps."""
+
+
+def plan(
+    cases: Sequence[str] | None = None,
+    dtypes: Sequence[str] = DTYPES,
+    devices: Sequence[str] = ("cpu",),
+    about: Collection[About] = ("layer", "class"),
+) -> Iterator[Question]:
+    """Yield every question there is, case by case, so that what one needs the next finds made."""
+    for case in chosen_cases(cases):
+        for device in devices:
+            for dtype in dtypes:
+                for check in (check for check in CHECKS if check.about in about):
+                    yield from check.questions(case.id, dtype, device)
+
+
+def judge(bench: Bench, question: Question, known: Sequence[KnownFailure] = ()) -> Verdict:
+    """Return the verdict on one question. An exception of the subject is a failure, and the run
+    goes on."""
+    gap = declared_gap(bench.subject.unsupported, question)
+    if gap:
+        return verdict(bench.subject.name, question, Finding(Outcome.UNSUPPORTED, gap))
+    if question.device == "mps" and question.dtype == "float64":
+        return verdict(
+            bench.subject.name, question, Finding(Outcome.NOT_EXERCISED, "mps has no float64")
+        )
+    try:
+        finding = CHECK_BY_NAME[question.check].ask(bench, question)
+    except NotShown as error:
+        finding = not_shown(bench.subject.unsupported, error)
+    except (Exception, SystemExit) as error:
+        finding = failed(raised(error), divergent=question.hook)
+    return verdict(bench.subject.name, question, expected_to_fail(finding, question, known))
+
+
+def not_shown(unsupported: Mapping[str, str], error: NotShown) -> Finding:
+    """Return NOT_EXERCISED for a question that needs a hook point which the subject declares not to
+    have, else FAIL."""
+    if error.hook in unsupported:
+        return Finding(
+            Outcome.NOT_EXERCISED,
+            f"needs the value of {error.hook}, which is unsupported: {unsupported[error.hook]}",
+        )
+    return failed(str(error), divergent=error.hook)
+
+
+def raised(error: BaseException) -> str:
+    """Return the text of an exception, cut at LONGEST; its type where it has no text to give."""
+    try:
+        said = str(error)
+    except Exception as again:
+        said = f"(its text could not be had: {type(again).__name__})"
+    return f"raised {type(error).__name__}: {said}"[:LONGEST]
+
+
+def declared_gap(unsupported: Mapping[str, str], question: Question) -> str:
+    """Return why the subject says it does not have this; nothing if it says no such thing."""
+    wanted = (question.clause, question.check, question.hook, *question.situation.opted_in)
+    return next((reason for name, reason in unsupported.items() if name in wanted), "")
+
+
+def expected_to_fail(
+    finding: Finding, question: Question, known: Sequence[KnownFailure]
+) -> Finding:
+    """Return a listed failure as KNOWN_FAILURE, until its entry expires; a listed failure that
+    passes as FAIL, where the entry is strict (as pytest's xfail_strict)."""
+    entry = covering(known, question)
+    if entry is None or finding.outcome not in (Outcome.FAIL, Outcome.PASS):
+        return finding
+    if finding.outcome == Outcome.PASS:
+        return (
+            failed(
+                f"passes, and is listed as a known failure ({entry.reason}); take it off the list"
+            )
+            if entry.strict
+            else finding
+        )
+    if entry.expired(date.today()):
+        return replace(
+            finding,
+            reason=(
+                f"{finding.reason} (a known failure until {entry.expiry}: {entry.reason}; mend it,"
+                " or renew its expiry)"
+            ),
+        )
+    return Finding(Outcome.KNOWN_FAILURE, entry.says, finding.difference, finding.divergent)
+
+
+def verdict(subject: str, question: Question, finding: Finding) -> Verdict:
+    """Return the line of results for a finding about a subject, by its name."""
+    difference = finding.difference
+    return Verdict(
+        subject=subject,
+        clause=question.clause,
+        check=question.check,
+        hook=question.hook,
+        family=question.family,
+        case=f"{question.case}-{question.scenario}",
+        dtype=question.dtype,
+        device=question.device,
+        outcome=finding.outcome,
+        error=difference.error if difference else None,
+        bound=difference.bound if difference else None,
+        divergent=finding.divergent,
+        reason=finding.reason,
+        worst=None if difference is None or difference.fits else difference.index,
+        heat=(
+            None
+            if difference is None or difference.ratios is None
+            else heat_map(difference.ratios, finding.divergent)
+        ),
+    )
+
+
+def single_threaded() -> None:
+    """Let torch use one thread: tiny layers run fastest so, and several processes share the
+    cores."""
+    torch.set_num_threads(1)

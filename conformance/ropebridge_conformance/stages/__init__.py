@@ -1,0 +1,1 @@
+"""Stages: what each should hold, and how far rounding may move it."""
