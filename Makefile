@@ -6,7 +6,7 @@ FAMILIES ?=
 RESULTS ?= results/run.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help quick quick-tests quick-zoo run test format lint hooks wheel legs leg-oldest leg-newest real spec sequences mutants coverage subjects bench bench-compare bench-scaling gpu clean
+.PHONY: help quick quick-tests quick-zoo run test format lint hooks wheel legs leg-oldest leg-newest real spec sequences fairness mutants coverage subjects bench bench-compare bench-scaling gpu clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -71,6 +71,9 @@ subjects: .venv/installed ## judge Hugging Face's own eager attention, and write
 
 sequences: .venv/installed ## the public API in any order: 1,000 sequences (`make test` tries 50)
 	ROPEBRIDGE_SEQUENCES=1000 $(BIN)/pytest -q --timeout 3600 tests/test_stateful.py
+
+fairness: .venv/installed ## a subject with one hook point missing, or one stage wrong, each in turn
+	ROPEBRIDGE_EVERY=1 $(BIN)/pytest -q -n $(JOBS) tests/subjects/test_gaps.py tests/subjects/test_blame.py
 
 mutants: .venv/installed ## judge the judge: every mutant must be killed at its stage
 	$(BIN)/ropebridge mutants --jobs $(JOBS)

@@ -3,22 +3,24 @@ bad subjects."""
 
 import re
 from dataclasses import replace
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
 
 from ropebridge_conformance.checks import CHECK_BY_NAME, CHECKS
-from ropebridge_conformance.judging.bench import Bench, SubjectError, load_subject
+from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.compare import compare
 from ropebridge_conformance.judging.ids import read_id
 from ropebridge_conformance.judging.judge import judge, plan
 from ropebridge_conformance.judging.known_failures import KnownFailuresError, read_known_failures
 from ropebridge_conformance.judging.questions import Question, axes_clause, value_clause
-from ropebridge_conformance.judging.verdicts import Outcome, Verdict, read_line
+from ropebridge_conformance.judging.verdicts import BAD, Outcome, Verdict, read_line
 from ropebridge_conformance.mutants import MUTANTS, foils
+from ropebridge_conformance.mutants.mutant import shows_as
 from ropebridge_conformance.results.files import ResultsError, read_results, write_results
-from ropebridge_conformance.stages.oracle import Expectation
+from ropebridge_conformance.stages.oracle import STAGE_ORACLES, Expectation
+from ropebridge_conformance.subjects.loading import SubjectError, load_subject
 from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, base_inputs
 from ropebridge_conformance.zoo.specimens import CASES, specimen
@@ -174,6 +176,54 @@ class WrongShape:
 def test_a_subject_that_raises_fails_with_its_own_words():
     verdict = ask(Raising())
     assert (verdict.outcome, verdict.reason) == (Outcome.FAIL, "raised RuntimeError: no such thing")
+
+
+def test_a_fault_of_the_judge_is_none_of_the_subject(monkeypatch):
+    """With its traceback; the run goes on, and is not all right."""
+
+    def broken(hook, context):
+        raise ZeroDivisionError("planted")
+
+    oracle = "ropebridge_conformance.stages.oracle.STAGE_ORACLES"
+    monkeypatch.setattr(oracle, {**STAGE_ORACLES, "hook_z": broken})
+    verdict = ask(Factory(), clause="MIX-1", hook="hook_z")
+    assert (verdict.outcome, verdict.divergent) == (Outcome.JUDGE_ERROR, None)
+    assert "Traceback" in verdict.reason
+    assert verdict.reason.rstrip().endswith("ZeroDivisionError: planted")
+    assert verdict.outcome in BAD
+
+
+def test_an_exception_while_a_subject_is_asked_is_its_own():
+    """Wherever it comes from, also from a hook that the subject calls wrongly."""
+
+    class Layer:
+        def run(self, inputs, hooks=()):
+            raise ZeroDivisionError("mine")
+
+    subject = SimpleNamespace(name="s", unsupported={}, layer=lambda *a, **k: Layer())
+    verdict = ask(subject)
+    assert (verdict.outcome, verdict.reason) == (Outcome.FAIL, "raised ZeroDivisionError: mine")
+
+
+@pytest.mark.parametrize("hook", ["hook_k", "hook_rot_q", "hook_z", "hook_out", "hook_cos"])
+def test_a_tensor_of_another_shape_fails_at_its_hook_and_is_no_error_of_the_judge(hook):
+    """Every question about the layer is put; what fails is that hook point, or follows it."""
+    show = shows_as(hook, lambda t: t.transpose(-1, -2), lambda t: t.transpose(-1, -2))
+    bench = Bench(replace(Factory(), name="turned", show=show))
+    verdicts = [
+        judge(bench, q)
+        for q in plan(("llama",), ("float32",), ("cpu",))
+        if q.scenario in ("prefill", "decode") and q.check not in SLOW
+    ]
+    bad = [v for v in verdicts if v.outcome in BAD and v.hook != hook]
+    assert {v.outcome for v in bad} == {Outcome.FAIL}
+    assert {v.follows or v.divergent for v in bad} == {hook}
+    own = [v for v in verdicts if v.hook == hook and v.check.startswith("a_stage")]
+    assert own
+    assert all("has shape" in v.reason and "is required" in v.reason for v in own)
+
+
+SLOW = ("a_hook_is_shown_a_contiguous_tensor_of_its_own", "layers_do_not_see_each_other")
 
 
 def test_a_declared_gap_is_unsupported_and_says_why():

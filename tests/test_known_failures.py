@@ -1,5 +1,6 @@
 """Known failures: what an entry covers, for how long, how strictly, and what a bad file is told."""
 
+from dataclasses import replace
 from datetime import date, timedelta
 
 import pytest
@@ -61,11 +62,13 @@ def wrong():
     ],
 )
 def test_a_field_says_which_questions_are_covered(read, field, covers):
-    assert (covering(read(ENTRY + field), QUESTION) is not None) == covers
+    assert (covering(read(ENTRY + field), QUESTION, "reference") is not None) == covers
 
 
 def test_several_clauses_may_share_an_entry(read):
-    assert covering(read('[[failure]]\nclause = ["PAT-1", "ROT-1"]\nreason = "r"\n'), QUESTION)
+    assert covering(
+        read('[[failure]]\nclause = ["PAT-1", "ROT-1"]\nreason = "r"\n'), QUESTION, "reference"
+    )
 
 
 def test_the_first_entry_that_covers_a_question_speaks(read):
@@ -152,3 +155,12 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(KnownFailuresError, match="cannot read known failures from"):
         read_known_failures(path)
+
+
+@pytest.mark.parametrize(("subject", "covers"), [("other", False), ("wrong", True)])
+def test_an_entry_of_one_subject_is_no_other_subjects(read, subject, covers):
+    """Two subjects in one run: what one is listed to fail, the other is not."""
+    entry = read(ENTRY + f'subject = "{subject}"\ndevice = "cpu"')
+    verdict = verdict_on(replace(wrong(), name="wrong"), entry)
+    assert (verdict.outcome == Outcome.KNOWN_FAILURE) is covers
+    assert verdict_on(Factory(), read(ENTRY + 'subject = "wrong"')).outcome == Outcome.PASS

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ropebridge_conformance.judging.verdicts import Outcome, Verdict
+from ropebridge_conformance.judging.verdicts import BAD, Outcome, Verdict
 from ropebridge_conformance.results.badge import COLOURS, WORDS, badge
 from ropebridge_conformance.results.combining import CombineError, combined
 from ropebridge_conformance.results.files import header, read_results
@@ -159,12 +159,13 @@ def test_junit_counts_and_names_every_outcome():
     (suite,) = root
     assert dict(suite.items()) == {
         "name": "s",
-        "tests": "6",
+        "tests": "7",
         "failures": "2",
-        "errors": "0",
+        "errors": "1",
         "skipped": "3",
     }
     assert [failure.get("type") for failure in suite.iter("failure")] == ["fail", "vacuous"]
+    assert [error.get("type") for error in suite.iter("error")] == ["judge-error"]
     assert [skip.get("message") for skip in suite.iter("skipped")] == [
         "unsupported: because",
         "known-failure: because",
@@ -199,7 +200,7 @@ def test_a_badge_names_every_outcome_and_has_the_colour_of_the_worst():
         )
         assert made["color"] == COLOURS[outcome]
         assert made["message"] == ", ".join(f"1 {words}" for words in list(WORDS.values())[place:])
-        assert made["isError"] == (outcome in (Outcome.FAIL, Outcome.VACUOUS))
+        assert made["isError"] == (outcome in BAD)
         assert (made["schemaVersion"], made["label"]) == (1, "ropebridge spec 1.1")
     assert len(set(COLOURS.values())) == len(set(WORDS.values())) == len(Outcome)
 

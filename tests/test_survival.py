@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from ropebridge_conformance.judging.bench import Bench, SubjectError, load_subject
+from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.judge import LONGEST, judge
 from ropebridge_conformance.judging.planning import Selection, units_of
 from ropebridge_conformance.judging.pool import PATIENCE, Pool
 from ropebridge_conformance.judging.verdicts import Outcome
 from ropebridge_conformance.judging.worker import Loaded, Refused, Task
+from ropebridge_conformance.subjects.loading import SubjectError, load_subject
 from ropebridge_conformance.subjects.reference import Factory as Reference
 
 # they wait for limits to pass, and for processes that import torch

@@ -42,6 +42,7 @@ from ropebridge_conformance.judging.trial import (
 from ropebridge_conformance.judging.verdicts import BAD, Verdict
 from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT_BY_NAME
 from ropebridge_conformance.plugin import DEFAULT_SUBJECTS
+from ropebridge_conformance.results.causes import causes_of, told
 from ropebridge_conformance.results.coverage import (
     BASELINE,
     CoverageError,
@@ -245,17 +246,12 @@ def report(verdicts: Sequence[Verdict]) -> None:
     """Print the tables, what is bad, and the counts."""
     for table in (*hook_tables(verdicts), *dtype_tables(verdicts)):
         console.print(table)
-    bad = [v for v in verdicts if v.outcome in BAD]
-    for v in bad[:20]:
-        console.print(
-            f"{v.outcome} {v.clause} {v.id}: {v.reason}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    if len(bad) > 20:
-        console.print(f"... and {len(bad) - 20} more in the results file")
+    causes = causes_of(verdicts)
+    for line in told(causes):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(summary(verdicts))
+    if causes:
+        console.print(f"root causes: {len(causes)}")
 
 
 def list_changes() -> int:

@@ -108,13 +108,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Refuse a subject that cannot be loaded, and a family or device that is not there, before
     anything runs."""
-    from ropebridge_conformance.judging.bench import SubjectError, load_subject
     from ropebridge_conformance.judging.known_failures import (
         KnownFailuresError,
         read_known_failures,
     )
     from ropebridge_conformance.judging.planning import PlanError, refuse_absent_devices
     from ropebridge_conformance.judging.shards import ShardError, read_shard
+    from ropebridge_conformance.subjects.loading import SubjectError, load_subject
     from ropebridge_conformance.zoo.names import UnknownFamily, refuse_unknown_families
 
     path = option(session.config, "known-failures")
@@ -133,8 +133,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make one test for each question about each subject."""
     if "question" not in metafunc.fixturenames:
         return
-    from ropebridge_conformance.judging.bench import load_subject
     from ropebridge_conformance.judging.judge import plan
+    from ropebridge_conformance.subjects.loading import load_subject
 
     config = metafunc.config
     check = metafunc.function.__name__.removeprefix("test_")
@@ -227,8 +227,9 @@ def layer(item: Any) -> tuple[str, ...]:
 @pytest.fixture
 def subject_bench(request: pytest.FixtureRequest) -> Bench:
     """Return the bench of the subject a question is about."""
-    from ropebridge_conformance.judging.bench import Bench, load_subject
+    from ropebridge_conformance.judging.bench import Bench
     from ropebridge_conformance.judging.judge import single_threaded
+    from ropebridge_conformance.subjects.loading import load_subject
 
     single_threaded()
     held = request.config.stash.setdefault(BENCHES, {})

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ropebridge_conformance.judging.bench import Bench, Watch, hooks_of
 from ropebridge_conformance.judging.compare import compare
-from ropebridge_conformance.stages.oracle import context_of, expect
+from ropebridge_conformance.stages.oracle import expect
 from ropebridge_conformance.zoo.scenarios import Scenario, possible
 from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_spec import Gate, Latent, Norm, OptIn, Rotary, Subject, Temperature, Variant
@@ -484,14 +484,14 @@ def first_fault(subject: Subject, drawn: Drawn) -> str | None:
     order = [hook.name for hook in hooks_of(layer, scenario)]
     watches: tuple[Watch, ...] = ("all", "fused")
     for watch in watches:
-        for trace in bench.traces(layer, scenario, watch):
+        traces = bench.traces(layer, scenario, watch)
+        for trace, context in zip(traces, bench.contexts(layer, scenario, watch), strict=True):
             if trace.fired != [
                 name
                 for name in order
                 if watch == "all" or name not in ("hook_attn_scores", "hook_pattern")
             ]:
                 return f"fired {trace.fired}"
-            context = context_of(trace, layer, scenario)
             for name in trace.fired:
                 difference = compare(trace.values[name], expect(name, context))
                 if not difference.fits:

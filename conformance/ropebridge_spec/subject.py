@@ -56,15 +56,18 @@ class Subject(Protocol):
 
     Attributes:
         name: what reports call it.
-        unsupported: hook name, clause id or check -> why it is not had. A declared gap is reported,
-            not hidden.
+        unsupported: what is not had -> why. A name is a hook point, a clause, a check, an opt-in, a
+            family or a layer of the zoo; a reason may be a function of the attention module, "" for
+            a layer that has it. A declared gap is reported, and makes nothing else fail.
+        conventions: what is done otherwise where the contract allows it, an optional attribute:
+            `{"masked_scores": "lowest"}` where a masked score is the lowest number of its dtype.
     """
 
     @property
     def name(self) -> str: ...
 
     @property
-    def unsupported(self) -> Mapping[str, str]: ...
+    def unsupported(self) -> Mapping[str, str | Callable[[Any], str]]: ...
 
     def layer(self, module: Any, *, rotary: Any, opted_in: Sequence[OptIn] = ()) -> Layer:
         """Build a layer around an attention module; `rotary` is the model's rotary embedding

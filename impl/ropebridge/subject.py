@@ -33,7 +33,10 @@ class BridgedLayer:
     ) -> None:
         options: dict[str, Any] = {f"use_{choice}": True for choice in opted_in}
         self.bridge = PositionEmbeddingsAttentionBridge(
-            "blocks.0.attn", getattr(module, "config", None), families=families, **options
+            f"blocks.{number_of(module)}.attn",
+            getattr(module, "config", None),
+            families=families,
+            **options,
         )
         self.bridge.set_original_component(module)
         self.bridge.set_rotary_emb(rotary)
@@ -59,6 +62,12 @@ class BridgedLayer:
                 zip(self.bridge.variant.calling.returns, self.bridge(**inputs), strict=True)
             )
             return returned["out"], whole_pattern(returned)
+
+
+def number_of(module: nn.Module) -> int:
+    """Return the number of the layer; 0 where its module has none."""
+    own = getattr(module, "layer_idx", None)
+    return int(own) if own is not None and own >= 0 else 0
 
 
 def as_watch(pair: tuple[str | Watch, HookFunction]) -> tuple[Watch, HookFunction]:

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 import ropebridge_conformance.subjects
-from ropebridge_conformance.judging.bench import Bench, load_subject
+from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.judge import judge, plan
 from ropebridge_conformance.judging.known_failures import read_known_failures
 from ropebridge_conformance.judging.verdicts import BAD, Outcome
 from ropebridge_conformance.subjects.hugging_face import Factory, SeenLayer
+from ropebridge_conformance.subjects.loading import load_subject
 from ropebridge_conformance.zoo.specimens import specimen
 from ropebridge_spec import UnsupportedAttention
 

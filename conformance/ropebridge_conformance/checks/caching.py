@@ -26,7 +26,7 @@ def steps_from_a_cache_add_up_to_the_whole(bench: Bench, q: Question) -> Finding
     for trace in traces:
         rows = slice(start, start + trace.call.given["hidden_states"].shape[1])
         start, keys = rows.stop, trace.call.keys
-        if "hook_pattern" not in trace.values or trace.values["hook_pattern"].shape[-1] != keys:
+        if trace.values["hook_pattern"].shape[-1] != keys:
             return failed(
                 f"a step's pattern does not have the {keys} keys there were",
                 divergent="hook_pattern",

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ropebridge_conformance.checks.firing import complaint_about, first_amiss
-from ropebridge_conformance.judging.bench import Bench, Watch, watched
+from ropebridge_conformance.judging.bench import Bench, Watch
 from ropebridge_conformance.judging.compare import Difference
 from ropebridge_conformance.judging.findings import Finding, failed, passed
 from ropebridge_conformance.judging.questions import Check, Question, clause
@@ -76,7 +76,7 @@ def counted(bench: Bench, q: Question, watch: Watch) -> tuple[Made, CallInputs]:
     """Return what is made in the scenario's call."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
     call = calls(q.situation, q.specimen, layer)[0]
-    hooks = [(name, nothing) for name in watched(q.specimen, q.situation, watch)]
+    hooks = [(name, nothing) for name in bench.watched(q.specimen, q.situation, watch)]
     with torch.no_grad(), Made() as made:
         layer.run(call.inputs, hooks)
     return made, call
@@ -92,7 +92,7 @@ def no_number_is_read_on_the_way(bench: Bench, q: Question) -> Finding:
     layer = bench.layer(q.specimen, q.situation.opted_in)
     watches: tuple[Watch, ...] = ("none", "fused", "all")
     for watch in watches:
-        hooks = [(name, nothing) for name in watched(q.specimen, q.situation, watch)]
+        hooks = [(name, nothing) for name in bench.watched(q.specimen, q.situation, watch)]
         for call in calls(q.situation, q.specimen, layer):
             masked = {} if q.device != "cpu" else {"attention_mask": None}
             with Made() as made:
@@ -112,7 +112,7 @@ def a_layer_runs_on_meta(bench: Bench, q: Question) -> Finding:
     layer = bench.layer(meta, q.situation.opted_in)
     variant, wanted = (
         ungrouped(meta.variant, q.situation.opted_in),
-        list(watched(meta, q.situation, "all")),
+        list(bench.watched(meta, q.situation, "all")),
     )
     for watch in ("none", "all"):
         for call in map(on_meta, calls(q.situation, q.specimen, None)):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ropebridge_conformance.judging.bench import Bench, Watch, watched
+from ropebridge_conformance.checks.values import across_gaps, held_at
+from ropebridge_conformance.judging.bench import Bench, Watch
 from ropebridge_conformance.judging.compare import compare, fits, ratios
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Check, Question, any_hook, clause
@@ -111,7 +112,7 @@ def an_edit_in_place_stays_in_the_layer(bench: Bench, q: Question) -> Finding:
     layer = bench.layer(q.specimen, q.situation.opted_in)
     call = calls(q.situation, q.specimen, layer)[0]
     before = [(tensor, tensor.clone()) for tensor in held(call)]
-    record(layer, [call], watched(q.specimen, q.situation, "all"), {q.hook: edit_in_place})
+    record(layer, [call], bench.watched(q.specimen, q.situation, "all"), {q.hook: edit_in_place})
     if all(torch.equal(tensor, as_it_was) for tensor, as_it_was in before):
         return passed()
     return failed(
@@ -133,7 +134,7 @@ def a_hook_is_shown_a_contiguous_tensor_of_its_own(bench: Bench, q: Question) ->
     it was shown when the caller writes into the output; watched alone and with all others, with
     gradients, without, and in inference mode."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
-    names = watched(q.specimen, q.situation, "all")
+    names = bench.watched(q.specimen, q.situation, "all")
     for mode, begin in GRAD_MODES.items():
         for watch in (names, *([name] for name in names)):
             call = calls(q.situation, q.specimen, layer)[0]
@@ -234,7 +235,7 @@ def judge_edit(
     edited = record(
         layer,
         calls(scenario, specimen, layer),
-        watched(specimen, scenario, watch),
+        bench.watched(specimen, scenario, watch),
         {q.hook: edit_and_keep},
     )
     early = first_moved(q, clean, edited) or lost(q, edited, shown)
@@ -291,28 +292,33 @@ def first_divergent(
     contexts_before: list[Context],
 ) -> Finding | None:
     """Return the first stage of the edited run that is not what the reference makes of the values
-    before it.
+    before it, and was so without the edit; else the first that was not either.
 
     Those before the edit in the first call are bit for bit what they were without it, and other
     checks judge those.
     """
+    wrong_before: list[str] = []
     for before, trace, context, context_before in zip(
         clean, edited, contexts, contexts_before, strict=True
     ):
-        for name in later(trace, q) if trace is edited[0] else trace.fired:
-            if name == q.hook:
+        for name in judged_after(q, trace, trace is edited[0]):
+            if is_right(name, trace, context, before, context_before):
                 continue
-            if not is_right(name, trace, context, before, context_before):
-                difference = compare(trace.values[name], expect(name, context))
-                dropped = not unchanged(name, context, context_before) and unedited(
-                    trace.values[name], before.values[name], expect(name, context)
-                )
-                how = (
-                    f"the edit at {q.hook} did not reach {name}"
-                    if dropped
-                    else f"after the edit {name} is off by {difference.ratio:.3g} bounds"
-                )
-                return failed(how, difference, divergent=q.hook if dropped else name)
+            if not was_right(name, before, context_before):
+                wrong_before.append(name)
+                continue
+            difference = compare(held_at(name, trace), expect(name, context))
+            dropped = not unchanged(name, context, context_before) and unedited(
+                held_at(name, trace), held_at(name, before), expect(name, context)
+            )
+            how = (
+                f"the edit at {q.hook} did not reach {name}"
+                if dropped
+                else f"after the edit {name} is off by {difference.ratio:.3g} bounds"
+            )
+            return failed(how, difference, divergent=q.hook if dropped else name)
+    if wrong_before:
+        return failed(f"{wrong_before[0]} is wrong without any edit", divergent=wrong_before[0])
     return None
 
 
@@ -326,10 +332,22 @@ def is_right(
     answer, which is worked out once for all edits.
     """
     if not unchanged(name, context, context_before):
-        return fits(trace.values[name], expect(name, context))
+        return fits(held_at(name, trace), expect(name, context))
+    return was_right(name, before, context_before)
+
+
+def was_right(name: str, before: Trace, context_before: Context) -> bool:
+    """Return whether a stage was right without the edit."""
     if name not in context_before.right:
-        context_before.right[name] = fits(before.values[name], expect(name, context_before))
+        context_before.right[name] = fits(held_at(name, before), expect(name, context_before))
     return context_before.right[name]
+
+
+def judged_after(q: Question, trace: Trace, first: bool) -> list[str]:
+    """Return the stages of an edited call to be judged: in the first call those after the edit, in
+    others all but it; the output too where no hook showed it."""
+    names = later(trace, q) if first else [name for name in trace.fired if name != q.hook]
+    return names if "hook_out" in trace.fired else [*names, "hook_out"]
 
 
 def unedited(after: Tensor, before: Tensor, expected: Expectation) -> bool:
@@ -355,10 +373,12 @@ def without_effect(
             else None
         )
     if all(
-        unchanged(name, context, before) or fits(clean[0].values[name], expect(name, context))
-        for name in later(edited[0], q)
+        unchanged(name, context, before) or fits(held_at(name, clean[0]), expect(name, context))
+        for name in judged_after(q, edited[0], True)
     ):
-        return vacuous(f"the stages after {q.hook} would have passed without the edit too")
+        assert q.hook is not None
+        words = f"the stages after {q.hook} would have passed without the edit too"
+        return across_gaps(words, q.hook, context)
     return None
 
 

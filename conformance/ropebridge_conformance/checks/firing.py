@@ -3,27 +3,32 @@ look like."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from ropebridge_conformance.judging.bench import Bench, hooks_of
+from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.findings import Finding, failed, passed
 from ropebridge_conformance.judging.questions import Check, Question, any_hook, axes_clause, clause
 from ropebridge_conformance.subjects.traces import Trace, record
-from ropebridge_conformance.zoo.scenarios import CORE_CALLS, OPTED, CallInputs, Scenario, calls
-from ropebridge_conformance.zoo.specimens import Specimen
-from ropebridge_spec import HOOK_BY_NAME, HookSpec, Variant, axis_sizes, shape_of, ungrouped
+from ropebridge_conformance.zoo.scenarios import CORE_CALLS, OPTED, calls
+from ropebridge_conformance.zoo.specimens import layer_number
+from ropebridge_spec import HOOK_BY_NAME, Variant, ungrouped
 from ropebridge_spec.hooks import resolve
+
+NUMBER = r"\d+"
+"""What a layer's number may be where its module does not say."""
 
 
 def hooks_fire_once_in_contract_order(bench: Bench, q: Question) -> Finding:
     """FIRE-1: with every hook point watched, each fires once in a call, in the order of the
     contract."""
-    return judge_order(bench.traces(q.specimen, q.situation, "all"), q.specimen, q.situation)
+    wanted = [hook.name for hook in bench.hooks_of(q.specimen, q.situation)]
+    return judge_order(bench.traces(q.specimen, q.situation, "all"), wanted)
 
 
-def judge_order(traces: Sequence[Trace], specimen: Specimen, scenario: Scenario) -> Finding:
+def judge_order(traces: Sequence[Trace], wanted: Sequence[str]) -> Finding:
     """Judge the order in which hook points fired in recorded calls."""
-    wanted = [hook.name for hook in hooks_of(specimen, scenario)]
+    wanted = list(wanted)
     for trace in traces:
         if trace.fired != wanted:
             return failed(
@@ -54,10 +59,12 @@ def a_hook_watched_alone_fires_once(bench: Bench, q: Question) -> Finding:
                 f"fired {len(trace.fired)} times in one call; clause FIRE-2 requires once",
                 divergent=q.hook,
             )
-        if trace.names[q.hook] != f"blocks.0.attn.{q.hook}":
+        number = layer_number(q.specimen.module)
+        allowed = rf"blocks\.{NUMBER if number is None else number}\.attn\.{q.hook}"
+        if not re.fullmatch(allowed, trace.names[q.hook]):
             return failed(
                 f"hook.name is {trace.names[q.hook]!r}; clause FIRE-4 requires the full name"
-                f" 'blocks.0.attn.{q.hook}'",
+                f" 'blocks.{0 if number is None else number}.attn.{q.hook}'",
                 divergent=q.hook,
             )
     return passed()
@@ -80,21 +87,6 @@ def judge_axes(hook: str, traces: Sequence[Trace], variant: Variant) -> Finding:
     return failed(complaint, divergent=hook) if complaint else passed()
 
 
-def shape_in(call: CallInputs, spec: HookSpec, variant: Variant) -> tuple[int, ...]:
-    """Return the shape that a hook point's tensor has in a call."""
-    batch, pos, _ = call.given["hidden_states"].shape
-    tables = call.tables(variant)
-    sizes = axis_sizes(
-        variant,
-        batch=batch,
-        pos=pos,
-        key=call.keys,
-        table_batch=tables[0].shape[0] if tables else 1,
-        source=call.source_length(variant),
-    )
-    return shape_of(spec, sizes)
-
-
 def complaint_about(trace: Trace, name: str, variant: Variant) -> str:
     """Return what is wrong with the shape, dtype or device of a recorded value; nothing if nothing
     is."""
@@ -105,7 +97,7 @@ def complaint_about(trace: Trace, name: str, variant: Variant) -> str:
     spec = resolve(HOOK_BY_NAME[name], variant)
     like = tables[0] if tables and name in ("hook_cos", "hook_sin") else given["hidden_states"]
     for what, got, wanted in (
-        ("shape", tuple(value.shape), shape_in(trace.call, spec, variant)),
+        ("shape", tuple(value.shape), trace.call.shape_of(spec, variant)),
         ("dtype", value.dtype, like.dtype),
         ("device", value.device.type, like.device.type),
     ):

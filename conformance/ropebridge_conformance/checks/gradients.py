@@ -6,15 +6,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.judging.bench import Bench, Watch, watched
+from ropebridge_conformance.judging.bench import Bench, Watch, hooks_of
 from ropebridge_conformance.judging.compare import compare
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Check, Question, clause
 from ropebridge_conformance.stages.derivatives import Backward, expected_gradients, served
+from ropebridge_conformance.subjects.answers import NotShown, WrongShape
 from ropebridge_conformance.zoo.scenarios import Scenario, possible
 from ropebridge_spec import HookSpec, Variant
 
 TABLES = ("hook_cos", "hook_sin")
+UNFUSED = ("hook_attn_scores", "hook_pattern")
+"""Hook points that a fused kernel does not have."""
 
 
 def the_gradient_at_a_hook_is_the_derivative(bench: Bench, q: Question) -> Finding:
@@ -32,7 +35,7 @@ def the_gradient_is_the_same_where_nothing_is_made(bench: Bench, q: Question) ->
 def a_backward_hook_sees_the_gradient(bench: Bench, q: Question) -> Finding:
     """GRAD-1: backward hooks are called once each, with the very gradient that is retained
     there."""
-    names = [name for name in watched(q.specimen, q.situation, "all") if name not in TABLES]
+    names = [name for name in bench.watched(q.specimen, q.situation, "all") if name not in TABLES]
     made = bench.run_backwards(q.specimen, q.situation, "all", names)
     seen = dict(made.seen)
     for name in reversed(names):
@@ -96,7 +99,14 @@ def judge_gradients(
     bench: Bench, q: Question, made: Backward, watch: Watch, besides: str | None = None
 ) -> Finding:
     """Judge every hook's gradient, from the output backwards; `besides` is where it was
-    replaced."""
+    replaced.
+
+    Raises:
+        NotShown: a hook point did not fire, and the derivative is judged between neighbours.
+    """
+    for hook in hooks_of(q.specimen, q.situation):
+        if hook.name not in made.trace.values and (watch == "all" or hook.name not in UNFUSED):
+            raise NotShown(hook.name)
     for name in reversed(made.trace.fired):
         gradient = made.gradients[name]
         if gradient is None:
@@ -104,6 +114,9 @@ def judge_gradients(
         if name == "hook_out" and name != besides and not torch.equal(gradient, made.cotangent):
             return failed("the gradient at hook_out is not that of the output", divergent=name)
     derivatives = bench.derivatives(q.specimen, q.situation, watch, made.trace)
+    for name, value in made.trace.values.items():
+        if name not in derivatives.plain.values:
+            raise WrongShape(f"{name} was shown a tensor of shape {tuple(value.shape)}")
     wanted = expected_gradients(made, derivatives)
     worst = None
     for name in (name for name in reversed(made.trace.fired) if name in wanted and name != besides):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.judging.bench import Bench, watched
+from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.findings import Finding, failed, passed
 from ropebridge_conformance.judging.questions import Check, Question
 from ropebridge_conformance.subjects.traces import Trace, record
@@ -36,25 +36,18 @@ def an_edit_of_one_heads_input_moves_that_head_alone(bench: Bench, q: Question) 
     edited = record(
         layer,
         calls(q.situation, q.specimen, layer),
-        watched(q.specimen, q.situation, "all"),
+        bench.watched(q.specimen, q.situation, "all"),
         {q.hook: edit_one_head},
     )[0]
-    for role in "qkv":
-        name = f"hook_{role}"
-        finding = alone(name, 2, clean, edited, moves=role in OWN[q.hook])
+    stages = [(f"hook_{role}", 2, role in OWN[q.hook]) for role in "qkv"]
+    if q.hook == "hook_attn_in" and not mingled(q.specimen.variant):
+        stages += [("hook_attn_scores", 1, True), ("hook_pattern", 1, True), ("hook_z", 2, True)]
+    gaps = bench.gaps(q.specimen)
+    for name, axis, moves in (stage for stage in stages if stage[0] not in gaps):
+        finding = alone(name, axis, clean, edited, moves=moves)
         if finding is not None:
             return finding
-    if q.hook != "hook_attn_in" or mingled(q.specimen.variant):
-        return passed()
-    stages = (("hook_attn_scores", 1), ("hook_pattern", 1), ("hook_z", 2))
-    return next(
-        (
-            finding
-            for finding in (alone(*stage, clean, edited, moves=True) for stage in stages)
-            if finding
-        ),
-        passed(),
-    )
+    return passed()
 
 
 def edit_one_head(x: Tensor) -> None:

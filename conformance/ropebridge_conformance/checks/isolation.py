@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropebridge_conformance.judging.bench import Bench, watched
+from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Check, Question, any_hook, clause
 from ropebridge_conformance.subjects.traces import record
@@ -33,7 +33,7 @@ def layers_do_not_see_each_other(bench: Bench, q: Question) -> Finding:
     threads, give what each gives alone."""
     (edited, one), (plain, other) = (twin(bench, q, seed) for seed in (0, 1))
     within: list[Tensor] = []
-    alone = edited.run(one.inputs, [(EDITED, double)])[0], plain.run(other.inputs)[0]
+    alone = scaled_at_one_hook(edited, one), plain.run(other.inputs)[0]
     if torch.equal(alone[0], edited.run(one.inputs)[0]):
         return vacuous("the edit changed nothing")
 
@@ -65,6 +65,17 @@ def layers_do_not_see_each_other(bench: Bench, q: Question) -> Finding:
     )
 
 
+def scaled_at_one_hook(layer: Any, call: CallInputs) -> Tensor:
+    """Return the output of a call with its edit.
+
+    Raises:
+        NotShown: the hook did not fire.
+    """
+    (trace,) = record(layer, [call], [EDITED], {EDITED: lambda tensor: tensor * 2})
+    assert trace.out is not None
+    return trace.out
+
+
 def repeat(run: Callable[[], Tensor]) -> list[Tensor]:
     """Return what several calls give, one after another."""
     return [run() for _ in range(ROUNDS)]
@@ -78,7 +89,7 @@ def double(tensor: Tensor, hook: Any) -> Tensor:
 def twin(bench: Bench, q: Question, seed: int) -> tuple[Any, CallInputs]:
     """Return a layer around a copy of the module, and a call of its own."""
     own = replace(q.specimen, module=copy.deepcopy(q.specimen.module))
-    layer = bench.subject.layer(own.module, rotary=own.rotary, opted_in=q.situation.opted_in)
+    layer = bench.build(own, q.situation.opted_in)
     return layer, calls(q.situation, own, layer, seed)[0]
 
 
@@ -87,7 +98,7 @@ def a_hook_that_raises_leaves_nothing_behind(bench: Bench, q: Question) -> Findi
     it was before: the raising hook is gone."""
     assert q.hook is not None
     layer, call = twin(bench, q, 0)
-    names = watched(q.specimen, q.situation, "all")
+    names = bench.watched(q.specimen, q.situation, "all")
     before = record(layer, [call], names)[0]
 
     def raise_it(tensor: Tensor, hook: Any) -> None:
@@ -115,11 +126,11 @@ def the_module_is_left_as_it_is(bench: Bench, q: Question) -> Finding:
     forward gives to the bit, outlive a layer around it."""
     own = replace(q.specimen, module=copy.deepcopy(q.specimen.module))
     before = portrait(own, q)
-    layer = bench.subject.layer(own.module, rotary=own.rotary, opted_in=q.situation.opted_in)
+    layer = bench.build(own, q.situation.opted_in)
     record(
         layer,
         calls(q.situation, own, layer),
-        watched(own, q.situation, "all"),
+        bench.watched(own, q.situation, "all"),
         {EDITED: lambda tensor: tensor * 2},
     )
     after = portrait(own, q)

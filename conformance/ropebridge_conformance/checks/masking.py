@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.checks.values import judge_stage, judge_unwatched
-from ropebridge_conformance.judging.bench import Bench, Watch, watched
+from ropebridge_conformance.judging.bench import Bench, Watch
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Check, Question, clause
 from ropebridge_conformance.judging.verdicts import Outcome
+from ropebridge_conformance.subjects.answers import asking
 from ropebridge_conformance.subjects.traces import Trace, record
 from ropebridge_conformance.subjects.witness import bias_of_call, live_rows
 from ropebridge_conformance.zoo.scenarios import CallInputs, Scenario, calls, own_keys, possible
@@ -50,9 +51,10 @@ def gradients_are_finite_where_a_row_sees_no_key(bench: Bench, q: Question) -> F
     for watch in ("all", "none"):
         call = calls(q.situation, q.specimen, layer)[0]
         x: Tensor = call.given["hidden_states"].requires_grad_(True)
-        trace = record(layer, [call], watched(q.specimen, q.situation, watch))[0]
+        trace = record(layer, [call], bench.watched(q.specimen, q.situation, watch))[0]
         assert trace.out is not None
-        (gradient,) = torch.autograd.grad(trace.out.float().square().sum(), x)
+        with asking():
+            (gradient,) = torch.autograd.grad(trace.out.float().square().sum(), x)
         if not gradient.isfinite().all():
             return failed(
                 f"the gradient is not finite (watching {watch})", divergent="hook_pattern"
@@ -77,7 +79,7 @@ def poisoned_run(bench: Bench, q: Question, watch: Watch) -> Finding | None:
     layer = bench.layer(q.specimen, q.situation.opted_in)
     call = bench.traces(q.specimen, q.situation, watch)[0].call
     poisoned = poisoned_positions(call, q.specimen.variant)
-    names = watched(q.specimen, q.situation, watch)
+    names = bench.watched(q.specimen, q.situation, watch)
     clean = rows_of(record(layer, [fresh(call, {})], names)[0])
     moved = rows_of(
         record(layer, [fresh(call, {"hidden_states": poison(call, poisoned)})], names)[0]
@@ -172,7 +174,8 @@ def judge_visibility(bench: Bench, q: Question) -> Finding:
         bench.traces(q.specimen, q.situation, "all"),
         bench.contexts(q.specimen, q.situation),
     )
-    for hook in ("hook_attn_scores", "hook_pattern"):
+    shown = bench.watched(q.specimen, q.situation, "all")
+    for hook in (name for name in ("hook_attn_scores", "hook_pattern") if name in shown):
         finding = judge_stage(hook, traces, contexts, q.specimen, q.situation)
         if finding.outcome != Outcome.PASS:
             return finding

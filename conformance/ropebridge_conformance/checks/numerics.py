@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.checks.values import a_stage_gives_the_value_of_its_clause
-from ropebridge_conformance.judging.bench import Bench, watched
+from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.compare import Difference, compare
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Check, Question, clause, value_clause
@@ -75,7 +75,7 @@ def tied(hook: str, c: Context, value: Tensor) -> Tensor:
     clip, rotary = c.variant.clip, c.variant.rotary
     if clip is not None and rotary is not None and hook in ("hook_rot_q", "hook_rot_k"):
         shown_as = float(torch.tensor(clip, dtype=getattr(torch, c.dtype)))
-        clipped = (c.rotation_input(role_of(hook)).abs() == shown_as).double()
+        clipped = (c.rotation_input(role_of(hook)).value.abs() == shown_as).double()
         turn = turns(
             *rows_for(clipped.shape[1], c.values["hook_cos"], c.values["hook_sin"]), rotary
         )
@@ -103,7 +103,7 @@ def large_scores_stay_within_their_bounds(bench: Bench, q: Question) -> Finding:
     before = bench.contexts(q.specimen, q.situation)[0]
     largest = float(uncapped(before).abs().max())
     factor = LARGE / largest
-    names = watched(q.specimen, q.situation, "all")
+    names = bench.watched(q.specimen, q.situation, "all")
     trace = record(
         layer, calls(q.situation, q.specimen, layer), names, {query: lambda tensor: tensor * factor}
     )[0]
@@ -111,7 +111,8 @@ def large_scores_stay_within_their_bounds(bench: Bench, q: Question) -> Finding:
     if not LARGE / 2 < float(uncapped(context).abs().max()) < 2 * LARGE:
         return vacuous("no score is large")
     worst = None
-    for name in names[names.index("hook_attn_scores") :]:
+    order = context.hooks
+    for name in (n for n in order[order.index("hook_attn_scores") :] if n in names):
         difference = compare(trace.values[name], expect(name, context))
         if not difference.fits:
             return failed(
@@ -138,8 +139,8 @@ def large_scores_stay_within_their_bounds(bench: Bench, q: Question) -> Finding:
 def uncapped(context: Context) -> Tensor:
     """Return the scaled scores of all pairs."""
     return context.stages.scores(
-        context.query,
-        context.keys,
+        context.query.value,
+        context.keys.value,
         torch.zeros_like(context.bias),
         replace(context.variant, softcap=None),
     )

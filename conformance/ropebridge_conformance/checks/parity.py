@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.judging.bench import Bench
-from ropebridge_conformance.judging.bench import watched as watched_names
 from ropebridge_conformance.judging.compare import Difference, compare
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Check, Question, clause
@@ -123,7 +122,7 @@ def outputs(bench: Bench, q: Question, seed: int) -> list[Tensor]:
     layer = layer_of(bench, q)
     return [
         joined(record(layer, calls(q.situation, q.specimen, layer, seed), names)).double()
-        for names in ((), watched_names(q.specimen, q.situation, "all"))
+        for names in ((), bench.watched(q.specimen, q.situation, "all"))
     ]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ropebridge_conformance.checks.costs import Made, nothing, on_demand
 from ropebridge_conformance.checks.edits import first_moved, nudged, what_followed
-from ropebridge_conformance.judging.bench import Bench, hooks_of
+from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.compare import Difference, compare, fits
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Check, Question, clause
@@ -28,7 +28,7 @@ def recorded(bench: Bench, q: Question, edit: Edit | None = None) -> list[Trace]
     layer = bench.layer(q.specimen, q.situation.opted_in)
     edits = {} if edit is None or q.hook is None else {q.hook: edit}
     asked = calls(q.situation, q.specimen, layer)
-    return record_parts(layer, asked, hooks_of(q.specimen, q.situation), variant, edits)
+    return record_parts(layer, asked, bench.hooks_of(q.specimen, q.situation), variant, edits)
 
 
 def contexts_in_parts(traces: Sequence[Trace], q: Question) -> list[Context]:
@@ -39,11 +39,11 @@ def contexts_in_parts(traces: Sequence[Trace], q: Question) -> list[Context]:
 def parts_hold_what_the_whole_would(bench: Bench, q: Question) -> Finding:
     """PART-1: hooks that are given parts of every hook point are told which, and what they hold is,
     put together, what the clauses of the stages say."""
-    points = hooks_of(q.specimen, q.situation)
+    points = bench.hooks_of(q.specimen, q.situation)
     try:
         traces = recorded(bench, q)
     except WrongPart as wrong:
-        return failed(str(wrong), divergent=str(wrong).partition(" ")[0])
+        return failed(str(wrong), divergent=wrong.hook)
     contexts = contexts_in_parts(traces, q)
     worst: Difference | None = None
     for spec in points:
@@ -81,7 +81,7 @@ def an_edit_of_a_part_is_what_the_rest_of_the_layer_sees(bench: Bench, q: Questi
         clean = recorded(bench, q)
         edited = recorded(bench, q, nudged)
     except WrongPart as wrong:
-        return failed(str(wrong), divergent=q.hook)
+        return failed(str(wrong), divergent=wrong.hook)
     before, after = clean[0].values[q.hook], edited[0].values[q.hook]
     if torch.equal(before, after):
         return failed(f"the edit of a part of {q.hook} was lost", divergent=q.hook)
@@ -93,7 +93,7 @@ def an_edit_of_a_part_is_what_the_rest_of_the_layer_sees(bench: Bench, q: Questi
 def hooks_of_parts_see_what_those_before_left(bench: Bench, q: Question) -> Finding:
     """PART-2: hooks of two parts that overlap, alone and beside one of the whole, are called in the
     order in which they were added, and see each other's edits."""
-    for spec in hooks_of(q.specimen, q.situation):
+    for spec in bench.hooks_of(q.specimen, q.situation):
         if axis_of("heads", spec.axes) is None or axis_of("query", spec.axes) is None:
             continue
         for beside in (False, True):

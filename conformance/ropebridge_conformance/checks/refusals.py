@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.judging.bench import Bench, hooks_of
+from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Check, Question, any_hook, clause
+from ropebridge_conformance.subjects.answers import NotShown
 from ropebridge_conformance.zoo.scenarios import CallInputs, calls
 from ropebridge_spec import HookSpec, arguments_of
 
@@ -25,7 +26,8 @@ Unfit = Callable[[Tensor], object]
 def a_hook_point_that_is_not_there_is_refused(bench: Bench, q: Question) -> Finding:
     """FIRE-3: a hook that could never fire is an error, and not a call without it."""
     layer, call = prepared(bench, q)
-    there = {hook.name for hook in hooks_of(q.specimen, q.situation)}
+    gaps = bench.gaps(q.specimen)
+    there = {*gaps, *(hook.name for hook in bench.hooks_of(q.specimen, q.situation))}
     for name in sorted({"hook_nowhere", "hook_result", "hook_attn_in"} - there):
         if refusal(layer, call, name, lambda tensor: None) is None:
             return failed(
@@ -85,6 +87,8 @@ def a_forbidden_key_stays_forbidden(bench: Bench, q: Question) -> Finding:
     forbidden: list[bool] = []
     look = ("hook_attn_scores", lambda tensor, hook: forbidden.append(has_forbidden(tensor)))
     layer.run(call.inputs, [look])
+    if not forbidden:
+        raise NotShown("hook_attn_scores")
     if not any(forbidden):
         return vacuous("every query may see every key")
     for edit in (torch.zeros_like, wipe):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.judging.bench import Bench, watched
+from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Check, Question, clause
 from ropebridge_conformance.subjects.traces import record
@@ -24,7 +24,7 @@ def the_selector_is_given_what_the_hooks_left(bench: Bench, q: Question) -> Find
     assert selector is not None
     own: Any = getattr(q.specimen.module, selector.module)
     own.seen = {}
-    names = watched(q.specimen, q.situation, "fused")
+    names = bench.watched(q.specimen, q.situation, "fused")
     edits = {name: turned for name in (*SOURCES.values(), "hook_cos", "hook_sin") if name in names}
     trace = record(layer, calls(q.situation, q.specimen, layer), names, edits)[-1]
     if not own.seen:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.judging.bench import Bench, Watch, watched
+from ropebridge_conformance.judging.bench import Bench, Watch
 from ropebridge_conformance.judging.compare import compare
 from ropebridge_conformance.judging.findings import Finding, failed, passed
 from ropebridge_conformance.judging.questions import Check, Question, clause
@@ -102,14 +102,14 @@ def unlikely(gone: Tensor, of: int) -> bool:
 def run(bench: Bench, q: Question, watch: Watch, *, train: bool) -> tuple[Trace, Specimen]:
     """Return the scenario's call of a layer with dropout, its values edited."""
     own = with_dropout(q.specimen, "dropout", train=train)
-    layer = bench.subject.layer(own.module, rotary=own.rotary, opted_in=q.situation.opted_in)
+    layer = bench.build(own, q.situation.opted_in)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         return (
             record(
                 layer,
                 calls(q.situation, own, layer),
-                watched(own, q.situation, watch),
+                bench.watched(own, q.situation, watch),
                 {attention_inputs(own.variant)[2]: one_hot},
             )[0],
             own,
@@ -149,13 +149,12 @@ def output_dropout_comes_after_hook_out(bench: Bench, q: Question) -> Finding:
     rest doubled; in evaluation hook_out."""
     for train in (True, False):
         own = with_dropout(q.specimen, "output_dropout", train=train)
-        layer = bench.subject.layer(own.module, rotary=own.rotary, opted_in=q.situation.opted_in)
+        layer = bench.build(own, q.situation.opted_in)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(5)
             trace = record(layer, calls(q.situation, own, layer), ["hook_out"])[0]
-        out, shown = trace.out, trace.values.get("hook_out")
-        if out is None or shown is None:
-            return failed("hook_out did not fire", divergent="hook_out")
+        out, shown = trace.out, trace.values["hook_out"]
+        assert out is not None
         gone = (out == 0) & (shown != 0)
         if not train and not torch.equal(out, shown):
             return failed("in evaluation the layer does not return hook_out", divergent="hook_out")

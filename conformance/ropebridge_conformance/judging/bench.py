@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from importlib import import_module
 from typing import Any, Literal
 
 import torch
 
+from ropebridge_conformance.judging.blame import broken_stages
 from ropebridge_conformance.judging.findings import Finding
+from ropebridge_conformance.judging.gaps import gaps_of
 from ropebridge_conformance.judging.verdicts import Outcome
 from ropebridge_conformance.stages.derivatives import (
     Backward,
@@ -21,6 +21,8 @@ from ropebridge_conformance.stages.derivatives import (
     run_backwards,
 )
 from ropebridge_conformance.stages.oracle import Context, contexts_of
+from ropebridge_conformance.subjects.answers import asking, is_of_subject
+from ropebridge_conformance.subjects.asked import AskedLayer
 from ropebridge_conformance.subjects.traces import Trace, record
 from ropebridge_conformance.zoo.scenarios import Scenario, calls
 from ropebridge_conformance.zoo.specimens import Specimen
@@ -29,54 +31,6 @@ from ropebridge_spec import HookSpec, OptIn, Subject, hook_order, ungrouped
 Watch = Literal["all", "fused", "none"]
 KEPT = 128
 """Edits, by hook point and scenario, whose recordings are remembered: those of one layer."""
-
-
-class SubjectError(Exception):
-    """Report a subject that cannot be loaded; the message says why and what to do."""
-
-
-def load_subject(path: str) -> Subject:
-    """Return the subject at `package.module:Factory`.
-
-    Raises:
-        SubjectError: nothing can be imported from there, or it is not a subject.
-    """
-    module, _, name = path.partition(":")
-    sys.path.insert(0, "")
-    try:
-        factory = getattr(import_module(module), name)
-        subject = factory()
-    except (Exception, SystemExit) as error:
-        raise SubjectError(
-            f"cannot load subject {path!r}: {type(error).__name__}: {error}\n  a subject is"
-            " given as package.module:Factory"
-        ) from error
-    finally:
-        sys.path.remove("")
-    missing = [need for need in ("name", "unsupported", "layer") if not hasattr(subject, need)]
-    if missing:
-        raise SubjectError(
-            f"subject {path!r} lacks {', '.join(missing)}; ropebridge_spec.Subject says what a"
-            " subject has"
-        )
-    refuse_wrong_kinds(path, subject)
-    return subject  # type: ignore[no-any-return]
-
-
-def refuse_wrong_kinds(path: str, subject: Any) -> None:
-    """Refuse a subject whose name, gaps or layer are of another kind than the protocol says."""
-    required = {
-        "name": (str, "a string"),
-        "unsupported": (Mapping, "a mapping"),
-        "layer": (Callable, "a method"),
-    }
-    for attribute, (kind, words) in required.items():
-        value = getattr(subject, attribute)
-        if not isinstance(value, kind):  # type: ignore[arg-type]
-            raise SubjectError(
-                f"subject {path!r}: {attribute} is {type(value).__name__}, and must be {words};"
-                " ropebridge_spec.Subject says what a subject has"
-            )
 
 
 def available_devices() -> list[str]:
@@ -97,27 +51,65 @@ class Bench:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self.layer = lru_cache(maxsize=16)(self._layer)
+        self.layer = lru_cache(maxsize=16)(self.build)
+        self.gaps = lru_cache(maxsize=64)(self._gaps)
         self.traces = lru_cache(maxsize=24)(self._traces)
         self.contexts = lru_cache(maxsize=24)(self._contexts)
+        self.broken = lru_cache(maxsize=24)(self._broken)
         self.backward = lru_cache(maxsize=4)(self.run_backwards)
         self._derivatives = lru_cache(maxsize=4)(self._clean_derivatives)
         self._found: OrderedDict[tuple[str, ...], list[tuple[list[Trace], Finding]]] = OrderedDict()
 
-    def _layer(self, specimen: Specimen, opted_in: Sequence[OptIn]) -> Any:
-        return self.subject.layer(specimen.module, rotary=specimen.rotary, opted_in=opted_in)
+    def build(self, specimen: Specimen, opted_in: Sequence[OptIn]) -> AskedLayer:
+        """Return a new layer of the subject."""
+        with asking():
+            own = self.subject.layer(specimen.module, rotary=specimen.rotary, opted_in=opted_in)
+        conventions = getattr(self.subject, "conventions", {})
+        lowest = conventions.get("masked_scores") == "lowest"
+        return AskedLayer(own, self.gaps(specimen), lowest=lowest)
+
+    def _gaps(self, specimen: Specimen) -> dict[str, str]:
+        """Return name -> reason, of what the subject declares not to have in this layer."""
+        with asking():
+            return gaps_of(self.subject.unsupported, specimen.module)
+
+    def hooks_of(self, specimen: Specimen, scenario: Scenario) -> tuple[HookSpec, ...]:
+        """Return the hook points that the subject should have, in contract order: all but declared
+        gaps."""
+        gaps = self.gaps(specimen)
+        return tuple(hook for hook in hooks_of(specimen, scenario) if hook.name not in gaps)
+
+    def watched(self, specimen: Specimen, scenario: Scenario, watch: Watch) -> tuple[str, ...]:
+        """Return the names of the hook points to watch, but for declared gaps."""
+        gaps = self.gaps(specimen)
+        return tuple(name for name in watched(specimen, scenario, watch) if name not in gaps)
 
     def _traces(self, specimen: Specimen, scenario: Scenario, watch: Watch) -> list[Trace]:
         """Return the scenario's calls, recorded: all hooks watched, all but scores and pattern, or
         none."""
         layer = self.layer(specimen, scenario.opted_in)
-        return record(layer, calls(scenario, specimen, layer), watched(specimen, scenario, watch))
+        return record(
+            layer, calls(scenario, specimen, layer), self.watched(specimen, scenario, watch)
+        )
 
     def _contexts(
         self, specimen: Specimen, scenario: Scenario, watch: Watch = "all"
     ) -> list[Context]:
         """Return what the oracle recomputes the stages of those calls from."""
         return contexts_of(self.traces(specimen, scenario, watch), specimen, scenario)
+
+    def _broken(self, specimen: Specimen, scenario: Scenario) -> dict[str, str]:
+        """Return the stages that are wrong in the calls of a scenario without any edit, each with
+        the root of its fault; none where the calls cannot be made."""
+        try:
+            traces = self.traces(specimen, scenario, "all")
+        except Exception as error:
+            if is_of_subject(error):
+                return {}
+            raise
+        gaps = self.gaps(specimen)
+        roots = broken_stages(traces, self.contexts(specimen, scenario))
+        return {hook: root for hook, root in roots.items() if hook not in gaps}
 
     def run_backwards(
         self,
@@ -131,7 +123,7 @@ class Bench:
         with a backward hook, and `edits` what some of those replace the gradient by."""
         layer = self.layer(specimen, scenario.opted_in)
         call = calls(scenario, specimen, layer)[0]
-        return run_backwards(layer, call, watched(specimen, scenario, watch), backward, edits)
+        return run_backwards(layer, call, self.watched(specimen, scenario, watch), backward, edits)
 
     def derivatives(
         self, specimen: Specimen, scenario: Scenario, watch: Watch, trace: Trace

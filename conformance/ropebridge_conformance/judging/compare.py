@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.stages.oracle import Expectation
+from ropebridge_conformance.subjects.answers import WrongShape
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,15 @@ class Difference:
 
 
 def compare(got: Tensor, expected: Expectation) -> Difference:
-    """Return the worst element of `got` against an expectation of the same shape."""
+    """Return the worst element of `got` against an expectation.
+
+    Raises:
+        WrongShape: it has another shape.
+    """
+    if got.shape != expected.value.shape:
+        raise WrongShape(
+            f"has shape {tuple(got.shape)}, and {tuple(expected.value.shape)} is required"
+        )
     if got.numel() == 0:
         return Difference(0.0, 0.0, 0.0, ())
     ratio = ratios(got, expected)
@@ -50,8 +59,10 @@ def compare(got: Tensor, expected: Expectation) -> Difference:
 
 
 def fits(got: Tensor, expected: Expectation) -> bool:
-    """Return whether every element of `got` is within its bound: `compare`, without the worst
-    element."""
+    """Return whether `got` has the shape, and every element is within its bound: `compare`, without
+    the worst element."""
+    if got.shape != expected.value.shape:
+        return False
     got = got.double()
     error = (got - expected.value).abs()
     within = (error <= expected.bound) & error.isfinite() | (got == expected.value)

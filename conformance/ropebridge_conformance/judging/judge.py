@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
@@ -9,14 +10,16 @@ from datetime import date
 import torch
 
 from ropebridge_conformance.checks import CHECK_BY_NAME, CHECKS
-from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.bench import Bench, hooks_of
+from ropebridge_conformance.judging.blame import followed
 from ropebridge_conformance.judging.findings import Finding, failed
 from ropebridge_conformance.judging.heat import heat_map
 from ropebridge_conformance.judging.ids import DTYPES
 from ropebridge_conformance.judging.known_failures import KnownFailure, covering
 from ropebridge_conformance.judging.questions import About, Question
 from ropebridge_conformance.judging.verdicts import Outcome, Verdict
-from ropebridge_conformance.subjects.answers import NotShown
+from ropebridge_conformance.subjects.answers import NotShown, WrongShape, is_of_subject
+from ropebridge_conformance.zoo.scenarios import CORE_CALLS, OPTED, SCENARIO_BY_ID, Scenario
 from ropebridge_conformance.zoo.specimens import chosen_cases
 
 LONGEST = 4000
@@ -38,9 +41,12 @@ def plan(
 
 
 def judge(bench: Bench, question: Question, known: Sequence[KnownFailure] = ()) -> Verdict:
-    """Return the verdict on one question. An exception of the subject is a failure, and the run
-    goes on."""
-    gap = declared_gap(bench.subject.unsupported, question)
+    """Return the verdict on one question. An exception of the subject is a failure, one of the
+    judge a judge-error, and the run goes on."""
+    try:
+        gap = declared_gap(bench.gaps(question.specimen), question)
+    except Exception as error:
+        return verdict(bench.subject.name, question, went_wrong(error, question))
     if gap:
         return verdict(bench.subject.name, question, Finding(Outcome.UNSUPPORTED, gap))
     if question.device == "mps" and question.dtype == "float64":
@@ -50,10 +56,58 @@ def judge(bench: Bench, question: Question, known: Sequence[KnownFailure] = ()) 
     try:
         finding = CHECK_BY_NAME[question.check].ask(bench, question)
     except NotShown as error:
-        finding = not_shown(bench.subject.unsupported, error)
+        finding = not_shown(bench.gaps(question.specimen), error)
     except (Exception, SystemExit) as error:
-        finding = failed(raised(error), divergent=question.hook)
-    return verdict(bench.subject.name, question, expected_to_fail(finding, question, known))
+        finding = went_wrong(error, question)
+    finding = with_blame(bench, question, finding)
+    return verdict(
+        bench.subject.name, question, expected_to_fail(finding, question, known, bench.subject.name)
+    )
+
+
+OF_ONE_STAGE = (
+    "hooks_fire_once_in_contract_order",
+    "a_hook_watched_alone_fires_once",
+    "a_hook_has_the_axes_of_the_contract",
+)
+"""Checks whose failures are roots: they look at one hook point, or at which of them fire."""
+
+
+def with_blame(bench: Bench, question: Question, finding: Finding) -> Finding:
+    """Return a failure with the hook point whose fault it follows, where a stage is wrong in the
+    same layer without any edit. An input that tells nothing of such a layer is not vacuous: the
+    question cannot be put."""
+    blind = finding.outcome == Outcome.VACUOUS
+    failure = finding.outcome == Outcome.FAIL and not finding.raised
+    if question.check in OF_ONE_STAGE or not (blind or failure):
+        return finding
+    specimen, scenario = question.specimen, clean_scenario(question)
+    try:
+        roots = bench.broken(specimen, scenario)
+    except Exception as error:
+        return went_wrong(error, question)
+    order = [hook.name for hook in hooks_of(specimen, scenario)]
+    if blind:
+        wrong = next((name for name in order if name in roots), None)
+        words = f"{finding.reason}; {wrong} is wrong without any edit"
+        return finding if wrong is None else Finding(Outcome.NOT_EXERCISED, words)
+    # a gradient is wrong at the hook point before the stage that is
+    named = None if question.clause == "GRAD-1" else finding.divergent
+    root = followed(named, roots, order)
+    if root == question.hook and question.check == STAGE_CHECK:
+        root = None
+    return replace(finding, follows=root)
+
+
+STAGE_CHECK = "a_stage_gives_the_value_of_its_clause"
+"""The check of one stage's values."""
+
+
+def clean_scenario(question: Question) -> Scenario:
+    """Return the calls in which the stages of a question's layer are looked at without any edit:
+    its own, where those are of a usual size."""
+    usual = (*CORE_CALLS, *OPTED)
+    return question.situation if question.scenario in usual else SCENARIO_BY_ID["prefill"]
 
 
 def not_shown(unsupported: Mapping[str, str], error: NotShown) -> Finding:
@@ -67,6 +121,19 @@ def not_shown(unsupported: Mapping[str, str], error: NotShown) -> Finding:
     return failed(str(error), divergent=error.hook)
 
 
+def went_wrong(error: BaseException, question: Question) -> Finding:
+    """Return FAIL for what a subject raised or answered, and JUDGE_ERROR, with the traceback, for
+    what the judge raised."""
+    if isinstance(error, WrongShape):
+        # of another question it may be another hook point, which the clean run names
+        own = question.hook if question.check == STAGE_CHECK else None
+        return failed(f"{own or 'a tensor'} {error}", divergent=own)
+    if is_of_subject(error):
+        return replace(failed(raised(error), divergent=question.hook), raised=True)
+    told = "".join(traceback.format_exception(error))
+    return Finding(Outcome.JUDGE_ERROR, told[-LONGEST:])
+
+
 def raised(error: BaseException) -> str:
     """Return the text of an exception, cut at LONGEST; its type where it has no text to give."""
     try:
@@ -76,18 +143,19 @@ def raised(error: BaseException) -> str:
     return f"raised {type(error).__name__}: {said}"[:LONGEST]
 
 
-def declared_gap(unsupported: Mapping[str, str], question: Question) -> str:
+def declared_gap(gaps: Mapping[str, str], question: Question) -> str:
     """Return why the subject says it does not have this; nothing if it says no such thing."""
-    wanted = (question.clause, question.check, question.hook, *question.situation.opted_in)
-    return next((reason for name, reason in unsupported.items() if name in wanted), "")
+    layer = (question.family, question.case)
+    wanted = (question.clause, question.check, question.hook, *question.situation.opted_in, *layer)
+    return next((reason for name, reason in gaps.items() if name in wanted), "")
 
 
 def expected_to_fail(
-    finding: Finding, question: Question, known: Sequence[KnownFailure]
+    finding: Finding, question: Question, known: Sequence[KnownFailure], subject: str
 ) -> Finding:
     """Return a listed failure as KNOWN_FAILURE, until its entry expires; a listed failure that
     passes as FAIL, where the entry is strict (as pytest's xfail_strict)."""
-    entry = covering(known, question)
+    entry = covering(known, question, subject)
     if entry is None or finding.outcome not in (Outcome.FAIL, Outcome.PASS):
         return finding
     if finding.outcome == Outcome.PASS:
@@ -125,6 +193,7 @@ def verdict(subject: str, question: Question, finding: Finding) -> Verdict:
         error=difference.error if difference else None,
         bound=difference.bound if difference else None,
         divergent=finding.divergent,
+        follows=finding.follows,
         reason=finding.reason,
         worst=None if difference is None or difference.fits else difference.index,
         heat=(

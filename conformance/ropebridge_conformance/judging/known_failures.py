@@ -15,8 +15,11 @@ from ropebridge_spec import CLAUSE_BY_ID
 
 Kind = Literal["bug", "not-yet", "never"]
 KINDS: tuple[str, ...] = get_args(Kind)
-MATCHED = ("clause", "check", "hook", "family", "case", "scenario", "dtype")
+ASKED = ("clause", "check", "hook", "family", "case", "scenario", "dtype", "device")
 """The fields that say which questions an entry covers."""
+MATCHED = ("subject", *ASKED)
+"""The fields that may be one name or a list of them: an entry covers the questions put to one
+subject, where it names it."""
 
 
 class KnownFailuresError(Exception):
@@ -33,6 +36,7 @@ class KnownFailure:
     name or a list of them:
 
         [[failure]]
+        subject = "my bridge"
         clause = "PAT-1"
         hook = "hook_pattern"
         dtype = ["bfloat16", "float16"]
@@ -63,12 +67,16 @@ class KnownFailure:
     case: tuple[str, ...] = ()
     scenario: tuple[str, ...] = ()
     dtype: tuple[str, ...] = ()
+    device: tuple[str, ...] = ()
+    subject: tuple[str, ...] = ()
 
-    def covers(self, question: Question) -> bool:
-        """Return whether a question is one of those listed to fail."""
+    def covers(self, question: Question, subject: str) -> bool:
+        """Return whether a question, put to a subject of this name, is one of those listed to
+        fail."""
+        values = {"subject": subject, **{name: getattr(question, name) for name in ASKED}}
         return all(
-            not getattr(self, name) or getattr(question, name) in getattr(self, name)
-            for name in MATCHED
+            not getattr(self, name) or value in getattr(self, name)
+            for name, value in values.items()
         )
 
     def expired(self, today: date) -> bool:
@@ -81,9 +89,11 @@ class KnownFailure:
         return f"{self.reason} {self.link}".strip()
 
 
-def covering(known: Sequence[KnownFailure], question: Question) -> KnownFailure | None:
-    """Return the first entry that covers a question."""
-    return next((entry for entry in known if entry.covers(question)), None)
+def covering(
+    known: Sequence[KnownFailure], question: Question, subject: str
+) -> KnownFailure | None:
+    """Return the first entry that covers a question put to a subject of this name."""
+    return next((entry for entry in known if entry.covers(question, subject)), None)
 
 
 def read_known_failures(path: Path) -> list[KnownFailure]:

@@ -159,7 +159,7 @@ def unanswered(task: Task, question: Question, reason: str) -> Verdict:
     return verdict(
         task.name,
         question,
-        expected_to_fail(failed(reason, divergent=question.hook), question, task.known),
+        expected_to_fail(failed(reason, divergent=question.hook), question, task.known, task.name),
     )
 
 

@@ -16,7 +16,7 @@ from ropebridge_conformance.judging.judge import judge, plan
 from ropebridge_conformance.judging.questions import Question
 from ropebridge_conformance.judging.verdicts import BAD, Verdict
 from ropebridge_conformance.mutants import ARMS, MUTANT_BY_NAME, Equivalent, Mutant
-from ropebridge_conformance.stages.oracle import context_of, expect
+from ropebridge_conformance.stages.oracle import contexts_of, expect
 from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.subjects.traces import record
 from ropebridge_conformance.zoo.scenarios import CORE_CALLS as CORE_SCENARIOS
@@ -111,8 +111,8 @@ def first_outside(own: Specimen, scenario: Scenario, seed: int) -> str | None:
     """Return the first stage of the reference that is outside its bound, in any call of a
     scenario."""
     layer = Factory().layer(own.module, rotary=own.rotary, opted_in=scenario.opted_in)
-    for trace in record(layer, calls(scenario, own, layer, seed), watched(own, scenario, "all")):
-        context = context_of(trace, own, scenario)
+    traces = record(layer, calls(scenario, own, layer, seed), watched(own, scenario, "all"))
+    for trace, context in zip(traces, contexts_of(traces, own, scenario), strict=True):
         found = next(
             (
                 name

@@ -27,6 +27,8 @@ class Outcome(StrEnum):
     KNOWN_FAILURE: it fails as a known-failures file says it does; an unexpected pass is a FAIL.
     NOT_EXERCISED: the question could not be put on this machine.
     VACUOUS: the input could not tell right from wrong. Not a pass.
+    JUDGE_ERROR: the judge itself went wrong; the reason is its traceback. Says nothing of the
+        subject.
     """
 
     PASS = "pass"
@@ -35,9 +37,10 @@ class Outcome(StrEnum):
     KNOWN_FAILURE = "known-failure"
     NOT_EXERCISED = "not-exercised"
     VACUOUS = "vacuous"
+    JUDGE_ERROR = "judge-error"
 
 
-BAD = (Outcome.FAIL, Outcome.VACUOUS)
+BAD = (Outcome.FAIL, Outcome.VACUOUS, Outcome.JUDGE_ERROR)
 """Outcomes that make a run fail."""
 
 
@@ -47,8 +50,9 @@ class Verdict:
 
     error, bound: of the worst element, where numbers were compared. divergent: the first stage
         outside its bound.
+    follows: of a failure that is no cause of its own, the hook point whose fault it follows.
     worst, heat: where a bound is broken, the index of the worst element, and a coarse map of error
-        over bound; absent from other lines.
+        over bound; absent from other lines, as `follows` is.
     """
 
     subject: str
@@ -67,6 +71,7 @@ class Verdict:
     reason: str = ""
     worst: tuple[int, ...] | None = None
     heat: HeatMap | None = None
+    follows: str | None = None
 
     @property
     def id(self) -> str:
@@ -75,6 +80,11 @@ class Verdict:
         `ropebridge check --only` puts it again. It begins with the name of the test that puts it.
         """
         return str(replace(self.question, subject=self.subject))
+
+    @property
+    def layer(self) -> str:
+        """Return the id of the layer's case."""
+        return self.case.partition("-")[0]
 
     @property
     def question(self) -> Id:
@@ -87,7 +97,7 @@ class Verdict:
         fields = {
             key: str(value) if value in (float("inf"), float("-inf")) or value != value else value
             for key, value in vars(self).items()
-            if value is not None or key not in ("worst", "heat")
+            if value is not None or key not in ("worst", "heat", "follows")
         }
         if self.heat is not None:
             fields["heat"] = asdict(self.heat)

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
-from ropebridge_conformance.judging.bench import Bench, SubjectError, load_subject
+from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.judge import judge, single_threaded
 from ropebridge_conformance.judging.known_failures import KnownFailure
 from ropebridge_conformance.judging.questions import Question
+from ropebridge_conformance.subjects.loading import SubjectError, load_subject
 
 
 @dataclass(frozen=True)

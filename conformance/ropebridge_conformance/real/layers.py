@@ -26,7 +26,7 @@ def judge_layer(layer: Recorded, subject: str) -> Iterator[Verdict]:
         "FIRE-1",
         "hooks_fire_once_in_contract_order",
         None,
-        judge_order(traces, specimen, scenario),
+        judge_order(traces, [hook.name for hook in hooks_of(specimen, scenario)]),
     )
     for hook in hooks_of(specimen, scenario):
         axes = judge_axes(hook.name, traces, specimen.variant)

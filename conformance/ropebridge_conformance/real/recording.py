@@ -75,7 +75,7 @@ def attention_layers(model: Any) -> dict[int, nn.Module]:
 def all_hooks(bridged: BridgedModelLike, traces: dict[int, Trace]) -> Iterator[tuple[str, Any]]:
     """Yield a recording hook for every hook point of the model."""
     for name, point in bridged.hook_points.items():
-        for _, look in hooks_at(point.spec.name, traces[point.layer()], None):
+        for _, look in hooks_at(point.spec.name, traces[point.layer()], None, None):
             yield name, look
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from ropebridge_conformance.judging.verdicts import BAD, Outcome, Verdict
 
 WORDS: Mapping[Outcome, str] = {
+    Outcome.JUDGE_ERROR: "judge errors",
     Outcome.FAIL: "failing",
     Outcome.VACUOUS: "vacuous",
     Outcome.NOT_EXERCISED: "not exercised",
@@ -18,6 +19,7 @@ WORDS: Mapping[Outcome, str] = {
 """Every outcome in words, the worst first: a badge has the colour of the worst there is."""
 
 COLOURS: Mapping[Outcome, str] = {
+    Outcome.JUDGE_ERROR: "blue",
     Outcome.FAIL: "red",
     Outcome.VACUOUS: "orange",
     Outcome.NOT_EXERCISED: "yellow",

@@ -30,7 +30,8 @@ def add_suite(
     root: Element, subject: str, verdicts: list[Verdict], provenance: Mapping[str, object]
 ) -> None:
     """Add the suite of one subject, with what its verdicts were made under."""
-    failures = sum(v.outcome in BAD for v in verdicts)
+    errors = sum(v.outcome == Outcome.JUDGE_ERROR for v in verdicts)
+    failures = sum(v.outcome in BAD for v in verdicts) - errors
     skipped = sum(v.outcome not in (*BAD, Outcome.PASS) for v in verdicts)
     suite = SubElement(
         root,
@@ -38,7 +39,7 @@ def add_suite(
         name=sayable(subject),
         tests=str(len(verdicts)),
         failures=str(failures),
-        errors="0",
+        errors=str(errors),
         skipped=str(skipped),
     )
     properties = SubElement(suite, "properties")
@@ -60,7 +61,7 @@ def add_case(suite: Element, verdict: Verdict) -> None:
     if verdict.outcome in BAD:
         failure = SubElement(
             case,
-            "failure",
+            "error" if verdict.outcome == Outcome.JUDGE_ERROR else "failure",
             type=str(verdict.outcome),
             message=sayable(f"clause {verdict.clause}: {verdict.reason}"),
         )

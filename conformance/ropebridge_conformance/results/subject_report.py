@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ropebridge_conformance.judging.bench import load_subject
+from ropebridge_conformance.subjects.loading import load_subject
 from ropebridge_conformance.judging.known_failures import KnownFailure, covering, read_known_failures
 from ropebridge_conformance.judging.questions import Question
 from ropebridge_conformance.results.files import read_results
@@ -104,7 +104,7 @@ def causes(
     found: dict[str, list[Verdict]] = {entry.link: [] for entry in known}
     unexplained: list[Verdict] = []
     for verdict in (v for v in verdicts if v.outcome in BAD):
-        entry = covering(known, question_of(verdict))
+        entry = covering(known, question_of(verdict), verdict.subject)
         (unexplained if entry is None else found[entry.link]).append(verdict)
     return [
         Cause(tuple(e for e in known if e.link == link), tuple(covered))

@@ -20,6 +20,7 @@ from ropebridge_reference import (
     normalise,
     project_heads,
     rotate,
+    side_by_side,
     strength,
     subtract,
 )
@@ -38,6 +39,16 @@ class WithError:
     error: Tensor
     is_exact: bool = False
 
+    def map(self, move: Callable[[Tensor], Tensor]) -> WithError:
+        """Return value and error moved alike: reshaped, copied, or multiplied by what is
+        positive."""
+        return WithError(move(self.value), move(self.error), self.is_exact)
+
+    def beside(self, other: WithError, join: Callable[[Tensor, Tensor], Tensor]) -> WithError:
+        """Return two values and their errors, each joined."""
+        joined = join(self.error, other.error)
+        return WithError(join(self.value, other.value), joined, self.is_exact and other.is_exact)
+
     def error_through(self, stage: Callable[[Tensor], Tensor]) -> Tensor | float:
         """Return what a stage, linear in this and made of absolute values, makes of the error."""
         return 0.0 if self.is_exact else stage(self.error)
@@ -45,12 +56,7 @@ class WithError:
 
 def exact(value: Tensor) -> WithError:
     """Return a value that nothing is lost of."""
-    return WithError(value, torch.zeros_like(value), is_exact=True)
-
-
-def heads_of(x: Tensor, heads: int) -> WithError:
-    """Return (batch pos n), exact, as each of so many heads reads it."""
-    return exact(x.unsqueeze(2).expand(-1, -1, heads, -1))
+    return WithError(value, value.new_zeros(()).expand_as(value), is_exact=True)
 
 
 def carry_projection(
@@ -85,7 +91,7 @@ def carry_adapter(
 
 
 def carry_latent(
-    x: Tensor,
+    x: WithError,
     W: Tensor,
     b: Tensor | None,
     affine: Affine,
@@ -96,7 +102,8 @@ def carry_latent(
 ) -> WithError:
     """Carry value and error through LAT-1: down, normed and scaled, and as it was beside that where
     the family brings it up too; with an axis of one head."""
-    down = carry_projection(heads_of(x, 1), W[None], None if b is None else b[None], dtype)
+    one_head = x.map(lambda value: value.unsqueeze(2))
+    down = carry_projection(one_head, W[None], None if b is None else b[None], dtype)
     risen = carry_factor(carry_norm(down, affine, norm, dtype), scale, dtype)
     return join_parts(risen, down) if beside else risen
 
@@ -118,7 +125,12 @@ def join_parts(one: WithError, other: WithError) -> WithError:
 
 def copy_for_heads(x: WithError, heads: int) -> WithError:
     """Return one head's value, for so many heads."""
-    return WithError(x.value.expand(-1, -1, heads, -1), x.error.expand(-1, -1, heads, -1))
+    return x.map(lambda value: value.expand(-1, -1, heads, -1))
+
+
+def side_by_side_with_error(v: WithError) -> WithError:
+    """Return the values of each pair of heads side by side (DIFF-1)."""
+    return v.map(side_by_side)
 
 
 def carry_factor(x: WithError, factor: float, dtype: str) -> WithError:
@@ -146,7 +158,7 @@ def carry_rotation(
 
 def carry_clip(x: WithError, bound: float | None) -> WithError:
     """Carry value and error through CLIP-1: clipping brings two numbers no further apart."""
-    return x if bound is None else WithError(x.value.clamp(-bound, bound), x.error)
+    return x if bound is None else WithError(x.value.clamp(-bound, bound), x.error, x.is_exact)
 
 
 def carry_norm(

@@ -44,7 +44,8 @@ from ropebridge_conformance.stages.oracle import (
     role_of,
     score_bound,
 )
-from ropebridge_conformance.subjects.answers import Values
+from ropebridge_conformance.subjects.answers import Values, asking
+from ropebridge_conformance.subjects.asked import in_contract
 from ropebridge_conformance.subjects.traces import Trace
 from ropebridge_conformance.zoo.scenarios import CallInputs, Scenario
 from ropebridge_conformance.zoo.specimens import Specimen
@@ -96,7 +97,7 @@ def run_backwards(
     def look(name: str) -> Callable[..., None]:
         def fn(tensor: Tensor, hook: Any) -> None:
             made.trace.fired.append(name)
-            made.trace.values[name] = tensor.detach().clone()
+            made.trace.values[name] = in_contract(layer, name, tensor.detach().clone())
             # tables need none of their own
             kept[name] = tensor if tensor.requires_grad else tensor.requires_grad_(True)
             tensor.retain_grad()
@@ -113,7 +114,8 @@ def run_backwards(
     made.cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(
         out.device, out.dtype
     )
-    out.backward(made.cotangent)
+    with asking():
+        out.backward(made.cotangent)
     made.gradients, made.at_input = {name: tensor.grad for name, tensor in kept.items()}, x.grad
     return made
 
@@ -299,7 +301,7 @@ def through_unseen(
 
 def longest(context: Context) -> int:
     """Return the most terms that any product of the backward pass sums."""
-    variant, keys = context.variant, context.keys.shape[1]
+    variant, keys = context.variant, context.keys.value.shape[1]
     heads = variant.heads * max(variant.d_head, variant.d_head_v)
     return int(2 * max(variant.d_model, heads, 2 * keys * variant.group) + 16)
 
@@ -311,7 +313,7 @@ def slope_error(context: Context) -> Tensor | float:
     if cap is None:
         return 0.0
     bare = context.but(variant=replace(context.variant, softcap=None))
-    value = bare.stages.scores(bare.query, bare.keys, bare.bias, bare.variant)
+    value = bare.stages.scores(bare.query.value, bare.keys.value, bare.bias, bare.variant)
     return CURVE / cap * score_bound(bare, value, bare.dtype)
 
 
@@ -326,7 +328,7 @@ def norm_share(hook: str, context: Context, g: Tensor) -> tuple[str, Tensor]:
     late = role != "v" and variant.norm is not None and variant.norm.after_rotation
     source = f"hook_rot_{role}" if late else f"hook_{role}"
     norm, affine = variant.norm_in(f"{role}_norm"), getattr(context.weights, f"{role}_norm")
-    x = context.heads(source)
+    x = context.heads(source).value
     flat = x.flatten(2) if norm.over == "flat" else x
     centre = flat - flat.mean(-1, keepdim=True) if norm.kind == "layer" else flat
     size = (centre.square().mean(-1, keepdim=True) + norm.eps).sqrt()

@@ -3,6 +3,12 @@ stage up.
 
 Errors therefore do not pile up: bounds stay tight, and the first stage that breaks its bound is the
 place of the fault.
+
+One function per stage gives what a hook point should hold and how far rounding may move it, from
+what the hook points before hold. A value that was recorded is exact. One that was not (a hook that
+the subject does not have, or that nobody watched) is itself what its stage should give, with its
+error; so the stages after it are judged across the gap. Where nothing is recorded at all, the same
+functions carry rounding from one end of the layer to the other (`end_to_end`).
 """
 
 from __future__ import annotations
@@ -19,9 +25,10 @@ from ropebridge_conformance.stages.carried import (
     WithError,
     carry_clip,
     carry_factor,
+    copy_for_heads,
     exact,
-    heads_of,
     join_parts,
+    side_by_side_with_error,
 )
 from ropebridge_conformance.stages.reads import ReadValues, remembered
 from ropebridge_conformance.subjects.traces import Trace
@@ -31,7 +38,6 @@ from ropebridge_conformance.zoo.visibility import selected_bias
 from ropebridge_conformance.zoo.weights import read_weights
 from ropebridge_reference import (
     STAGES,
-    Past,
     Stages,
     Weights,
     a_key_for_every_head,
@@ -40,14 +46,24 @@ from ropebridge_reference import (
     of_the_largest,
     project_heads,
     rows_for,
-    side_by_side,
 )
-from ropebridge_spec import HOOK_BY_NAME, OptIn, Role, Variant, attention_inputs, bounds
+from ropebridge_spec import (
+    HOOK_BY_NAME,
+    OptIn,
+    Role,
+    Variant,
+    attention_inputs,
+    bounds,
+    hook_order,
+    ungrouped,
+)
+from ropebridge_spec.hooks import resolve
 
 MASKING = ("causal_bias", "padding_bias", "bias_of_mask", "selection_bias")
 """The stages that say what each query may see."""
 PAST = "past"
 """What stands for the keys and values of earlier calls among the names of values."""
+HALF = ("bfloat16", "float16")
 Adapter = tuple[Tensor, Tensor]
 """What an adapter projects down by, and up by."""
 
@@ -72,19 +88,30 @@ class Expectation:
 
 
 @dataclass(frozen=True)
+class SeenPast:
+    """Hold keys (batch, key, kv_head, d_head) and values of earlier calls, each with its error."""
+
+    key: WithError
+    value: WithError
+
+
+@dataclass(frozen=True)
 class Context:
     """Hold everything that one call's stages are recomputed from, in float64.
 
+    hooks: the hook points that the layer has, in order. values: what was recorded of them, in the
+        shape that they should have.
     before_edit: what hook points held that were edited in this call. in_parts: hooks were given
         parts, so that z may come from a kernel that makes no pattern.
     """
 
     variant: Variant
     weights: Weights
+    hooks: tuple[str, ...]
     values: ReadValues
     given: Mapping[str, Tensor | None]
     bias: Tensor
-    past: Past | None
+    past: SeenPast | None
     positions: Tensor
     opted_in: tuple[OptIn, ...]
     dtype: str
@@ -103,56 +130,81 @@ class Context:
             changes["values"] = ReadValues(changes["values"])
         return replace(self, **changes, expected={}, reads={}, memory={}, right={})
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Return the hook points of which nothing was recorded."""
+        return tuple(name for name in self.hooks if name not in self.values)
+
+    def seen(self, hook: str) -> WithError:
+        """Return what a hook point held, exact where it was recorded, else what it should have held
+        and how far off that may be.
+
+        Raises:
+            NotShown: the layer has no such hook point.
+        """
+        if hook in self.values or hook not in self.hooks:
+            return exact(self.values[hook])
+        expected = expect(hook, self)
+        bound = expected.bound
+        self.values.read.update(self.reads[hook])
+        return WithError(expected.value, bound)
+
     @remembered
-    def query(self) -> Tensor:
+    def query(self) -> WithError:
         """Return what scores are made of, times the query's temperature."""
-        return self.stages.scale_by_temperature(
-            self.heads(attention_inputs(self.variant)[0]), self.positions, self.variant.temperature
+        own = self.heads(attention_inputs(self.variant)[0])
+        return own.map(
+            lambda x: self.stages.scale_by_temperature(x, self.positions, self.variant.temperature)
         )
 
     @remembered
-    def keys(self) -> Tensor:
+    def own_key(self) -> WithError:
+        """Return the keys that this call adds, as scores read them."""
+        return self.heads(attention_inputs(self.variant)[1])
+
+    @remembered
+    def own_value(self) -> WithError:
+        """Return the values that this call adds, as they are mixed."""
+        return self.heads(attention_inputs(self.variant)[2])
+
+    @remembered
+    def keys(self) -> WithError:
         """Return all keys this call sees, cached ones first."""
         if self.variant.shared_kv_argument and self.past is not None:
             return self.past.key
-        own = self.heads(attention_inputs(self.variant)[1])
-        return own if self.past is None else self.stages.recall(self.past.key, own)
+        own: WithError = self.own_key
+        return own if self.past is None else self.past.key.beside(own, self.stages.recall)
 
     @remembered
-    def all_values(self) -> Tensor:
+    def all_values(self) -> WithError:
         """Return all values this call sees, cached ones first."""
         if self.variant.shared_kv_argument and self.past is not None:
             return self.past.value
-        own = self.heads(attention_inputs(self.variant)[2])
-        return own if self.past is None else self.stages.recall(self.past.value, own)
+        own: WithError = self.own_value
+        return own if self.past is None else self.past.value.beside(own, self.stages.recall)
 
     @remembered
     def score_bias(self) -> Tensor:
         """Return what is added to the scores: what the mask says, and where keys are biased by
         their values that too (SCORE-5)."""
         kind = self.variant.key_bias
-        return (
-            self.bias
-            if kind is None
-            else of_the_largest(
-                self.stages.key_bias(self.all_values, self.weights, self.variant),
-                self.bias,
-                kind.keep,
-            )
-        )
+        if kind is None:
+            return self.bias
+        of_keys = self.stages.key_bias(self.all_values.value, self.weights, self.variant)
+        return of_the_largest(of_keys, self.bias, kind.keep)
 
     @remembered
-    def paired_values(self) -> Tensor:
+    def paired_values(self) -> WithError:
         """Return what heads mix: all values, side by side where heads come in pairs (DIFF-1)."""
-        return (
-            self.all_values if self.variant.differential is None else side_by_side(self.all_values)
-        )
+        paired = self.variant.differential is not None
+        return side_by_side_with_error(self.all_values) if paired else self.all_values
 
-    def heads(self, hook: str) -> Tensor:
+    def heads(self, hook: str) -> WithError:
         """Return what a hook point held, head by head: a flat norm shows all heads as one axis."""
-        return self.values[hook].reshape(self.values[f"hook_{role_of(hook)}"].shape)
+        like = self.seen(f"hook_{role_of(hook)}").value
+        return self.seen(hook).map(lambda x: x.reshape(like.shape))
 
-    def rotation_input(self, role: str) -> Tensor:
+    def rotation_input(self, role: str) -> WithError:
         """Return what rotation is given."""
         late = role == "v" or self.variant.norm is None or self.variant.norm.after_rotation
         return self.heads(f"hook_{role}" if late else f"hook_{role}_normed")
@@ -165,17 +217,19 @@ class Context:
         last = "norm" if early and spec.role in ("q", "k") else "project"
         return self.variant.clip if spec.stage == last else None
 
-    def input_of(self, role: str) -> Tensor:
+    def input_of(self, role: str) -> WithError:
         """Return (batch, pos, heads, d_model or rank): what the heads of a role read."""
         shared = {"attn_in": "hook_attn_in", "split_qkv_input": f"hook_{role}_input"}
         for opt_in, name in shared.items():
             if opt_in in self.opted_in:
-                return self.values[name]
-        source = "hook_q_latent" if role == "q" else "hook_kv_latent"
-        x = self.values[source if source in self.values else "hook_in"]
-        if role != "q" and self.variant.source is not None:
-            x = join_source(x, self.values["hook_kv_in"], self.variant.source)
-        return heads_of(x, self.variant.heads if role == "q" else self.variant.kv_heads).value
+                return self.seen(name)
+        latent = "hook_q_latent" if role == "q" else "hook_kv_latent"
+        x = self.seen(latent if latent in self.hooks else "hook_in")
+        source = self.variant.source
+        if role != "q" and source is not None:
+            other = self.seen("hook_kv_in")
+            x = x.beside(other, lambda own, states: join_source(own, states, source))
+        return for_heads(x, self.variant.heads if role == "q" else self.variant.kv_heads)
 
 
 def role_of(hook: str) -> Role:
@@ -185,31 +239,54 @@ def role_of(hook: str) -> Role:
     return role
 
 
+def for_heads(x: WithError, heads: int) -> WithError:
+    """Return (batch, pos, width) as each of so many heads reads it."""
+    return copy_for_heads(x.map(lambda value: value.unsqueeze(2)), heads)
+
+
 def contexts_of(traces: Sequence[Trace], specimen: Specimen, scenario: Scenario) -> list[Context]:
-    """Return the context of each recorded call; the weights are read once for all of them."""
+    """Return the context of each recorded call, which finds what the calls before it left; the
+    weights are read once for all of them."""
     weights = read_weights(specimen.module, specimen.variant, torch.float64)
-    return [context_of(trace, specimen, scenario, weights) for trace in traces]
+    made: list[Context] = []
+    for trace in traces:
+        made.append(context_of(trace, specimen, scenario, weights, left_by(made)))
+    return made
+
+
+def left_by(earlier: Sequence[Context]) -> SeenPast | None:
+    """Return the keys and values that earlier calls left, as their hooks saw them (EDIT-4); None
+    where there were no calls, or keys and values are another layer's (KV-1)."""
+    if not earlier or earlier[0].variant.shared_kv_argument:
+        return None
+    return SeenPast(
+        joined_calls([context.own_key for context in earlier]),
+        joined_calls([context.own_value for context in earlier]),
+    )
+
+
+def joined_calls(parts: Sequence[WithError]) -> WithError:
+    """Return what several calls made, along the positions."""
+    return WithError(
+        torch.cat([part.value for part in parts], 1),
+        torch.cat([part.error for part in parts], 1),
+        all(part.is_exact for part in parts),
+    )
 
 
 def contexts_after(edited: Sequence[Trace], before: Sequence[Context]) -> list[Context]:
     """Return the contexts of calls that were run again with an edit, from those of the run without
     it: what the caller gave, and the weights, are the same."""
-    return [
-        context.but(
-            values=in_float64(trace.values),
-            past=past_after(trace, context),
-            before_edit=in_float64(trace.before_edit),
+    made: list[Context] = []
+    for trace, context in zip(edited, before, strict=True):
+        made.append(
+            context.but(
+                values=in_float64(well_shaped(trace, context.variant)),
+                past=left_by(made) or context.past,
+                before_edit=in_float64(trace.before_edit),
+            )
         )
-        for trace, context in zip(edited, before, strict=True)
-    ]
-
-
-def past_after(trace: Trace, before: Context) -> Past | None:
-    """Return the keys and values that a call finds: those of the edited calls before it, unless an
-    earlier layer hands them down (KV-1)."""
-    if before.variant.shared_kv_argument or trace.past is None:
-        return before.past
-    return Past(trace.past.key.double(), trace.past.value.double())
+    return made
 
 
 def in_float64(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -218,23 +295,29 @@ def in_float64(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def context_of(
-    trace: Trace, specimen: Specimen, scenario: Scenario, weights: Weights | None = None
+    trace: Trace,
+    specimen: Specimen,
+    scenario: Scenario,
+    weights: Weights | None = None,
+    past: SeenPast | None = None,
 ) -> Context:
-    """Return the context of one recorded call; the weights are read from the module unless they
-    are handed over, in float64."""
+    """Return the context of one recorded call, which finds what earlier ones left; the weights are
+    read from the module unless they are handed over, in float64."""
     given, call = trace.call.given, trace.call
     tables = call.tables(specimen.variant)
     variant = specimen.variant
     weights = weights or read_weights(specimen.module, variant, torch.float64)
     if "attn_in" in scenario.opted_in:
         weights, variant = a_key_for_every_head(weights, variant)
-    x = given["hidden_states"]
-    past = call.given_kv(variant) or trace.past
-    past = past and Past(past.key.double(), past.value.double())
+    x, given_kv = given["hidden_states"], call.given_kv(variant)
+    if given_kv is not None:
+        past = SeenPast(exact(given_kv.key.double()), exact(given_kv.value.double()))
+    points = hook_order(ungrouped(specimen.variant, scenario.opted_in), scenario.opted_in)
     return Context(
         variant=variant,
         weights=weights,
-        values=ReadValues(in_float64(trace.values)),
+        hooks=tuple(point.name for point in points),
+        values=ReadValues(in_float64(well_shaped(trace, variant))),
         before_edit=in_float64(trace.before_edit),
         given={
             "hook_in": x,
@@ -249,6 +332,16 @@ def context_of(
         dtype=str(specimen.dtype).removeprefix("torch."),
         added_value=call.added_value(specimen.variant),
     )
+
+
+def well_shaped(trace: Trace, variant: Variant) -> dict[str, Tensor]:
+    """Return what was recorded in the shape that the contract requires; what has another is judged
+    by itself, and those after it across the gap."""
+    return {
+        name: value
+        for name, value in trace.values.items()
+        if tuple(value.shape) == trace.call.shape_of(resolve(HOOK_BY_NAME[name], variant), variant)
+    }
 
 
 def bias_in(trace: Trace, specimen: Specimen, stages: Stages) -> Tensor:
@@ -310,29 +403,46 @@ def moved_since(context: Context, before: Context) -> set[str]:
     return found
 
 
-def same_past(one: Past | None, other: Past | None) -> bool:
+def same_past(one: SeenPast | None, other: SeenPast | None) -> bool:
     """Return whether two calls were left the same keys and values by earlier ones."""
     if one is None or other is None:
         return one is other
-    return torch.equal(one.key, other.key) and torch.equal(one.value, other.value)
+    return torch.equal(one.key.value, other.key.value) and torch.equal(
+        one.value.value, other.value.value
+    )
 
 
-def exactly(value: Tensor) -> Expectation:
+@dataclass(frozen=True)
+class EndToEnd:
+    """Hold the exact pattern and output of a call, each with a bound on its error."""
+
+    pattern: Expectation
+    out: Expectation
+
+
+def end_to_end(context: Context) -> EndToEnd:
+    """Return what the stages make of a call's inputs alone, rounding carried from one to the
+    next."""
+    nothing_seen = context.but(values={})
+    return EndToEnd(expect("hook_pattern", nothing_seen), expect("hook_out", nothing_seen))
+
+
+def handed_on(x: WithError) -> Expectation:
     """Return a stage that only hands on what it is given."""
-    return Expectation(value.double(), torch.zeros_like(value, dtype=torch.float64))
+    return Expectation(x.value.double(), x.error.double())
 
 
 def expected_input(hook: str, c: Context) -> Expectation:
     """Return what IN-1, POS-1 makes of the values before."""
     value = c.given[hook]
     assert value is not None
-    return exactly(value)
+    return handed_on(exact(value.double()))
 
 
 def expected_copies(hook: str, c: Context) -> Expectation:
     """Return what SPLIT-1 makes of the values before: copies of what hook_in left."""
     heads = c.variant.heads if hook in ("hook_attn_in", "hook_q_input") else c.variant.kv_heads
-    return exactly(copies(c.values["hook_in"], heads))
+    return handed_on(c.seen("hook_in").map(lambda x: copies(x, heads)))
 
 
 def expected_latent(hook: str, c: Context) -> Expectation:
@@ -341,14 +451,12 @@ def expected_latent(hook: str, c: Context) -> Expectation:
     assert latent is not None
     role, scale = ("Q", latent.q_scale) if hook == "hook_q_latent" else ("KV", latent.kv_scale)
     affine = c.weights.q_latent_norm if role == "Q" else c.weights.kv_latent_norm
-    x, W, b = (
-        c.values["hook_in"],
-        getattr(c.weights, f"W_D{role}"),
-        getattr(c.weights, f"b_D{role}"),
-    )
-    how = (x, W, b, affine, latent.norm, scale, latent.q_beside and role == "Q")
+    x = c.seen("hook_in")
+    W, b = getattr(c.weights, f"W_D{role}"), getattr(c.weights, f"b_D{role}")
+    how = (W, b, affine, latent.norm, scale, latent.q_beside and role == "Q")
     return Expectation(
-        c.stages.latent(*how), lambda: carried.carry_latent(*how, c.dtype).error.squeeze(2)
+        c.stages.latent(x.value, *how),
+        lambda: carried.carry_latent(x, *how, c.dtype).error.squeeze(2),
     )
 
 
@@ -356,12 +464,12 @@ def expected_projection(hook: str, c: Context) -> Expectation:
     """Return what PROJ-1, CLIP-1 makes of the values before."""
     role = role_of(hook)
     if role == "v" and c.variant.value_is_key:
-        return exactly(c.values["hook_k"])
+        return handed_on(c.seen("hook_k"))
     x, W, b, adapter = projection(role, c)
-    product = c.stages.project(x, W, b)
-    value = c.stages.adapt(product, x, adapter)
+    product = c.stages.project(x.value, W, b)
+    value = c.stages.adapt(product, x.value, adapter)
     if role == "k" and c.weights.W_KR is not None:
-        shared = heads_of(c.values["hook_in"], c.variant.kv_heads).value
+        shared = for_heads(c.seen("hook_in"), c.variant.kv_heads).value
         value = c.stages.with_rotary_part(value, shared, c.weights, c.variant.rotary_part_norm)
     value = c.stages.clip(c.stages.multiply(value, multiplier(role, c)), c.clips(hook))
     if role == "v" and c.added_value is not None:
@@ -369,7 +477,7 @@ def expected_projection(hook: str, c: Context) -> Expectation:
     return Expectation(value, lambda: projection_bound(hook, product, c))
 
 
-def projection(role: Role, c: Context) -> tuple[Tensor, Tensor, Tensor | None, Adapter | None]:
+def projection(role: Role, c: Context) -> tuple[WithError, Tensor, Tensor | None, Adapter | None]:
     """Return what the heads of a role read, and their W, b and adapter."""
     W, b = (getattr(c.weights, f"{kind}_{role.upper()}") for kind in ("W", "b"))
     return c.input_of(role), W, b, c.weights.adapters.get(role.upper())
@@ -390,13 +498,13 @@ def projection_bound(hook: str, product: Tensor, c: Context) -> Tensor:
     project hook_in once and add what the split inputs moved: both magnitudes count."""
     role = role_of(hook)
     x, W, b, adapter = projection(role, c)
-    bound = carried.carry_projection(exact(x), W, b, c.dtype, value=product)
-    bound = carried.carry_adapter(bound, exact(x), adapter, c.dtype)
+    bound = carried.carry_projection(x, W, b, c.dtype, value=product)
+    bound = carried.carry_adapter(bound, x, adapter, c.dtype)
     if c.opted_in and c.variant.splits:
-        moved = moved_after_projection(x, c.values["hook_in"], W, b, c.dtype)
+        moved = moved_after_projection(x.value, c.seen("hook_in").value, W, b, c.dtype)
         bound = WithError(bound.value, bound.error + moved)
     if role == "k" and c.weights.W_KR is not None:
-        shared = heads_of(c.values["hook_in"], c.variant.kv_heads)
+        shared = for_heads(c.seen("hook_in"), c.variant.kv_heads)
         part = carried.carry_rotary_part(shared, c.weights, c.variant.rotary_part_norm, c.dtype)
         bound = join_parts(bound, part)
     bound = carry_clip(carry_factor(bound, multiplier(role, c), c.dtype), c.clips(hook))
@@ -412,7 +520,7 @@ def moved_after_projection(
     """Return what is lost where hook_in is projected, and W times what hooks moved is added: both
     are sums of so many terms, and three roundings."""
     before = project_heads(
-        heads_of(hook_in, x.shape[2]).value.abs(), W.abs(), None if b is None else b.abs()
+        copies(hook_in, x.shape[2]).abs(), W.abs(), None if b is None else b.abs()
     )
     after = project_heads(x.abs(), W.abs(), None if b is None else b.abs())
     return 3 * bounds.UNIT[dtype] * (before + after) + bounds.growth(W.shape[1] + 2, dtype) * (
@@ -429,11 +537,11 @@ def expected_norm(hook: str, c: Context) -> Expectation:
         getattr(c.weights, f"{role}_norm"),
         c.variant.norm_in(f"{role}_norm"),
     )
-    result = c.stages.normalise(x, affine, norm)
+    result = c.stages.normalise(x.value, affine, norm)
     value = c.stages.clip(result, None if role == "v" else c.clips(hook))
 
     def bound() -> Tensor:
-        error = carried.carry_norm(exact(x), affine, norm, c.dtype, value=result).error
+        error = carried.carry_norm(x, affine, norm, c.dtype, value=result).error
         return error.reshape(value.shape)
 
     return Expectation(value, bound)
@@ -444,22 +552,19 @@ def expected_rotation(hook: str, c: Context) -> Expectation:
     rotate."""
     x = c.rotation_input(role_of(hook))
     if c.variant.rotary is None:
-        return exactly(x)
-    rotary, (cos, sin) = (
-        c.variant.rotary,
-        rows_for(x.shape[1], c.values["hook_cos"], c.values["hook_sin"]),
-    )
-    turn = c.stages.turns(cos, sin, rotary)
-    value = c.stages.rotate(x, turn, rotary)
+        return handed_on(x)
+    rotary, tables = c.variant.rotary, (c.seen("hook_cos").value, c.seen("hook_sin").value)
+    turn = c.stages.turns(*rows_for(x.value.shape[1], *tables), rotary)
+    value = c.stages.rotate(x.value, turn, rotary)
     return Expectation(
-        value, lambda: carried.carry_rotation(exact(x), turn, rotary, c.dtype, value=value).error
+        value, lambda: carried.carry_rotation(x, turn, rotary, c.dtype, value=value).error
     )
 
 
 def expected_scores(hook: str, c: Context) -> Expectation:
     """Return what SCORE-1, SCORE-4 makes of the values before. Forbidden entries are -inf to the
     bit."""
-    value = c.stages.scores(c.query, c.keys, c.score_bias, c.variant)
+    value = c.stages.scores(c.query.value, c.keys.value, c.score_bias, c.variant)
     return Expectation(value, lambda: score_bound(c, value, c.dtype))
 
 
@@ -467,15 +572,18 @@ def score_bound(c: Context, value: Tensor, dtype: str) -> Tensor:
     """Return the bound of scores made in a dtype, 0 where they are forbidden; what goes into them
     has the layer's own."""
     bare = replace(c.variant, softcap=None, scale=abs(c.variant.scale))
-    magnitude = c.stages.scores(c.query.abs(), c.keys.abs(), torch.zeros_like(c.bias), bare)
+    none, q, k = torch.zeros_like(c.bias), c.query, c.keys
+    magnitude = c.stages.scores(q.value.abs() + q.error, k.value.abs() + k.error, none, bare)
     finite = value.nan_to_num(neginf=0.0)
     bound: Tensor = bounds.scores(
         finite, magnitude, terms=c.variant.d_head, softcap=c.variant.softcap, dtype=dtype
     )
+    if not (q.is_exact and k.is_exact):
+        bound = bound + magnitude - c.stages.scores(q.value.abs(), k.value.abs(), none, bare)
     if c.variant.temperature is not None:
         bound = bound + bounds.rounded(magnitude, times=2, dtype=c.dtype)
     if c.variant.key_bias is not None:
-        own = carried.carry_key_bias(exact(c.all_values), c.weights, c.variant, c.dtype)
+        own = carried.carry_key_bias(c.all_values, c.weights, c.variant, c.dtype)
         bound = bound + own.error + bounds.rounded(own.value, times=2, dtype=c.dtype)
     return bound.masked_fill(value == -torch.inf, 0.0)
 
@@ -483,8 +591,11 @@ def score_bound(c: Context, value: Tensor, dtype: str) -> Tensor:
 def expected_pattern(hook: str, c: Context) -> Expectation:
     """Return what PAT-1 makes of the values before: from the scores the subject itself gave to
     softmax, as they were shown or as they were before they were rounded for that."""
+    if "hook_attn_scores" not in c.values:
+        unseen = c.seen("hook_attn_scores")
+        return pattern_of(unseen.value, unseen.error.amax(-1, keepdim=True), c)
     shown = c.values["hook_attn_scores"]
-    if c.dtype not in ("bfloat16", "float16") or "hook_pattern" not in c.values:
+    if c.dtype not in HALF or "hook_pattern" not in c.values:
         return pattern_of(shown, 0.0, c)
     scores, off = scores_before_rounding(c)
     choices = (pattern_of(scores, off, c), pattern_of(shown, 0.0, c))
@@ -509,10 +620,10 @@ def scores_before_rounding(c: Context) -> tuple[Tensor, Tensor]:
     1). Gradients flow to the scores that were shown."""
     shown = c.values["hook_attn_scores"]
     with torch.no_grad():
-        exact = c.stages.scores(c.query, c.keys, c.score_bias, c.variant)
+        unrounded = c.stages.scores(c.query.value, c.keys.value, c.score_bias, c.variant)
         untouched = shown == c.before_edit.get("hook_attn_scores", shown)
-        lost = torch.where(untouched & shown.isfinite(), exact - shown, 0.0)
-        off = score_bound(c, exact, "float32").amax(-1, keepdim=True)
+        lost = torch.where(untouched & shown.isfinite(), unrounded - shown, 0.0)
+        off = score_bound(c, unrounded, "float32").amax(-1, keepdim=True)
     return shown + lost, off
 
 
@@ -543,7 +654,7 @@ def expected_gate_logits(hook: str, c: Context) -> Expectation:
 def gate_input(c: Context) -> WithError:
     """Return what the gate's projection reads."""
     source = "hook_q_latent" if c.variant.gate_rises else "hook_in"
-    return heads_of(c.values[source], c.variant.heads)
+    return for_heads(c.seen(source), c.variant.heads)
 
 
 def gate_logits(c: Context) -> Tensor:
@@ -560,12 +671,12 @@ def gate_logits_with_error(c: Context) -> WithError:
 
 def expected_gate(hook: str, c: Context) -> Expectation:
     """Return what GATE-1 makes of the values before."""
-    gate, seen = c.variant.gate, c.values.get("hook_q_gate")
+    gate, has_hook = c.variant.gate, "hook_q_gate" in c.hooks
     assert gate is not None
-    value = c.stages.gate(gate_logits(c) if seen is None else seen, gate)
+    value = c.stages.gate(c.seen("hook_q_gate").value if has_hook else gate_logits(c), gate)
 
     def bound() -> Tensor:
-        logits = gate_logits_with_error(c) if seen is None else exact(seen)
+        logits = c.seen("hook_q_gate") if has_hook else gate_logits_with_error(c)
         return carried.carry_gate(logits, gate, c.dtype).error
 
     return Expectation(value if gate.per == "channel" else value[..., 0], bound)
@@ -577,10 +688,10 @@ def expected_z(hook: str, c: Context) -> Expectation:
     if "hook_pattern" not in c.values:
         return expected_z_of_unseen_pattern(c)
     pattern = c.values["hook_pattern"]
-    value = c.stages.mix(pattern, c.paired_values)
+    value = c.stages.mix(pattern, c.paired_values.value)
 
     def bound() -> WithError:
-        mix = carried.carry_mix(exact(pattern), exact(c.paired_values), c.dtype, value=value)
+        mix = carried.carry_mix(exact(pattern), c.paired_values, c.dtype, value=value)
         if not c.in_parts:
             return mix
         # both that kernel and the pattern that was shown are so far from the truth
@@ -598,18 +709,37 @@ def expected_z_of_unseen_pattern(c: Context) -> Expectation:
 
 
 def mix_of_unseen_pattern(c: Context) -> tuple[Tensor, Callable[[], Tensor]]:
-    """Return each head's mix of values over score and softmax, and what gives its error."""
-    scores = c.stages.scores(c.query, c.keys, c.score_bias, c.variant)
+    """Return each head's mix of values over score and softmax, and what gives its error; from the
+    scores that were recorded, or over those too."""
+    scores, off = unseen_scores(c)
     pattern = c.stages.pattern(scores, c.weights.sinks)
-    value = c.stages.mix(pattern, c.paired_values)
+    v = c.paired_values
+    value = c.stages.mix(pattern, v.value)
 
     def error() -> Tensor:
-        delta = score_bound(c, scores, c.dtype).amax(-1).transpose(1, 2).unsqueeze(-1)
-        magnitude = c.stages.mix(pattern, c.paired_values.abs())
+        delta = off().amax(-1).transpose(1, 2).unsqueeze(-1)  # (batch, pos, head, 1)
+        magnitude = c.stages.mix(pattern, v.value.abs() + v.error)
         bound: Tensor = bounds.fused(value, magnitude, delta, keys=scores.shape[-1], dtype=c.dtype)
-        return bound
+        return bound + v.error_through(lambda error: c.stages.mix(pattern, error))  # type: ignore[no-any-return]
 
     return value, error
+
+
+def unseen_scores(c: Context) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Return the scores that a pattern which nobody saw was made of, and what gives their error: of
+    recorded ones what rounding took, which softmax may have been spared (PAT-1)."""
+    if "hook_attn_scores" not in c.values:
+        value = c.stages.scores(c.query.value, c.keys.value, c.score_bias, c.variant)
+        return value, lambda: score_bound(c, value, c.dtype)
+    shown = c.values["hook_attn_scores"]
+    if c.dtype not in HALF:
+        return shown, lambda: torch.zeros_like(shown)
+
+    def rounding() -> Tensor:
+        scores, off = scores_before_rounding(c)
+        return (scores - shown).nan_to_num(nan=0.0).abs() + off
+
+    return shown, rounding
 
 
 def expected_z_after_mix(
@@ -617,23 +747,24 @@ def expected_z_after_mix(
 ) -> Expectation:
     """Return the mix of values, subtracted, normed and gated where the family does so, by the gate
     that its hook held."""
-    g, kind, lambdas = c.values.get("hook_gate"), c.variant.differential, c.weights.lambdas
+    kind, lambdas = c.variant.differential, c.weights.lambdas
+    g = None if c.variant.gate is None else c.seen("hook_gate")
     value, alpha = mix, c.weights.alpha
     if kind is not None and lambdas is not None:
         value = c.stages.subtract(value, lambdas, kind)
-    own = c.all_values[:, -value.shape[1] :] if alpha is not None else value
+    own = c.all_values.map(lambda v: v[:, -mix.shape[1] :])
     if alpha is not None:
-        value = c.stages.exclude(value, own, alpha)
-    value = c.stages.norm_and_gate(value, g, c.weights.z_norm, c.variant.z_norm)
+        value = c.stages.exclude(value, own.value, alpha)
+    gate = None if g is None else g.value
+    value = c.stages.norm_and_gate(value, gate, c.weights.z_norm, c.variant.z_norm)
 
     def bound() -> Tensor:
         error = mix_bound()
         if kind is not None and lambdas is not None:
             error = carried.carry_difference(error, lambdas, kind, c.dtype)
         if alpha is not None:
-            error = carried.carry_exclusion(error, exact(own), alpha, c.dtype)
-        gate = None if g is None else exact(g)
-        done = carried.carry_norm_and_gate(error, gate, c.weights.z_norm, c.variant.z_norm, c.dtype)
+            error = carried.carry_exclusion(error, own, alpha, c.dtype)
+        done = carried.carry_norm_and_gate(error, g, c.weights.z_norm, c.variant.z_norm, c.dtype)
         return carry_factor(done, c.variant.z_multiplier, c.dtype).error
 
     return Expectation(c.stages.multiply(value, c.variant.z_multiplier), bound)
@@ -641,12 +772,14 @@ def expected_z_after_mix(
 
 def expected_result(hook: str, c: Context) -> Expectation:
     """Return what RES-1 makes of the values before."""
-    z, W = c.values["hook_z"], c.weights.W_O
-    value = c.stages.result(z, W)
+    z, W = c.seen("hook_z"), c.weights.W_O
+    value = c.stages.result(z.value, W)
 
     def bound() -> Tensor:
-        magnitude = c.stages.result(z.abs(), W.abs())
-        return bounds.linear(value, magnitude, terms=c.variant.d_z, dtype=c.dtype)  # type: ignore[no-any-return]
+        magnitude = c.stages.result(z.value.abs() + z.error, W.abs())
+        own: Tensor = bounds.linear(value, magnitude, terms=c.variant.d_z, dtype=c.dtype)
+        own += z.error_through(lambda error: c.stages.result(error, W.abs()))
+        return own
 
     return Expectation(value, bound)
 
@@ -654,33 +787,35 @@ def expected_result(hook: str, c: Context) -> Expectation:
 def expected_output(hook: str, c: Context) -> Expectation:
     """Return what OUT-1 makes of the values before: where results were made, their sum, whose
     terms may each have been rounded."""
-    if "hook_result" in c.values:
-        return expected_sum_of_results(c.values["hook_result"], c)
-    z, W, b = c.values["hook_z"], c.weights.W_O, c.weights.b_O
-    value = c.stages.output(z, W, b)
+    if "hook_result" in c.hooks:
+        return expected_sum_of_results(c.seen("hook_result"), c)
+    z, W, b = c.seen("hook_z"), c.weights.W_O, c.weights.b_O
+    value = c.stages.output(z.value, W, b)
 
     def bound() -> Tensor:
-        product = 0 if b is None else c.stages.output(z, W, None)
-        return output_bound(value, output_magnitude(c), product, c)
+        carried = z.error_through(lambda error: c.stages.output(error, W.abs(), None))
+        product = 0 if b is None else c.stages.output(z.value, W, None).abs() + carried
+        return carried + output_bound(value, output_magnitude(c), product, c)
 
     return Expectation(value, bound)
 
 
-def expected_sum_of_results(results: Tensor, c: Context) -> Expectation:
+def expected_sum_of_results(results: WithError, c: Context) -> Expectation:
     """Return what OUT-1 makes of the results of all heads."""
-    value = c.stages.sum_of_results(results, c.weights.b_O)
+    value = c.stages.sum_of_results(results.value, c.weights.b_O)
 
     def bound() -> Tensor:
-        magnitude = output_magnitude(c) + results.abs().sum(2)
-        return output_bound(value, magnitude, 0, c) + 3 * bounds.UNIT[c.dtype] * magnitude
+        magnitude = output_magnitude(c) + (results.value.abs() + results.error).sum(2)
+        own = output_bound(value, magnitude, 0, c) + 3 * bounds.UNIT[c.dtype] * magnitude
+        return own + results.error_through(lambda error: error.sum(2))
 
     return Expectation(value, bound)
 
 
 def output_magnitude(c: Context) -> Tensor:
     """Return the output projection of absolute values."""
-    z, W, b = c.values["hook_z"], c.weights.W_O, c.weights.b_O
-    return c.stages.output(z.abs(), W.abs(), None if b is None else b.abs())
+    z, W, b = c.seen("hook_z"), c.weights.W_O, c.weights.b_O
+    return c.stages.output(z.value.abs() + z.error, W.abs(), None if b is None else b.abs())
 
 
 def output_bound(value: Tensor, magnitude: Tensor, product: Tensor | float, c: Context) -> Tensor:

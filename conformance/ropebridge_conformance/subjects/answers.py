@@ -3,14 +3,41 @@ and what is required."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
 
+@contextmanager
+def asking() -> Iterator[None]:
+    """Mark what is raised within the block as the subject's own (`is_of_subject`): an exception of
+    the judge is no failure of the subject."""
+    try:
+        yield
+    except NotShown:
+        raise
+    except (Exception, SystemExit) as error:
+        error.__dict__[OF_SUBJECT] = True
+        raise
+
+
+OF_SUBJECT = "raised while a subject was asked"
+
+
+def is_of_subject(error: BaseException) -> bool:
+    """Return whether an exception came out of a subject that was asked."""
+    return isinstance(error, WrongAnswer) or OF_SUBJECT in error.__dict__
+
+
 class WrongAnswer(TypeError):
     """Report that a layer gave back, or showed a hook, something that is not what the protocol
     says; the message says both."""
+
+
+class WrongShape(WrongAnswer):
+    """Report a tensor of another shape than the contract requires."""
 
 
 class NotShown(LookupError):

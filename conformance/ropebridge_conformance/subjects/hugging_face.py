@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 
 from ropebridge_conformance.subjects.layouts import FINITE_MASK, HEADS_FIRST, Layout, translated
+from ropebridge_conformance.zoo.specimens import layer_number
 from ropebridge_conformance.zoo.visibility import bias_of
 from ropebridge_spec import HookFunction, OptIn, UnsupportedAttention, Variant, by_role, describe
 
@@ -73,16 +74,17 @@ GAPS = {
 
 @dataclass(frozen=True)
 class Seen:
-    """Hold the hooks of one call, and the layouts they are shown through."""
+    """Hold the hooks of one call, the layouts they are shown through, and the layer's number."""
 
     hooks: tuple[tuple[str, HookFunction], ...]
     layouts: Mapping[str, Layout]
+    number: int
 
     def show(self, name: str, value: Tensor, layout: Layout | None = None) -> Tensor:
         """Return what the hooks at a hook point leave of a value."""
         layouts = self.layouts if layout is None else {name: layout}
         for fn in [translated(name, fn, layouts, same) for hook, fn in self.hooks if hook == name]:
-            left = fn(value, hook=SimpleNamespace(name=f"blocks.0.attn.{name}"))
+            left = fn(value, hook=SimpleNamespace(name=f"blocks.{self.number}.attn.{name}"))
             value = value if left is None else left
         return value
 
@@ -158,7 +160,7 @@ class SeenLayer:
         self, inputs: Mapping[str, Any], hooks: Sequence[tuple[str, HookFunction]] = ()
     ) -> tuple[Tensor, Tensor | None]:
         """Return one call, with hooks that are gone after it."""
-        seen = Seen(tuple(hooks), self.layouts)
+        seen = Seen(tuple(hooks), self.layouts, layer_number(self.module) or 0)
         with ExitStack() as stack:
             for handle in self.hooked(seen):
                 stack.callback(handle.remove)
@@ -221,7 +223,7 @@ class SeenLayer:
                 hidden_states=x,
                 position_embeddings=(table, table),
                 attention_mask=None,
-                ropebridge_seen=Seen((), {}),
+                ropebridge_seen=Seen((), {}, 0),
             )
         for handle in handles:
             handle.remove()

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.checks.firing import shape_in
 from ropebridge_conformance.subjects.answers import answered, shown
 from ropebridge_conformance.subjects.parts import places
-from ropebridge_conformance.subjects.traces import Edit, Trace, past_of
+from ropebridge_conformance.subjects.traces import Edit, Trace
 from ropebridge_conformance.zoo.scenarios import CallInputs
 from ropebridge_spec import NARROWED, HookSpec, Selection, Variant, Watch, axis_of
 
@@ -23,7 +22,12 @@ one kv head."""
 
 
 class WrongPart(Exception):
-    """Report that a hook was given another part than it asked for, or not told which."""
+    """Report that a hook was given another part than it asked for, or not told which; `hook` is its
+    hook point."""
+
+    def __init__(self, hook: str, complaint: str) -> None:
+        super().__init__(f"{hook} {complaint}")
+        self.hook = hook
 
 
 def cover(spec: HookSpec) -> tuple[Watch, ...]:
@@ -62,10 +66,10 @@ def record_parts(
     """
     traces: list[Trace] = []
     for call in calls:
-        trace = Trace(call, past=past_of(traces))
+        trace = Trace(call)
         hooks: list[tuple[str | Watch, Callable[..., Any]]] = []
         for spec in specs:
-            shape = shape_in(trace.call, spec, variant)
+            shape = call.shape_of(spec, variant)
             watches = cover(spec)
             place = EDITED if holds_something(watches[EDITED % len(watches)], spec, shape) else 0
             for number, watch in enumerate(watches):
@@ -97,7 +101,7 @@ def look(trace: Trace, spec: HookSpec, watch: Watch, shape: Sequence[int]) -> Ca
         there = places(wanted, spec.axes, shape)
         complaint = complaint_about_part(shown(spec.name, part), hook, wanted, there[0].shape)
         if complaint and not watch.whole:
-            raise WrongPart(f"{spec.name} {complaint}")
+            raise WrongPart(spec.name, complaint)
         if spec.name not in trace.values:
             trace.fired.append(spec.name)
             trace.values[spec.name] = part.new_full(tuple(shape), torch.nan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.nn.functional import dropout
 from ropebridge_conformance.subjects.parts import Hooks, by_name
 from ropebridge_conformance.zoo.scenarios import CallInputs, cache_layer, tables_for, tables_of
 from ropebridge_conformance.zoo.selection import call_selector, picked
+from ropebridge_conformance.zoo.specimens import layer_number
 from ropebridge_conformance.zoo.visibility import bias_of
 from ropebridge_conformance.zoo.weights import WeightsOnce
 from ropebridge_reference import (
@@ -205,10 +206,7 @@ class ReferenceLayer:
         )
         added = call.added_value(self.variant)
 
-        def at(name: str, value: Tensor) -> Tensor:
-            shown = self.factory.show(name, value, [fn for hook, fn in whole if hook == name])
-            return shown_backwards(name, shown, [fn for hook, fn in backward if hook == name])
-
+        at = self._shown_to(whole, backward)
         made = attention_layer(
             x,
             call.tables(self.variant),
@@ -228,6 +226,20 @@ class ReferenceLayer:
         # a copy: the caller may write into it, and what hooks were shown stays as it was (EDIT-2)
         out = dropout(made.out.clone(), self.variant.output_dropout, self.module.training)
         return out, made.pattern if inputs.get("output_attentions") else None
+
+    def _shown_to(self, whole: Hooks, backward: Hooks) -> Callable[[str, Tensor], Tensor]:
+        """Return what shows a value to the hooks of its point, and then to those of its
+        gradient."""
+
+        def of(name: str, hooks: Hooks) -> list[HookFunction]:
+            number = layer_number(self.module) or 0
+            return [partial(called_by_number, fn, number) for hook, fn in hooks if hook == name]
+
+        def at(name: str, value: Tensor) -> Tensor:
+            shown = self.factory.show(name, value, of(name, whole))
+            return shown_backwards(name, shown, of(name, backward))
+
+        return at
 
     def _first(self, past: Past | None, pos: int) -> int:
         """Return the position of a call's first query: where its keys are handed down, its own are
@@ -292,6 +304,15 @@ class ReferenceLayer:
             return None
         held = cache.layers[layer]
         return Past(held.keys.transpose(1, 2), held.values.transpose(1, 2))
+
+
+def called_by_number(fn: HookFunction, number: int, tensor: Tensor, hook: Any) -> Any:
+    """Return what a hook does, called by the name that its hook point has in the layer of a
+    number (FIRE-4)."""
+    if hook is None:
+        return fn(tensor, hook=None)
+    name = hook.name.replace("blocks.0.", f"blocks.{number}.", 1)
+    return fn(tensor, hook=SimpleNamespace(**{**vars(hook), "name": name}))
 
 
 def refuse_unknown(names: Sequence[str], there: Sequence[str]) -> None:

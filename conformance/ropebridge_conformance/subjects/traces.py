@@ -6,12 +6,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ropebridge_conformance.subjects.answers import Values, answered, shown
+from ropebridge_conformance.subjects.answers import NotShown, Values, answered, shown
+from ropebridge_conformance.subjects.asked import in_contract
 from ropebridge_conformance.zoo.scenarios import CallInputs
-from ropebridge_reference import Past
 
 Edit = Callable[[Tensor], Tensor | None]
 
@@ -31,7 +30,6 @@ class Trace:
     names: dict[str, str] = field(default_factory=dict)
     out: Tensor | None = None
     weights: Tensor | None = None
-    past: Past | None = None
 
 
 def record(
@@ -42,50 +40,41 @@ def record(
     **extra: Any,
 ) -> list[Trace]:
     """Run the calls in order with hooks at `watch`; edits apply in every call, before the value is
-    recorded."""
+    recorded.
+
+    Raises:
+        NotShown: an edit is to be made where nobody watches, as at a declared gap; or its hook did
+            not fire.
+    """
     traces: list[Trace] = []
+    for name in edits or {}:
+        if name not in watch:
+            raise NotShown(name)
     for call in calls:
-        trace = Trace(call, past=past_of(traces))
-        hooks = [hook for name in watch for hook in hooks_at(name, trace, (edits or {}).get(name))]
+        trace = Trace(call)
+        hooks = [
+            hook for name in watch for hook in hooks_at(name, trace, (edits or {}).get(name), layer)
+        ]
         trace.out, trace.weights = answered(layer.run({**call.inputs, **extra}, hooks))
+        for name in edits or {}:
+            if name not in trace.fired:
+                raise NotShown(name)
         traces.append(trace)
     return traces
 
 
-def hooks_at(name: str, trace: Trace, edit: Edit | None) -> list[tuple[str, Callable[..., Any]]]:
-    """Return a recording hook at a hook point, after the edit if there is one."""
+def hooks_at(
+    name: str, trace: Trace, edit: Edit | None, layer: Any
+) -> list[tuple[str, Callable[..., Any]]]:
+    """Return a recording hook at a hook point of a layer, after the edit if there is one."""
 
     def look(tensor: Tensor, hook: Any) -> None:
         trace.fired.append(name)
         trace.names[name] = str(getattr(hook, "name", ""))
-        trace.values[name] = shown(name, tensor).detach().clone()
+        trace.values[name] = in_contract(layer, name, shown(name, tensor).detach().clone())
 
     def change(tensor: Tensor, hook: Any) -> Tensor | None:
-        trace.before_edit[name] = shown(name, tensor).detach().clone()
+        trace.before_edit[name] = in_contract(layer, name, shown(name, tensor).detach().clone())
         return edit(tensor) if edit is not None else None
 
     return [(name, change), (name, look)] if edit is not None else [(name, look)]
-
-
-def past_of(traces: Sequence[Trace]) -> Past | None:
-    """Return the keys and values that earlier calls left, as their hooks saw them (EDIT-4)."""
-    kept = [trace for trace in traces if {"hook_rot_k", "hook_v"} <= trace.values.keys()]
-    if not kept:
-        return None
-    return Past(
-        torch.cat([left(t, "hook_rot_k", "hook_k_normed") for t in kept], 1),
-        torch.cat(
-            [
-                left(t, "hook_v", "hook_rot_v" if "hook_rot_v" in t.fired else "hook_v_normed")
-                for t in kept
-            ],
-            1,
-        ),
-    )
-
-
-def left(trace: Trace, usual: str, normed: str) -> Tensor:
-    """Return the last of two hook points that fired, head by head: a norm may come after
-    (NORM-3)."""
-    later = normed in trace.fired and trace.fired.index(normed) > trace.fired.index(usual)
-    return trace.values[normed].view_as(trace.values[usual]) if later else trace.values[usual]

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from ropebridge_conformance.stages.endtoend import EndToEnd, end_to_end
-from ropebridge_conformance.zoo.scenarios import CallInputs
+from ropebridge_conformance.stages.oracle import EndToEnd, context_of, end_to_end
+from ropebridge_conformance.subjects.traces import Trace
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, CallInputs
 from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_conformance.zoo.visibility import selected_bias
 from ropebridge_conformance.zoo.weights import read_weights
-from ropebridge_reference import Past, attention_layer, join_source
+from ropebridge_reference import Past, attention_layer
 from ropebridge_spec import accepted_arguments
 
 
@@ -91,22 +92,8 @@ def truth(specimen: Specimen, call: CallInputs) -> Tensor:
 def carried_bounds(specimen: Specimen, call: CallInputs, dtype: str) -> EndToEnd:
     """Return the exact pattern and output of a call that needs no cache, with the error that
     `dtype` may carry through the layer."""
-    weights, variant = (
-        read_weights(specimen.module, specimen.variant, torch.float64),
-        specimen.variant,
-    )
-    source, x = call.source(variant), call.given["hidden_states"].double()
-    x_kv = x
-    if source is not None and variant.source is not None:
-        x_kv = join_source(x, source.double(), variant.source)
-    given = (
-        call.tables(variant),
-        call.positions(variant),
-        call.given_kv(variant),
-        call.added_value(variant),
-        bias_of_call(specimen, call),
-    )
-    return end_to_end(x, x_kv, *given, weights, variant, dtype)
+    context = context_of(Trace(call), specimen, SCENARIO_BY_ID["prefill"])
+    return end_to_end(context.but(dtype=dtype))
 
 
 def live_rows(specimen: Specimen, call: CallInputs) -> Tensor:

@@ -12,12 +12,23 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from ropebridge_conformance.subjects.answers import asking
 from ropebridge_conformance.zoo.selection import numbers
 from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_conformance.zoo.visibility import bias_of
 from ropebridge_conformance.zoo.weights import adapted_layer
 from ropebridge_reference import Past
-from ropebridge_spec import OptIn, Source, Variant, layer_type, position_axes, shared_key
+from ropebridge_spec import (
+    HookSpec,
+    OptIn,
+    Source,
+    Variant,
+    axis_sizes,
+    layer_type,
+    position_axes,
+    shape_of,
+    shared_key,
+)
 from ropebridge_spec import cache_layer as number_in_cache
 
 BATCH, POS = 2, 13
@@ -195,6 +206,20 @@ class CallInputs:
             return pair
         return pair and (pair[0][..., -pos:, :], pair[1][..., -pos:, :])
 
+    def shape_of(self, spec: HookSpec, variant: Variant) -> tuple[int, ...]:
+        """Return the shape that a hook point's tensor has in this call."""
+        batch, pos, _ = self.given["hidden_states"].shape
+        tables = self.tables(variant)
+        sizes = axis_sizes(
+            variant,
+            batch=batch,
+            pos=pos,
+            key=self.keys,
+            table_batch=tables[0].shape[0] if tables else 1,
+            source=self.source_length(variant),
+        )
+        return shape_of(spec, sizes)
+
     def positions(self, variant: Variant) -> Tensor:
         """Return (1 or batch, pos): the positions that a temperature reads, or the temperatures
         where they are given (SCORE-4)."""
@@ -299,7 +324,8 @@ def base_inputs(scenario: Scenario, specimen: Specimen, layer: Any, seed: int) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if own is not None:
-            inputs = own(scenario.batch, scenario.pos, specimen.device, specimen.dtype)
+            with asking():
+                inputs = own(scenario.batch, scenario.pos, specimen.device, specimen.dtype)
         else:
             inputs = get_random_inputs(specimen, scenario.batch, scenario.pos)
     padded = torch.zeros(scenario.batch, dtype=torch.long)

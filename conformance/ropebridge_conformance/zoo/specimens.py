@@ -220,12 +220,14 @@ def served(module: nn.Module) -> bool:
 
 def number_of(path: str, module: Any) -> int:
     """Return the number of a layer: its own, or the last in its path."""
+    own = layer_number(module)
+    return own if own is not None else int([p for p in path.split(".") if p.isdigit()][-1])
+
+
+def layer_number(module: Any) -> int | None:
+    """Return the number that a layer's module has of its own; None where it has none."""
     own = getattr(module, "layer_idx", None)
-    return int(
-        own
-        if own is not None and own >= 0
-        else [part for part in path.split(".") if part.isdigit()][-1]
-    )
+    return int(own) if own is not None and own >= 0 else None
 
 
 def rotary_module(model: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
+from ropebridge_conformance.results.causes import Causes, told
 from ropebridge_conformance.judging.verdicts import Outcome, Verdict
 from ropebridge_spec import CLAUSE_BY_ID, HOOKS
 
@@ -23,11 +24,12 @@ class Digest:
     """Gather counts and details, verdict by verdict.
 
     counts: (subject, family, hook point or "", dtype, outcome) -> how many. ranked: details, with
-        their place in their cell.
+        their place in their cell. causes: what the bad ones come from.
     """
 
     counts: Counter[Cell] = field(default_factory=Counter)
     ranked: list[tuple[int, Verdict]] = field(default_factory=list)
+    causes: Causes = field(default_factory=Causes)
 
     def add(self, verdict: Verdict) -> None:
         """Count a verdict, and keep it if it is no pass and there are few like it."""
@@ -39,6 +41,7 @@ class Digest:
             str(verdict.outcome),
         )
         self.counts[cell] += 1
+        self.causes.add(verdict)
         if verdict.outcome != Outcome.PASS and self.counts[cell] <= PER_CELL:
             self.ranked.append((self.counts[cell], verdict))
 
@@ -76,6 +79,7 @@ class Digest:
             "dtypes": self._seen(3),
             "outcomes": [str(outcome) for outcome in Outcome],
             "counts": [[*cell, count] for cell, count in self.counts.items()],
+            "causes": list(told(self.causes.ranked)),
             "details": [detail(verdict) for verdict in details],
             "clauses": {id: [CLAUSE_BY_ID[id].text, CLAUSE_BY_ID[id].formula] for id in clauses},
         }

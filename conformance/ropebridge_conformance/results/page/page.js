@@ -2,9 +2,9 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = id => document.getElementById(id);
 const LAYER = "the layer as a whole";
-const GLYPH = {"pass": "", "fail": "×", "unsupported": "–", "known-failure": "!", "not-exercised": "·", "vacuous": "○"};
-const WORST = ["fail", "vacuous", "not-exercised", "known-failure", "unsupported", "pass"];
-const BAD = ["fail", "vacuous"];
+const GLYPH = {"pass": "", "fail": "×", "unsupported": "–", "known-failure": "!", "not-exercised": "·", "vacuous": "○", "judge-error": "?"};
+const WORST = ["judge-error", "fail", "vacuous", "not-exercised", "known-failure", "unsupported", "pass"];
+const BAD = ["fail", "vacuous", "judge-error"];
 const counts = new Map();
 for (const [subject, family, hook, dtype, outcome, count] of data.counts) {
   const key = JSON.stringify([subject, family, hook]);
@@ -258,7 +258,8 @@ function reproduction(detail) {
   if (cut < 0) return [];
   const chosen = {check: detail.check, clause: detail.clause, hook: detail.hook, case: detail.case.slice(0, cut), scenario: detail.case.slice(cut + 1), dtype: detail.dtype, device: detail.device};
   const command = `ropebridge check ${quoted(path)} \\\n  --only ${quoted(detail.id)}`;
-  const script = ["from ropebridge_conformance.judging.bench import Bench, load_subject", "from ropebridge_conformance.judging.judge import judge",
+  const script = ["from ropebridge_conformance.judging.bench import Bench",
+    "from ropebridge_conformance.subjects.loading import load_subject", "from ropebridge_conformance.judging.judge import judge",
     "from ropebridge_conformance.judging.questions import Question", "", "question = Question(",
     ...Object.entries(chosen).map(([name, value]) => `    ${name}=${literal(value)},`), ")",
     `verdict = judge(Bench(load_subject(${literal(path)})), question)`, "print(verdict.outcome, verdict.divergent, verdict.reason)", ""].join("\n");
@@ -321,6 +322,9 @@ fill("subject", data.subjects);
 fill("dtype", data.dtypes, "all");
 fill("outcome", data.outcomes, "any");
 at("family").addEventListener("input", () => { state.family = at("family").value; drawGrid(); });
+at("causes").hidden = data.causes.length === 0;
+at("causes").open = data.causes.length > 0;
+at("cause-list").append(...data.causes.map(words => make("li", words)));
 at("provenance").replaceWith(pairs(Object.entries(data.provenance)));
 standing();
 drawGrid();
