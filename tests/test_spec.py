@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from ropebridge_conformance.checks import CHECKS
+from ropebridge_conformance.judging.clauses import IN_PLAY, NOT_ASKED, clauses_asked, clauses_told
+from ropebridge_conformance.judging.judge import plan
 from ropebridge_conformance.zoo.specimens import (
     CASE_BY_ID,
     CORE,
@@ -88,13 +90,8 @@ def test_reserved_names_are_no_hook_points():
 @pytest.fixture(scope="module")
 def asked():
     """The clauses that the judge asks about, in a layer for every feature of the contract."""
-    put = [check for check in CHECKS if any(is_put(check, case.id) for case in COVER)]
-    return {clause for check in put for clause in check.clauses}
-
-
-def is_put(check, case):
-    """Whether a check has a question about a layer."""
-    return any(next(check.questions(case, dtype, "cpu"), None) for dtype in ("float32", "bfloat16"))
+    cases = [case.id for case in COVER]
+    return set(clauses_asked(plan(cases, ("float32", "bfloat16"))))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +114,26 @@ def test_every_clause_is_asked_by_the_judge_or_marked_on_a_test(clause, asked, m
 
 
 def test_a_mark_is_for_what_the_judge_does_not_ask(asked, marked):
-    assert marked == {clause.id for clause in CLAUSES} - asked
+    """Those stand in a list, with the reason, which every report prints."""
+    assert marked == {clause.id for clause in CLAUSES} - asked == set(NOT_ASKED)
+
+
+def test_a_clause_beside_a_checks_own_is_asked_where_a_layer_brings_it_into_play():
+    plain, clipped = (
+        set(clauses_asked(plan([case], ("float32",)))) for case in ("llama", "olmo_0")
+    )
+    assert "CLIP-1" in clipped - plain
+    assert set(IN_PLAY) <= {clause for check in CHECKS for clause in check.also}
+
+
+def test_a_report_says_which_clauses_were_not_asked_about_and_why():
+    every = [clause.id for clause in CLAUSES]
+    assert clauses_told(every) == f"asked {len(every)} of {len(every)} clauses"
+    rest = [id for id in every if id not in ("CFG-1", "ROT-3", "KV-2")]
+    assert clauses_told(rest) == (
+        f"asked {len(rest)} of {len(every)} clauses; not asked: ROT-3, KV-2 (no layer or call of"
+        f" this run brings them into play); CFG-1 ({NOT_ASKED['CFG-1']})"
+    )
 
 
 def test_a_plain_layer_has_the_hooks_of_the_contract_in_order():

@@ -24,6 +24,7 @@ from rich.progress import (
 )
 
 from ropebridge_conformance.cli_results import add_to, refusing
+from ropebridge_conformance.judging.clauses import clauses_told
 from ropebridge_conformance.judging.ids import DTYPES, IdError, read_id
 from ropebridge_conformance.judging.judge import single_threaded
 from ropebridge_conformance.judging.known_failures import KnownFailuresError, read_known_failures
@@ -201,7 +202,7 @@ def judge_all(run: Run, results: Path) -> int:
             errors.print(verdict.reason, markup=False, soft_wrap=True)
         verdicts = counted(begun, carried_out(begun, pool, results))
     if begun.names:
-        report(verdicts)
+        report(verdicts, begun.clauses)
     console.print(f"results: {results}")
     return 2 if not begun.names else 1 if any(v.outcome in BAD for v in verdicts) else 0
 
@@ -242,8 +243,9 @@ def bar() -> Progress:
     return Progress(*columns, console=errors, refresh_per_second=2)
 
 
-def report(verdicts: Sequence[Verdict]) -> None:
-    """Print the tables, what is bad, and the counts."""
+def report(verdicts: Sequence[Verdict], clauses: object = None) -> None:
+    """Print the tables, what is bad, the counts, and which clauses were asked about, where that is
+    known."""
     for table in (*hook_tables(verdicts), *dtype_tables(verdicts)):
         console.print(table)
     causes = causes_of(verdicts)
@@ -252,6 +254,8 @@ def report(verdicts: Sequence[Verdict]) -> None:
     console.print(summary(verdicts))
     if causes:
         console.print(f"root causes: {len(causes)}")
+    if isinstance(clauses, list):
+        console.print(clauses_told(clauses), soft_wrap=True)
 
 
 def list_changes() -> int:
@@ -329,7 +333,7 @@ def show(results: Annotated[Path, typer.Argument(help="a results file")]) -> Non
     """Print the tables of a results file again."""
     provenance, verdicts = results_of(results)
     console.print(provenance)
-    report(verdicts)
+    report(verdicts, provenance.get("clauses"))
 
 
 @app.command()

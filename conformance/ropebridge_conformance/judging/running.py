@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ropebridge_conformance.judging.clauses import clauses_asked
 from ropebridge_conformance.judging.known_failures import KnownFailure
 from ropebridge_conformance.judging.planning import Selection, Unit, part_of, plan_hash, units_of
 from ropebridge_conformance.judging.pool import Pool
@@ -88,11 +89,19 @@ class Begun:
         run is whole."""
         shard = str(self.run.shard) if self.run.shard else None
         devices = sorted({unit.device for unit in self.units})
-        return header(
-            self.run.subjects,
-            devices,
-            {"names": self.names, "plan": self.plan, "shard": shard, "expected": self.expected},
-        )
+        run = {
+            "names": self.names,
+            "plan": self.plan,
+            "shard": shard,
+            "expected": self.expected,
+            "clauses": self.clauses,
+        }
+        return header(self.run.subjects, devices, run)
+
+    @cached_property
+    def clauses(self) -> list[str]:
+        """Return the clauses that are asked about."""
+        return clauses_asked(question for task in self.tasks for question in task.questions)
 
 
 def begin(run: Run, pool: Pool) -> Begun:

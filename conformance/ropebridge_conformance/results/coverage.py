@@ -18,7 +18,13 @@ import transformers
 from ropebridge_conformance.results.installed import Found, installed_classes
 from ropebridge_conformance.zoo.recipes import RECIPE_BY_NAME, SIZES
 from ropebridge_conformance.judging.verdicts import Verdict
-from ropebridge_conformance.zoo.specimens import CASE_BY_ID, CASES, Case, earlier_of_the_same, specimen
+from ropebridge_conformance.zoo.specimens import (
+    CASE_BY_ID,
+    CASES,
+    Case,
+    earlier_of_the_same,
+    specimen,
+)
 from ropebridge_spec import FAMILIES, Family, spec_hash
 from ropebridge_spec.document import differences, markdown_table
 

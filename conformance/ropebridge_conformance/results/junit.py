@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from ropebridge_conformance.judging.clauses import clauses_told
 from ropebridge_conformance.judging.verdicts import BAD, Outcome, Verdict
 
 UNSAYABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -44,7 +45,8 @@ def add_suite(
     )
     properties = SubElement(suite, "properties")
     for name, value in provenance.items():
-        SubElement(properties, "property", name=sayable(name), value=sayable(value))
+        told = clauses_told(value) if name == "clauses" and isinstance(value, list) else value
+        SubElement(properties, "property", name=sayable(name), value=sayable(told))
     for verdict in verdicts:
         add_case(suite, verdict)
 

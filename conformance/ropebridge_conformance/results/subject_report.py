@@ -24,7 +24,11 @@ from typing import Annotated, Any
 import typer
 
 from ropebridge_conformance.subjects.loading import load_subject
-from ropebridge_conformance.judging.known_failures import KnownFailure, covering, read_known_failures
+from ropebridge_conformance.judging.known_failures import (
+    KnownFailure,
+    covering,
+    read_known_failures,
+)
 from ropebridge_conformance.judging.questions import Question
 from ropebridge_conformance.results.files import read_results
 from ropebridge_conformance.judging.verdicts import BAD, Outcome, Verdict

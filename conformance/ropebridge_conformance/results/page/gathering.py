@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from ropebridge_conformance.results.causes import Causes, told
+from ropebridge_conformance.judging.clauses import clauses_told
 from ropebridge_conformance.judging.verdicts import Outcome, Verdict
 from ropebridge_spec import CLAUSE_BY_ID, HOOKS
 
@@ -62,7 +63,13 @@ class Digest:
         details = self.details
         clauses = sorted({verdict.clause for verdict in details} & set(CLAUSE_BY_ID))
         return {
-            "provenance": {key: str(value) for key, value in provenance.items() if key != "names"},
+            "provenance": {
+                key: clauses_told(value)
+                if isinstance(value, list) and key == "clauses"
+                else str(value)
+                for key, value in provenance.items()
+                if key != "names"
+            },
             "paths": (
                 {str(name): str(path) for path, name in names.items()}
                 if isinstance(names, dict)

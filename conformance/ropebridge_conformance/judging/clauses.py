@@ -1,0 +1,70 @@
+"""Clauses that a run asks about, and those that it does not, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+from ropebridge_conformance.checks import CHECK_BY_NAME
+from ropebridge_conformance.judging.questions import Question
+from ropebridge_conformance.zoo.scenarios import Scenario
+from ropebridge_spec import CLAUSES, Variant
+
+NOT_ASKED: Mapping[str, str] = dict.fromkeys(
+    ("CFG-1", "CFG-2", "CFG-3", "CFG-4"),
+    "about the arguments of the bridge's constructor and its own inputs, which a subject need not"
+    " have",
+)
+"""Clauses that no check asks about, and why; tests of this project hold the bridge to them."""
+UNUSED = "no layer or call of this run brings them into play"
+
+InPlay = Callable[[Variant, Scenario], object]
+IN_PLAY: Mapping[str, InPlay] = {
+    "CLIP-1": lambda variant, scenario: variant.clip is not None,
+    "SCORE-4": lambda variant, scenario: variant.temperature,
+    "SCORE-5": lambda variant, scenario: variant.key_bias,
+    "DIFF-1": lambda variant, scenario: variant.differential,
+    "KV-1": lambda variant, scenario: variant.shared_kv_argument or variant.value_is_key,
+    "SEL-1": lambda variant, scenario: variant.selector,
+    "MIX-3": lambda variant, scenario: variant.exclusive,
+    "NORM-3": lambda variant, scenario: variant.norm and variant.norm.after_rotation,
+    "MASK-6": lambda variant, scenario: scenario.left_padding,
+    "EDIT-4": lambda variant, scenario: scenario.steps,
+}
+"""Where a check decides a clause besides its own: whether a layer and a call bring that into play.
+Clauses that are not here are always."""
+
+
+def clauses_asked(questions: Iterable[Question]) -> list[str]:
+    """Return the clauses that questions decide, in the contract's order."""
+    asked: set[str] = set()
+    seen: set[tuple[str, str, str]] = set()
+    for question in questions:
+        asked.add(question.clause)
+        kind = (question.check, question.case, question.scenario)
+        if kind not in seen:
+            seen.add(kind)
+            asked.update(decided_beside(question))
+    return [clause.id for clause in CLAUSES if clause.id in asked]
+
+
+def decided_beside(question: Question) -> Iterator[str]:
+    """Yield the clauses that a question decides besides its own."""
+    for clause in CHECK_BY_NAME[question.check].also:
+        in_play = IN_PLAY.get(clause)
+        if in_play is None or in_play(question.specimen.variant, question.situation):
+            yield clause
+
+
+def clauses_told(asked: Collection[str]) -> str:
+    """Return, in a line, how many clauses were asked about, and which were not, with the
+    reason."""
+    reasons: dict[str, list[str]] = {}
+    for clause in CLAUSES:
+        if clause.id not in asked:
+            reasons.setdefault(NOT_ASKED.get(clause.id, UNUSED), []).append(clause.id)
+    told = f"asked {len(CLAUSES) - sum(map(len, reasons.values()))} of {len(CLAUSES)} clauses"
+    if not reasons:
+        return told
+    return f"{told}; not asked: " + "; ".join(
+        f"{', '.join(ids)} ({reason})" for reason, ids in reasons.items()
+    )
