@@ -6,12 +6,18 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
 from ropebridge_conformance.cli import app
+from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.judge import judge, plan
 from ropebridge_conformance.judging.verdicts import Outcome
 from ropebridge_conformance.results.files import read_results
+from ropebridge_conformance.subjects.loading import load_subject
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, calls, possible
+from ropebridge_conformance.zoo.specimens import COVER, specimen
 
 DOCS = Path(__file__).parent.parent / "docs"
 yaml = pytest.importorskip("yaml")
@@ -130,3 +136,72 @@ def test_what_the_workflow_uploads_it_downloads():
     up, down, _ = (step["with"] for step in STEPS if "artifact" in step.get("uses", ""))
     assert re.fullmatch(down["pattern"].replace("*", ".*"), up["name"])
     assert down["merge-multiple"]
+
+
+# ---- the subject of the README ----
+
+README = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+LLAMA = next(code for code in re.findall(r"```python\n(.*?)```", README, re.S) if "Factory" in code)
+VALUE = "a_stage_gives_the_value_of_its_clause"
+
+
+def judged(monkeypatch, folder, name, code, *narrow):
+    """The verdicts on a subject of this code, in the process of the test."""
+    monkeypatch.syspath_prepend(folder)
+    (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    torch.set_num_threads(1)
+    bench = Bench(load_subject(f"{name}:Factory"))
+    questions = plan(("llama",), ("float32", "float64"), ("cpu",))
+    return [judge(bench, q) for q in questions if not narrow or (q.check, q.hook) in narrow]
+
+
+@pytest.mark.slow
+def test_the_readmes_subject_passes_all_that_it_does_not_declare(monkeypatch, tmp_path):
+    verdicts = judged(monkeypatch, tmp_path, "readmes_llama", LLAMA)
+    assert {v.outcome for v in verdicts} == {Outcome.PASS, Outcome.UNSUPPORTED}
+    assert sum(v.outcome == Outcome.PASS for v in verdicts) > 150
+    assert len([line for line in LLAMA.splitlines() if line.strip()]) < 55
+
+
+@pytest.mark.parametrize(
+    ("number", "old", "new", "check", "hook", "words"),
+    [
+        (1, "fn(x, hook=point)", "fn(x, hook=None)", "a_hook_watched_alone_fires_once", "hook_z",
+         "hook.name is ''; clause FIRE-4 requires the full name"),
+        (2, "x.clone(memory_format=torch.contiguous_format)", "x.clone()",
+         "a_hook_is_shown_a_contiguous_tensor_of_its_own", None, "was shown a tensor of strides"),
+        (3, ".softmax(-1)", ".float().softmax(-1).to(s.dtype)", VALUE, "hook_pattern",
+         "hook_pattern is off by"),
+        (4, ".clone(), pattern", ".clone()", VALUE, "hook_z",
+         "run gave back Tensor; ropebridge_spec.Layer.run gives (output tensor, weights tensor or"
+         " None)"),
+        (5, 'at(f"hook_{role}", getattr(m, f"{role}_proj")(x).unflatten(-1, (-1, d)))',
+         'at(f"hook_{role}", getattr(m, f"{role}_proj")(x).unflatten(-1, (-1, d)).mT).mT',
+         "a_hook_has_the_axes_of_the_contract", "hook_q", "hook_q has shape"),
+        (6, "x = x if left is None else left", "x = x",
+         "a_replacement_is_what_the_rest_of_the_layer_sees", "hook_z", "was lost before the next"),
+    ],
+)  # fmt: skip
+def test_a_first_try_is_told_what_is_wrong(
+    monkeypatch, tmp_path, number, old, new, check, hook, words
+):
+    """In the words that the guide says."""
+    assert LLAMA.count(old) == 1
+    code = LLAMA.replace(old, new)
+    verdicts = judged(monkeypatch, tmp_path, f"first_try_{number}", code, (check, hook))
+    assert any(words in v.reason for v in verdicts if v.outcome == Outcome.FAIL)
+    section = GUIDE.partition("## What first tries get wrong")[2].partition("##")[0]
+    assert len([line for line in section.splitlines() if line.startswith("| ")]) == 8
+    assert words in section or words.removesuffix(" the next") in section
+
+
+def test_the_guide_names_all_that_a_layer_is_called_with():
+    """Every key of the inputs of any layer of the zoo."""
+    section = GUIDE.partition("## What a layer is called with")[2].partition("##")[0]
+    told = set(re.findall(r"`(\w+)`", section))
+    for case in COVER:
+        own = specimen(case.id, torch.float32, "cpu")
+        for id in ("prefill", "decode"):
+            if possible(SCENARIO_BY_ID[id], own.variant):
+                for call in calls(SCENARIO_BY_ID[id], own, None):
+                    assert set(call.inputs) <= told, case.id

@@ -132,6 +132,18 @@ def test_the_worst_element_is_named():
     assert (worst.index, worst.error, worst.bound, worst.ratio) == ((1, 0), 3.0, 1.0, 3.0)
 
 
+@pytest.mark.parametrize(("axis", "name"), [(0, "batch"), (1, "pos"), (2, "d_model")])
+def test_a_value_that_is_the_same_along_an_axis_is_vacuous(monkeypatch, axis, name):
+    """Also where no mutant computes the hook point otherwise."""
+    given = dict(base_inputs(SCENARIO_BY_ID["prefill"], judged(), None, 0))
+    x = given["hidden_states"]
+    given["hidden_states"] = x.narrow(axis, 0, 1).expand_as(x).contiguous()
+    monkeypatch.setattr("ropebridge_conformance.zoo.scenarios.base_inputs", lambda *_: given)
+    verdict = ask(clause="IN-1", hook="hook_in")
+    assert verdict.outcome == Outcome.VACUOUS
+    assert verdict.reason.endswith(f"right hook_in from one turned by one along {name}")
+
+
 # ---- subjects that misbehave ----
 
 
@@ -242,7 +254,7 @@ def test_a_wrong_shape_is_told_by_its_shape():
     verdict = ask(WrongShape())
     assert verdict.outcome == Outcome.FAIL
     assert verdict.divergent == "hook_rot_q"
-    assert "(2, 13, 6, 19)" in verdict.reason
+    assert "(3, 13, 6, 19)" in verdict.reason
 
 
 @pytest.mark.parametrize(

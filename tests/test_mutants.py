@@ -5,13 +5,14 @@ import pytest
 
 from ropebridge_conformance.checks import CHECKS
 from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.clauses import NOT_ASKED
 from ropebridge_conformance.judging.judge import judge
 from ropebridge_conformance.judging.trial import Trial, correct_runs, survives, try_mutant
 from ropebridge_conformance.judging.verdicts import BAD
 from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT_BY_NAME, MUTANTS
 from ropebridge_conformance.results.kills import count, equivalent_table, kill_table
 from ropebridge_conformance.zoo.specimens import COVER
-from ropebridge_spec import CLAUSE_BY_ID, CLAUSES, HOOK_BY_NAME
+from ropebridge_spec import CLAUSES, HOOK_BY_NAME
 
 pytestmark = pytest.mark.slow
 
@@ -23,22 +24,7 @@ ELSEWHERE = {
 }
 """Faults that neither of the two dtypes can show, and one that can."""
 
-CONSTRUCTOR = {
-    "CFG-1": (
-        "says what a bridge's constructor accepts: a subject is given a module, and no constructor;"
-        " tests/test_bridge_inputs.py"
-    ),
-    "CFG-2": (
-        "says what get_random_inputs gives: a subject need not have it; tests/test_bridge_inputs.py"
-    ),
-    "CFG-3": (
-        "says what happens without tables, which the judge always gives;"
-        " tests/test_bridge_inputs.py"
-    ),
-    "CFG-4": "says what a bridge's constructor refuses; tests/test_errors.py",
-}
-"""The clauses that no check and no mutant can be of, and why."""
-JUDGED = [clause.id for clause in CLAUSES if clause.id not in CONSTRUCTOR]
+JUDGED = [clause.id for clause in CLAUSES if clause.id not in NOT_ASKED]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -102,11 +88,6 @@ def killed_by_its_clause(mutant):
     return any(
         judge(bench, q).outcome in BAD for q in questions if mutant.applies(q.specimen, q.situation)
     )
-
-
-def test_only_clauses_of_the_constructor_are_left_out():
-    assert set(CONSTRUCTOR) <= set(CLAUSE_BY_ID)
-    assert all(clause.startswith("CFG-") for clause in CONSTRUCTOR)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

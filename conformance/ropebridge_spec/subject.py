@@ -45,6 +45,9 @@ class Layer(Protocol):
 
         Returns: the output (batch, pos, d_model), and the attention weights if
             `inputs["output_attentions"]` is true.
+
+        A layer may have `get_random_inputs(batch, pos, device, dtype)`, which gives the
+        `hidden_states` and `position_embeddings` of its calls; else the judge draws them.
         """
 
 
@@ -71,4 +74,13 @@ class Subject(Protocol):
 
     def layer(self, module: Any, *, rotary: Any, opted_in: Sequence[OptIn] = ()) -> Layer:
         """Build a layer around an attention module; `rotary` is the model's rotary embedding
-        module."""
+        module.
+
+        A subject that wraps whole models takes one keyword more, `model`: a model of its own with
+        that very module in it, None where the layer is of no model of the zoo. Its dtype is the
+        module's for the module alone, float32 for the rest.
+
+        What the layer computes, `ropebridge_spec.describe(module)` says. `module.training` is the
+        mode: in training mode dropout is drawn after hook_pattern (DROP-1). Backward passes are run
+        through what `run` returns, and through what hooks were given (GRAD-1).
+        """

@@ -16,6 +16,7 @@ from ropebridge_conformance.judging.verdicts import BAD, Outcome
 from ropebridge_conformance.subjects.loading import SubjectError, load_subject
 from ropebridge_conformance.subjects.parts import name_of
 from ropebridge_conformance.subjects.reference import GAPS, Factory
+from ropebridge_conformance.zoo.specimens import specimen
 from ropebridge_spec import HOOKS
 
 EVERY = {
@@ -128,8 +129,8 @@ def verdicts_on_z(subject, case):
     [
         (
             {"unsupported": {"hook_patern": "typo"}},
-            "unsupported has 'hook_patern', which is no hook point, clause, check, opt-in, family"
-            " or case\n  nearest: hook_pattern",
+            "unsupported has 'hook_patern', which is no hook point, clause, check, opt-in, family,"
+            " case or scenario\n  nearest: hook_pattern",
         ),
         (
             {"conventions": {"masked_scores": "nan"}},
@@ -181,3 +182,23 @@ def test_masked_scores_that_are_the_lowest_number_may_be_declared(declared):
     bad = [v for v in verdicts if v.outcome in BAD]
     assert bool(bad) is not declared, [(v.id, v.reason) for v in bad]
     assert {v.follows or v.divergent for v in bad} <= {"hook_attn_scores"}
+
+
+@pytest.mark.parametrize("case", ["gemma3_global", "t5gemma_0", "deepseek_v2_0"])
+def test_a_subject_may_ask_for_the_model_that_a_module_came_from(case):
+    """Also of families whose layers are of no causal language model; it runs, and is its own."""
+    given = []
+
+    class Wrapping(Lacking):
+        def layer(self, module, *, rotary, opted_in=(), model=None):
+            given.append((module, model))
+            return super().layer(module, rotary=rotary, opted_in=opted_in)
+
+    bench = Bench(Wrapping("hook_nowhere", {}))
+    own = specimen(case, torch.bfloat16, "cpu")
+    bench.build(own, ())
+    ((module, model),) = given
+    assert any(part is module for part in model.modules())
+    assert next(module.parameters()).dtype == torch.bfloat16
+    other = specimen(case, torch.bfloat16, "cpu").model()
+    assert other is not model

@@ -17,6 +17,8 @@ from ropebridge_conformance.stages.oracle import Context, expect, foil_of
 from ropebridge_conformance.subjects.traces import Trace
 from ropebridge_conformance.zoo.scenarios import CORE_CALLS, OPTED, Scenario
 from ropebridge_conformance.zoo.specimens import Specimen
+from ropebridge_spec import HOOK_BY_NAME, HOOKS, axis_names
+from ropebridge_spec.hooks import resolve
 
 
 def a_stage_gives_the_value_of_its_clause(bench: Bench, q: Question) -> Finding:
@@ -45,6 +47,10 @@ def judge_stage(
     )
     if found.outcome != Outcome.PASS:
         return found
+    axis = axis_not_told(hook, contexts)
+    if axis is not None:
+        words = f"this input could not tell the right {hook} from one turned by one along {axis}"
+        return across_gaps(words, hook, contexts[0])
     blind = undetected_foil(hook, traces, contexts, specimen, scenario)
     if blind is None:
         return found
@@ -73,6 +79,31 @@ def worst_of(differences: list[Difference], hook: str) -> Finding:
         worst,
         divergent=hook,
     )
+
+
+ALIKE = {
+    **{hook.name: ("head", "kv_head") for hook in HOOKS if hook.stage == "split input"},
+    **dict.fromkeys(("hook_cos", "hook_sin"), ("table_batch",)),
+}
+"""Axes along which a hook point may hold the same: all heads by their clause (SPLIT-1), the tables
+of rows that stand at the same positions."""
+
+
+def axis_not_told(hook: str, contexts: Sequence[Context]) -> str | None:
+    """Return an axis along which a value that is turned by one would pass in every call, so that
+    positions, heads or channels could be changed for one another; None where each tells.
+
+    Every value is proved so, also those of hook points that no mutant computes otherwise. Keys and
+    values that are made once for each query head may be the same (SPLIT-3).
+    """
+    names = axis_names(resolve(HOOK_BY_NAME[hook], contexts[0].variant).axes)
+    alike = (*ALIKE.get(hook, ()), *(("kv_head",) if "attn_in" in contexts[0].opted_in else ()))
+    for place, name in enumerate(names):
+        expected = [expect(hook, context) for context in contexts]
+        long = [e for e in expected if e.value.shape[place] > 1 and name not in alike]
+        if long and all(fits(e.value.roll(1, place), e) for e in long):
+            return name
+    return None
 
 
 def undetected_foil(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -62,11 +63,19 @@ class Bench:
 
     def build(self, specimen: Specimen, opted_in: Sequence[OptIn]) -> AskedLayer:
         """Return a new layer of the subject."""
+        around = {"model": specimen.model()} if self.takes_model else {}
         with asking():
-            own = self.subject.layer(specimen.module, rotary=specimen.rotary, opted_in=opted_in)
+            own = self.subject.layer(
+                specimen.module, rotary=specimen.rotary, opted_in=opted_in, **around
+            )
         conventions = getattr(self.subject, "conventions", {})
         lowest = conventions.get("masked_scores") == "lowest"
         return AskedLayer(own, self.gaps(specimen), lowest=lowest)
+
+    @property
+    def takes_model(self) -> bool:
+        """Return whether the subject asks for the model that a module came from."""
+        return "model" in inspect.signature(self.subject.layer).parameters
 
     def _gaps(self, specimen: Specimen) -> dict[str, str]:
         """Return name -> reason, of what the subject declares not to have in this layer."""

@@ -9,11 +9,12 @@ from ropebridge_conformance.judging.questions import Question
 from ropebridge_conformance.zoo.scenarios import Scenario
 from ropebridge_spec import CLAUSES, Variant
 
-NOT_ASKED: Mapping[str, str] = dict.fromkeys(
-    ("CFG-1", "CFG-2", "CFG-3", "CFG-4"),
-    "about the arguments of the bridge's constructor and its own inputs, which a subject need not"
-    " have",
-)
+NOT_ASKED: Mapping[str, str] = {
+    "CFG-1": "what a bridge's constructor accepts: a subject is given a module, and no constructor",
+    "CFG-2": "what get_random_inputs gives: a subject need not have it",
+    "CFG-3": "what happens without tables, which the judge always gives",
+    "CFG-4": "what a bridge's constructor refuses: a subject is given a module, and no constructor",
+}
 """Clauses that no check asks about, and why; tests of this project hold the bridge to them."""
 UNUSED = "no layer or call of this run brings them into play"
 

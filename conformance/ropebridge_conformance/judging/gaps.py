@@ -26,7 +26,7 @@ def unknown_gaps(unsupported: Iterable[str], known: Iterable[str]) -> str:
         if name not in there:
             near = ", ".join(get_close_matches(name, there, n=3, cutoff=0.4)) or "none"
             return (
-                f"unsupported has {name!r}, which is no hook point, clause, check, opt-in, family"
-                f" or case\n  nearest: {near}"
+                f"unsupported has {name!r}, which is no hook point, clause, check, opt-in, family,"
+                f" case or scenario\n  nearest: {near}"
             )
     return ""

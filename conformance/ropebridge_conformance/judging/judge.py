@@ -145,7 +145,7 @@ def raised(error: BaseException) -> str:
 
 def declared_gap(gaps: Mapping[str, str], question: Question) -> str:
     """Return why the subject says it does not have this; nothing if it says no such thing."""
-    layer = (question.family, question.case)
+    layer = (question.family, question.case, question.scenario)
     wanted = (question.clause, question.check, question.hook, *question.situation.opted_in, *layer)
     return next((reason for name, reason in gaps.items() if name in wanted), "")
 

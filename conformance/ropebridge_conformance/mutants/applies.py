@@ -10,6 +10,7 @@ import torch
 from ropebridge_conformance.zoo.scenarios import Scenario
 from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_conformance.zoo.weights import read_weights
+from ropebridge_spec import hook_order, ungrouped
 
 Applies = Callable[[Specimen, Scenario], bool]
 
@@ -263,6 +264,16 @@ def has_key_head_per_query_head(specimen: Specimen, scenario: Scenario) -> bool:
 def opts_in_to(*choices: str) -> Applies:
     """Accept calls with one of these opt-ins."""
     return lambda specimen, scenario: bool(set(choices) & set(scenario.opted_in))
+
+
+def has_hook(name: str) -> Applies:
+    """Return whether the layer has a hook point in this call."""
+
+    def applies(specimen: Specimen, scenario: Scenario) -> bool:
+        variant = ungrouped(specimen.variant, scenario.opted_in)
+        return name in (hook.name for hook in hook_order(variant, scenario.opted_in))
+
+    return applies
 
 
 def opts_in_to_nothing(specimen: Specimen, scenario: Scenario) -> bool:

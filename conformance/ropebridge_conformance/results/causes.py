@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ropebridge_conformance.judging.verdicts import BAD, Outcome, Verdict
+from ropebridge_conformance.subjects.answers import NotShown
 
 OF_A_STAGE = (
     "a_stage_gives_the_value_of_its_clause",
@@ -88,6 +89,8 @@ def key_of(verdict: Verdict) -> Key:
     if verdict.reason.startswith(RAISED):
         return (verdict.subject, "raised", NUMBER.sub("0", first_line(verdict)))
     place = verdict.divergent or verdict.hook or ""
+    if NotShown.WORDS in verdict.reason and verdict.check not in OF_A_STAGE:
+        place = NotShown.WORDS
     if verdict.check in OF_A_STAGE:
         return (verdict.subject, "stage", place)
     return (verdict.subject, verdict.check, place)

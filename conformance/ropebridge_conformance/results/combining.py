@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ropebridge_conformance.results.files import read_results
 from ropebridge_conformance.judging.shards import read_shard
 from ropebridge_conformance.judging.verdicts import Verdict
+from ropebridge_conformance.results.files import read_results
 
 SAME = {
     "subjects": "each subject has results of its own",

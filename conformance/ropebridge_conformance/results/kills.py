@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from ropebridge_conformance.mutants import EQUIVALENTS
 from ropebridge_conformance.judging.trial import Trial
+from ropebridge_conformance.mutants import EQUIVALENTS
 from ropebridge_spec import HOOKS
 
 

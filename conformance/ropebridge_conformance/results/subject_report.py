@@ -1,8 +1,8 @@
 """Page about a subject: its verdicts by clause and dtype, what it declares it has not, and each
 distinct failure with its cause.
 
-python -m ropebridge_conformance.results.subject_report results.jsonl --known-failures known.toml --page
-docs/subjects/name.md
+python -m ropebridge_conformance.results.subject_report results.jsonl \
+    --known-failures known.toml --page docs/subjects/name.md
 
 It takes the results of a run without known failures, and tells them apart by the entries of the
 file: entries of one link are one cause.
@@ -23,15 +23,15 @@ from typing import Annotated, Any
 
 import typer
 
-from ropebridge_conformance.subjects.loading import load_subject
 from ropebridge_conformance.judging.known_failures import (
     KnownFailure,
     covering,
     read_known_failures,
 )
 from ropebridge_conformance.judging.questions import Question
-from ropebridge_conformance.results.files import read_results
 from ropebridge_conformance.judging.verdicts import BAD, Outcome, Verdict
+from ropebridge_conformance.results.files import read_results
+from ropebridge_conformance.subjects.loading import load_subject
 from ropebridge_spec import CLAUSE_BY_ID
 from ropebridge_spec.document import markdown_table
 

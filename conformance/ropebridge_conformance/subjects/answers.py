@@ -44,8 +44,10 @@ class NotShown(LookupError):
     """Report that a question needs the value of a hook point that did not fire; `hook` is its
     name."""
 
+    WORDS = "did not fire, and this question needs its value"
+
     def __init__(self, hook: str) -> None:
-        super().__init__(f"{hook} did not fire, and this question needs its value")
+        super().__init__(f"{hook} {self.WORDS}")
         self.hook = hook
 
 

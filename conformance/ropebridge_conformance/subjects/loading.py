@@ -10,12 +10,13 @@ from typing import Any
 from ropebridge_conformance.checks import CHECK_BY_NAME
 from ropebridge_conformance.judging.gaps import unknown_gaps
 from ropebridge_conformance.zoo.recipes import RECIPES
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID
 from ropebridge_conformance.zoo.specimens import CASE_BY_ID
 from ropebridge_spec import CLAUSE_BY_ID, HOOK_BY_NAME, OPT_INS, RESERVED, Subject
 
 GAPS_MAY_BE = (
     *(*HOOK_BY_NAME, *RESERVED, *CLAUSE_BY_ID, *CHECK_BY_NAME, *OPT_INS),
-    *(*(recipe.name for recipe in RECIPES), *CASE_BY_ID),
+    *(*(recipe.name for recipe in RECIPES), *CASE_BY_ID, *SCENARIO_BY_ID),
 )
 """What may stand among a subject's declared gaps."""
 CONVENTIONS = {"masked_scores": ("lowest",)}

@@ -31,10 +31,11 @@ from ropebridge_spec import (
 )
 from ropebridge_spec import cache_layer as number_in_cache
 
-BATCH, POS = 2, 13
+BATCH, POS = 3, 13
 SOURCE = 5
 CACHE_OFFSET = 1
-"""Longer than the zoo's window, and odd; two rows, so that masks can differ in the batch. Another
+"""Longer than the zoo's window, and odd; as many rows as no layer of the zoo has kv heads, so that
+the two axes cannot be changed for one another, and masks can differ in the batch. Another
 sequence has SOURCE positions. Where a family adds an offset to the layer's number in the cache, it
 is CACHE_OFFSET."""
 

@@ -124,13 +124,29 @@ def chosen_cases(names: Sequence[str] | None) -> list[Case]:
 
 @dataclass(frozen=True)
 class Specimen:
-    """Hold an attention module to judge, its rotary module, and what it computes."""
+    """Hold an attention module to judge, its rotary module, and what it computes.
+
+    case: the id of its case; "" for a layer that is of none.
+    """
 
     module: nn.Module
     rotary: nn.Module
     variant: Variant
     dtype: torch.dtype
     device: torch.device
+    case: str = ""
+
+    def model(self) -> Any:
+        """Return a new model of the case's family around this very module, in float32 but for that;
+        None for a layer that is of no case."""
+        if not self.case:
+            return None
+        case = CASE_BY_ID[self.case]
+        model = tiny_model(case).to(self.device).eval()
+        part = RECIPE_BY_NAME[case.family].part
+        path = attention_path(model.get_submodule(part), case.layer)
+        model.set_submodule(f"{part}.{path}" if part else path, self.module)
+        return model
 
     @cached_property
     def names(self) -> Mapping[str, str | None]:
@@ -166,7 +182,7 @@ def specimen(case_id: str, dtype: torch.dtype, device: str) -> Specimen:
     pin(module, variant.selector)
     if variant.calling.table_buffer is not None:
         rotary = Sinusoids(getattr(module, variant.calling.table_buffer))
-    return Specimen(module, rotary.to(device), variant, dtype, torch.device(device))
+    return Specimen(module, rotary.to(device), variant, dtype, torch.device(device), case_id)
 
 
 @lru_cache(maxsize=4)
@@ -202,9 +218,14 @@ def tiny_model(case: Case) -> Any:
 
 def attention_layer(model: nn.Module, layer: int) -> nn.Module:
     """Return the rotary attention of a model's block."""
+    return model.get_submodule(attention_path(model, layer))
+
+
+def attention_path(model: Any, layer: int) -> str:
+    """Return where the rotary attention of a model's block is."""
     layers: dict[str, nn.Module] = dict(model.named_modules())
     return next(
-        module
+        path
         for path, module in layers.items()
         if served(module) and number_of(path, module) == layer
     )

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
-from ropebridge_conformance.results.causes import Causes, told
 from ropebridge_conformance.judging.clauses import clauses_told
 from ropebridge_conformance.judging.verdicts import Outcome, Verdict
+from ropebridge_conformance.results.causes import Causes, told
 from ropebridge_spec import CLAUSE_BY_ID, HOOKS
 
 KEPT = 4000

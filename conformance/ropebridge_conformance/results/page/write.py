@@ -9,8 +9,8 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from ropebridge_conformance.results.page.gathering import digest
 from ropebridge_conformance.results.files import read_provenance, verdicts_in
+from ropebridge_conformance.results.page.gathering import digest
 
 
 def write_page(results: Path, path: Path) -> None:
