@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 
 from ropebridge import PositionEmbeddingsAttentionBridge
 from ropebridge_conformance.cli import app
-from ropebridge_conformance.zoo import recipes, specimens
+from ropebridge_conformance.zoo import builder, specimens
+from ropebridge_conformance.zoo.recipes.sizes import YARN
 
 FAMILIES = ("llama", "mistral", "gemma2", "gemma3", "qwen3", "olmo2", "cohere", "gpt_oss")
 """Families that together do one of everything that the core of the zoo does."""
 
 CONFIG = {"max_position_embeddings": 256}
-OWN: dict[str, dict[str, Any]] = {"gpt_oss": {"rope_parameters": {**recipes.YARN, "factor": 16.0}}}
+OWN: dict[str, dict[str, Any]] = {"gpt_oss": {"rope_parameters": {**YARN, "factor": 16.0}}}
 
 ModelFactory = Callable[..., nn.Module]
 BridgeFactory = Callable[..., PositionEmbeddingsAttentionBridge]
@@ -42,7 +43,7 @@ def randomise(model: nn.Module, seed: int) -> None:
 
 def build_model(family: str, attn: str = "eager", seed: int = 0, **config: Any) -> nn.Module:
     """A tiny causal language model in eval mode; keywords go into its config."""
-    model = recipes.build_model(family, attn, **{**CONFIG, **OWN.get(family, {}), **config})
+    model = builder.build_model(family, attn, **{**CONFIG, **OWN.get(family, {}), **config})
     randomise(model, seed)
     return model.eval()
 

@@ -23,10 +23,16 @@ from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.judge import judge
 from ropebridge_conformance.judging.verdicts import Outcome
 from ropebridge_conformance.subjects.reference import Factory as Reference
-from ropebridge_conformance.zoo import recipes
-from ropebridge_conformance.zoo.recipes import build_model, inputs_of
+from ropebridge_conformance.zoo import builder
+from ropebridge_conformance.zoo.builder import build_model, inputs_of
 from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, calls
-from ropebridge_conformance.zoo.specimens import COVER, attention_layer, randomise, specimen
+from ropebridge_conformance.zoo.specimens import (
+    CASE_BY_ID,
+    COVER,
+    attention_layer,
+    randomise,
+    specimen,
+)
 from ropebridge_spec import (
     ARGUMENTS,
     FAMILIES,
@@ -433,9 +439,9 @@ def test_a_cache_is_updated_with_what_the_class_itself_passes(name: str) -> None
     model = tiny(name)
     inputs = inputs_of(name, model.config)
     alone, bridged = Recording(), Recording()
-    model(**inputs, **{recipes.cache_name(model): alone})
+    model(**inputs, **{builder.cache_name(model): alone})
     with attach(model, verify=False):
-        model(**inputs, **{recipes.cache_name(model): bridged})
+        model(**inputs, **{builder.cache_name(model): bridged})
     assert [names_in(update) for update in bridged.updates] == [
         names_in(update) for update in alone.updates
     ]
@@ -516,7 +522,8 @@ def test_the_suite_fails_on_a_subject_that_ignores_the_cache() -> None:
     steps = next(
         check for check in CHECKS if check.name == "a_step_leaves_its_positions_in_the_cache"
     )
-    verdicts = [judge(bench, question) for question in steps.questions("llama", "float32", "cpu")]
+    asked = steps.questions(CASE_BY_ID["llama"], "float32", "cpu")
+    verdicts = [judge(bench, question) for question in asked]
     assert [verdict.outcome for verdict in verdicts] == [Outcome.FAIL]
     assert verdicts[0].reason == "the cache holds 0 positions of this layer after 11"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ropebridge import SubmoduleError, attach
-from ropebridge_conformance.zoo.recipes import build_model, inputs_of
+from ropebridge_conformance.zoo.builder import build_model, inputs_of
 from ropebridge_conformance.zoo.specimens import attention_layer, randomise
 from ropebridge_spec import UnsupportedAttention, describe
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, QuantizedCache
 
 from ropebridge import attach
-from ropebridge_conformance.zoo.recipes import build_model, cache_name, inputs_of
+from ropebridge_conformance.zoo.builder import build_model, cache_name, inputs_of
 from ropebridge_conformance.zoo.specimens import randomise
 
 pytestmark = pytest.mark.slow

@@ -167,7 +167,7 @@ def test_all_layers_of_a_class_are_judged_with_one_of_them():
 
 def verdicts_on(*cases, dtypes=DTYPES):
     return [
-        Verdict("s", "ROT-1", "c", "hook_rot_q", "f", f"{case}-prefill", d, "cpu", Outcome.PASS)
+        Verdict("s", "ROT-1", "c", "hook_rot_q", "f", case, d, "cpu", Outcome.PASS)
         for case in cases
         for d in dtypes
     ]

@@ -73,15 +73,15 @@ def test_the_subject_of_the_guide_is_what_is_said_of_it(folder, monkeypatch):
         outcome: {v.clause for v in verdicts if v.outcome == outcome} for outcome in Outcome
     }
     assert {"PAR-1", "IN-1", "IN-2", "OUT-2", "FIRE-2"} <= outcomes[Outcome.PASS]
-    assert {v.case for v in verdicts if v.clause == "PAR-1" and v.outcome == Outcome.FAIL} == {
-        "llama-left_padding",
-        "llama-no_mask",
+    assert {v.scenario for v in verdicts if v.clause == "PAR-1" and v.outcome == Outcome.FAIL} == {
+        "left_padding",
+        "no_mask",
     }
     assert "MASK-7" in outcomes[Outcome.FAIL]
     assert not {"FIRE-1"} & outcomes[Outcome.FAIL]
-    across = {v.case: v.outcome for v in verdicts if v.clause == "OUT-1"}
-    assert across["llama-prefill"] == across["llama-decode"] == Outcome.PASS
-    assert across["llama-no_mask"] == across["llama-left_padding"] == Outcome.FAIL
+    across = {v.scenario: v.outcome for v in verdicts if v.clause == "OUT-1"}
+    assert across["prefill"] == across["decode"] == Outcome.PASS
+    assert across["no_mask"] == across["left_padding"] == Outcome.FAIL
     assert "GRAD-1" in outcomes[Outcome.NOT_EXERCISED]
     assert not [v for v in verdicts if v.reason.startswith("raised KeyError")]
     assert {"ROT-1", "PAT-1"} <= outcomes[Outcome.UNSUPPORTED]

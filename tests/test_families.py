@@ -14,13 +14,8 @@ from torch import Tensor
 
 from ropebridge import attach
 from ropebridge.versions import sdpa_refuses_softcaps
-from ropebridge_conformance.zoo.recipes import (
-    INSTALLED,
-    build_model,
-    cache_name,
-    extra_of,
-    inputs_of,
-)
+from ropebridge_conformance.zoo.builder import build_model, cache_name, extra_of, inputs_of
+from ropebridge_conformance.zoo.recipes import INSTALLED
 from ropebridge_conformance.zoo.specimens import attention_layer, randomise
 from ropebridge_spec import (
     FAMILIES,

@@ -11,13 +11,8 @@ import torch
 from torch import Tensor
 
 from ropebridge import attach
-from ropebridge_conformance.zoo.recipes import (
-    INSTALLED,
-    RECIPE_BY_NAME,
-    build_model,
-    extra_of,
-    inputs_of,
-)
+from ropebridge_conformance.zoo.builder import build_model, extra_of, inputs_of
+from ropebridge_conformance.zoo.recipes import INSTALLED, RECIPE_BY_NAME
 from ropebridge_conformance.zoo.specimens import randomise
 
 pytestmark = pytest.mark.slow

@@ -11,10 +11,10 @@ import torch
 from ropebridge_conformance.checks import CHECK_BY_NAME, CHECKS
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.compare import compare
-from ropebridge_conformance.judging.ids import read_id
-from ropebridge_conformance.judging.judge import judge, plan
+from ropebridge_conformance.judging.ids import Id, read_id
+from ropebridge_conformance.judging.judge import judge, plan, question_of
 from ropebridge_conformance.judging.known_failures import KnownFailuresError, read_known_failures
-from ropebridge_conformance.judging.questions import Question, axes_clause, value_clause
+from ropebridge_conformance.judging.questions import axes_clause, value_clause
 from ropebridge_conformance.judging.verdicts import BAD, Outcome, Verdict, read_line
 from ropebridge_conformance.mutants import MUTANTS, foils
 from ropebridge_conformance.mutants.mutant import shows_as
@@ -30,13 +30,12 @@ VALUES = "a_stage_gives_the_value_of_its_clause"
 
 def question(
     check=VALUES,
-    clause="ROT-1",
     hook="hook_rot_q",
     case="llama",
     scenario="prefill",
     dtype="float32",
 ):
-    return Question(check, clause, hook, case, scenario, dtype, "cpu")
+    return question_of(Id(check, hook, case, scenario, dtype, "cpu"))
 
 
 def ask(subject=None, known=(), **fields):
@@ -70,7 +69,7 @@ def test_an_input_that_cannot_show_a_fault_is_vacuous(monkeypatch):
 
 def test_an_edit_that_no_later_stage_could_notice_is_vacuous(monkeypatch):
     monkeypatch.setattr("ropebridge_conformance.checks.edits.nudged", lambda value: value.clone())
-    verdict = ask(check="a_replacement_is_what_the_rest_of_the_layer_sees", clause="EDIT-1")
+    verdict = ask(check="a_replacement_is_what_the_rest_of_the_layer_sees")
     assert verdict.outcome == Outcome.VACUOUS
     assert verdict.reason == "the stages after hook_rot_q would have passed without the edit too"
 
@@ -139,7 +138,7 @@ def test_a_value_that_is_the_same_along_an_axis_is_vacuous(monkeypatch, axis, na
     x = given["hidden_states"]
     given["hidden_states"] = x.narrow(axis, 0, 1).expand_as(x).contiguous()
     monkeypatch.setattr("ropebridge_conformance.zoo.scenarios.base_inputs", lambda *_: given)
-    verdict = ask(clause="IN-1", hook="hook_in")
+    verdict = ask(hook="hook_in")
     assert verdict.outcome == Outcome.VACUOUS
     assert verdict.reason.endswith(f"right hook_in from one turned by one along {name}")
 
@@ -198,7 +197,7 @@ def test_a_fault_of_the_judge_is_none_of_the_subject(monkeypatch):
 
     oracle = "ropebridge_conformance.stages.oracle.STAGE_ORACLES"
     monkeypatch.setattr(oracle, {**STAGE_ORACLES, "hook_z": broken})
-    verdict = ask(Factory(), clause="MIX-1", hook="hook_z")
+    verdict = ask(Factory(), hook="hook_z")
     assert (verdict.outcome, verdict.divergent) == (Outcome.JUDGE_ERROR, None)
     assert "Traceback" in verdict.reason
     assert verdict.reason.rstrip().endswith("ZeroDivisionError: planted")
@@ -244,10 +243,7 @@ def test_a_declared_gap_is_unsupported_and_says_why():
 
 
 def test_a_declared_opt_in_covers_its_scenario():
-    assert (
-        ask(Declaring(), clause="OUT-1", hook="hook_out", scenario="split").outcome
-        == Outcome.UNSUPPORTED
-    )
+    assert ask(Declaring(), hook="hook_out", scenario="split").outcome == Outcome.UNSUPPORTED
 
 
 def test_a_wrong_shape_is_told_by_its_shape():
@@ -344,7 +340,7 @@ VERDICT = Verdict(
     "c",
     "hook_rot_q",
     "llama",
-    "llama-prefill",
+    "llama",
     "float32",
     "cpu",
     Outcome.FAIL,
@@ -353,6 +349,7 @@ VERDICT = Verdict(
     "hook_rot_q",
     0,
     "<b>",
+    scenario="prefill",
 )
 
 

@@ -6,27 +6,21 @@ from datetime import date, timedelta
 import pytest
 
 from ropebridge_conformance.judging.bench import Bench
-from ropebridge_conformance.judging.judge import judge
+from ropebridge_conformance.judging.ids import read_id
+from ropebridge_conformance.judging.judge import judge, question_of
 from ropebridge_conformance.judging.known_failures import (
     KINDS,
     KnownFailuresError,
     covering,
     read_known_failures,
 )
-from ropebridge_conformance.judging.questions import Question
 from ropebridge_conformance.judging.verdicts import Outcome
 from ropebridge_conformance.mutants import MUTANT_BY_NAME
 from ropebridge_conformance.subjects.reference import Factory
 
 ENTRY = '[[failure]]\nclause = "ROT-1"\nreason = "pairs are wrong"\n'
-QUESTION = Question(
-    "a_stage_gives_the_value_of_its_clause",
-    "ROT-1",
-    "hook_rot_q",
-    "llama",
-    "prefill",
-    "float32",
-    "cpu",
+QUESTION = question_of(
+    read_id("test_a_stage_gives_the_value_of_its_clause[hook_rot_q-llama-float32-cpu]")
 )
 
 

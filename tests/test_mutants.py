@@ -83,7 +83,7 @@ def killed_by_its_clause(mutant):
         for dtype in DTYPES
         for case in COVER
         for arm in arms
-        for q in arm.questions(case.id, dtype, "cpu")
+        for q in arm.questions(case, dtype, "cpu")
     )
     return any(
         judge(bench, q).outcome in BAD for q in questions if mutant.applies(q.specimen, q.situation)

@@ -1,6 +1,7 @@
 """The plugin, run by another pytest in a folder of its own; and the command line."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -133,7 +134,8 @@ def test_check_fails_for_a_broken_subject(ropebridge, tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN, encoding="utf-8")
     done = ropebridge("check", "broken:Factory", *ONE_LAYER, "--jobs", "2", "--results", "r.jsonl")
     assert done.exit_code == 1, done.stderr
-    assert f"fail ROT-1 {ROT_Q.replace('cpu]', 'cpu-sin_sign]')}: hook_rot_q is" in done.stdout
+    told = f"{ROT_Q.replace('cpu]', 'cpu-sin_sign]')}: hook_rot_q is off by"
+    assert re.search(rf"fail ROT-1 hook_rot_q: \d+ verdicts.*: {re.escape(told)}", done.stdout)
 
 
 def test_check_puts_one_question_again_by_the_id_that_a_report_prints(ropebridge, tmp_path):

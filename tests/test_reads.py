@@ -29,7 +29,7 @@ from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.subjects.traces import record
 from ropebridge_conformance.zoo import specimens
 from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, calls, possible
-from ropebridge_conformance.zoo.specimens import COVER, specimen, tiny_model
+from ropebridge_conformance.zoo.specimens import CASE_BY_ID, COVER, specimen, tiny_model
 from ropebridge_conformance.zoo.weights import WeightsOnce
 from ropebridge_reference import STAGES
 
@@ -251,7 +251,7 @@ def edited():
     check = CHECK_BY_NAME["a_replacement_is_what_the_rest_of_the_layer_sees"]
     (question,) = (
         q
-        for q in check.questions("llama", "float32", "cpu")
+        for q in check.questions(CASE_BY_ID["llama"], "float32", "cpu")
         if (q.hook, q.scenario) == ("hook_v", "prefill")
     )
     traces = record(layer, calls(scenario, own, layer), watched(own, scenario, "all"))
@@ -331,7 +331,7 @@ def test_what_an_edit_leaves_alone_is_judged_all_the_same():
     (question,) = (
         q
         for q in CHECK_BY_NAME["a_replacement_reaches_the_stages_nobody_watches"].questions(
-            "llama", "float32", "cpu"
+            CASE_BY_ID["llama"], "float32", "cpu"
         )
         if (q.hook, q.scenario) == ("hook_v", "prefill")
     )

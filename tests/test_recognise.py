@@ -17,7 +17,7 @@ from transformers.models.helium import modeling_helium
 from transformers.models.llama import modeling_llama
 
 from ropebridge import attach
-from ropebridge_conformance.zoo.recipes import build_model, inputs_of
+from ropebridge_conformance.zoo.builder import build_model, inputs_of
 from ropebridge_spec import Family, UnsupportedAttention, describe
 from ropebridge_spec.recognise import is_as_told, known_as, source_in, source_of
 from ropebridge_spec.rows import FAMILIES

@@ -14,12 +14,13 @@ from ropebridge_conformance.results.files import header, read_results
 from ropebridge_conformance.results.junit import junit
 
 PASS = Verdict(
-    "s", "ROT-1", "c", "hook_rot_q", "llama", "llama-prefill", "float32", "cpu", Outcome.PASS
+    *("s", "ROT-1", "c", "hook_rot_q", "llama", "llama", "float32", "cpu", Outcome.PASS),
+    scenario="prefill",
 )
 
 
 def verdicts(*cases, outcome=Outcome.PASS):
-    return [replace(PASS, case=f"{case}-prefill", outcome=outcome) for case in cases]
+    return [replace(PASS, case=case, outcome=outcome) for case in cases]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ropebridge import AttachError, ContractError, attach, get_bridged_model
 from ropebridge.hooks import HookHandle
-from ropebridge_conformance.zoo.recipes import build_model
+from ropebridge_conformance.zoo.builder import build_model
 from ropebridge_conformance.zoo.specimens import randomise
 
 pytestmark = pytest.mark.slow

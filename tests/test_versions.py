@@ -13,7 +13,7 @@ import pytest
 
 import ropebridge
 from ropebridge import UntestedTransformers, attach, versions
-from ropebridge_conformance.zoo.recipes import build_model
+from ropebridge_conformance.zoo.builder import build_model
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +80,6 @@ def test_nothing_that_a_bridge_does_is_deprecated_in_the_installed_transformers(
 
 
 def ropebridge_inputs(model: Any) -> dict[str, Any]:
-    from ropebridge_conformance.zoo.recipes import inputs_of
+    from ropebridge_conformance.zoo.builder import inputs_of
 
     return inputs_of("llama", model.config)

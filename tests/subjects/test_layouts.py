@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ropebridge_conformance.judging.bench import Bench
-from ropebridge_conformance.judging.judge import judge, plan
-from ropebridge_conformance.judging.questions import Question
+from ropebridge_conformance.judging.ids import read_id
+from ropebridge_conformance.judging.judge import judge, plan, question_of
 from ropebridge_conformance.judging.trial import ARMS, by_case
 from ropebridge_conformance.judging.verdicts import BAD, Outcome
 from ropebridge_conformance.mutants import MUTANTS
@@ -140,14 +140,8 @@ def test_a_mutant_behind_the_translation_is_killed_at_its_stage(mutant):
 
 def test_the_one_fault_that_the_translation_hides_is_a_declared_gap():
     (hidden,) = (mutant for mutant in MUTANTS if mutant.name in HIDDEN)
-    question = Question(
-        "a_stage_gives_the_value_of_its_clause",
-        "SCORE-1",
-        "hook_attn_scores",
-        "llama",
-        "prefill",
-        "float32",
-        "cpu",
+    question = question_of(
+        read_id("test_a_stage_gives_the_value_of_its_clause[hook_attn_scores-llama-float32-cpu]")
     )
     assert judge(Bench(hidden.subject()), question).outcome == Outcome.FAIL
     assert judge(Bench(Foreign(hidden.subject(), unsupported={})), question).outcome == Outcome.PASS

@@ -43,13 +43,14 @@ def verdict(clause, outcome=Outcome.FAIL, error=None, bound=None, dtype="float32
         "check",
         "hook_rot_q",
         "llama",
-        "llama-prefill",
+        "llama",
         dtype,
         "cpu",
         outcome,
         error,
         bound,
         "hook_rot_q",
+        scenario="prefill",
     )
 
 

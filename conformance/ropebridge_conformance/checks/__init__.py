@@ -42,5 +42,11 @@ TOPICS = (
     costs,
     isolation,
 )
-CHECKS: tuple[Check, ...] = tuple(check for topic in TOPICS for check in topic.CHECKS)
+CHECKS: tuple[Check, ...] = tuple(
+    found
+    for topic in TOPICS
+    for found in vars(topic).values()
+    if isinstance(found, Check) and found.ask.__module__ == topic.__name__
+)
+"""Every check that a topic's file has, in the order in which they stand there."""
 CHECK_BY_NAME: Mapping[str, Check] = {check.name: check for check in CHECKS}

@@ -6,13 +6,23 @@ from ropebridge_conformance.checks.parity import joined, whole_call
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.compare import compare
 from ropebridge_conformance.judging.findings import Finding, failed, passed
-from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.stages.oracle import Expectation
 from ropebridge_conformance.subjects.witness import carried_bounds
 from ropebridge_conformance.zoo.scenarios import Scenario, cache_layer, calls, possible
 from ropebridge_spec import Variant
 
 
+def leaves_keys(scenario: Scenario, variant: Variant) -> bool:
+    """Accept layers that leave keys and values of their own in the cache."""
+    return (
+        possible(scenario, variant)
+        and variant.shared_kv_argument is None
+        and variant.calling.extends_cache
+    )
+
+
+@check("CACHE-1", scenarios=("decode",))
 def steps_from_a_cache_add_up_to_the_whole(bench: Bench, q: Question) -> Finding:
     """CACHE-1: pattern, over the keys there were, and output of every step are those of one call,
     within what rounding may carry through.
@@ -52,6 +62,7 @@ def steps_from_a_cache_add_up_to_the_whole(bench: Bench, q: Question) -> Finding
     return passed(difference)
 
 
+@check("CACHE-1", scenarios=("decode",), dtypes=("float32",), where=leaves_keys)
 def a_step_leaves_its_positions_in_the_cache(bench: Bench, q: Question) -> Finding:
     """CACHE-1: after each call the cache holds, in the layer that is this one's, as many positions
     as have been."""
@@ -69,30 +80,3 @@ def a_step_leaves_its_positions_in_the_cache(bench: Bench, q: Question) -> Findi
                 divergent="hook_rot_k",
             )
     return passed()
-
-
-def leaves_keys(scenario: Scenario, variant: Variant) -> bool:
-    """Accept layers that leave keys and values of their own in the cache."""
-    return (
-        possible(scenario, variant)
-        and variant.shared_kv_argument is None
-        and variant.calling.extends_cache
-    )
-
-
-CHECKS = (
-    Check(
-        "steps_from_a_cache_add_up_to_the_whole",
-        clause("CACHE-1"),
-        steps_from_a_cache_add_up_to_the_whole,
-        ("decode",),
-    ),
-    Check(
-        "a_step_leaves_its_positions_in_the_cache",
-        clause("CACHE-1"),
-        a_step_leaves_its_positions_in_the_cache,
-        ("decode",),
-        where=leaves_keys,
-        dtypes=("float32",),
-    ),
-)

@@ -16,7 +16,7 @@ from ropebridge_conformance.checks.firing import complaint_about, first_amiss
 from ropebridge_conformance.judging.bench import Bench, Watch
 from ropebridge_conformance.judging.compare import Difference
 from ropebridge_conformance.judging.findings import Finding, failed, passed
-from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.subjects.traces import record
 from ropebridge_conformance.zoo.scenarios import CallInputs, Scenario, calls, possible, tables_go_on
 from ropebridge_conformance.zoo.specimens import specimen
@@ -53,6 +53,18 @@ class Made(TorchDispatchMode):
         return result
 
 
+def on_demand(scenario: Scenario, variant: Variant) -> bool:
+    """Accept layers that can be called with so many positions, and whose keys nobody else picks."""
+    return possible(scenario, variant) and variant.selector is None and tables_go_on(variant)
+
+
+def unselected(scenario: Scenario, variant: Variant) -> bool:
+    """Accept layers whose numbers are all their own: a selector is a module of the family's, and
+    does as it likes."""
+    return possible(scenario, variant) and variant.selector is None
+
+
+@check("MEM-1", scenarios=("long",), dtypes=("float32", "bfloat16"), where=on_demand)
 def nothing_of_size_query_by_key_is_made_where_nobody_watches(bench: Bench, q: Question) -> Finding:
     """MEM-1: counted, operation by operation, with no hook, and with one at every point but scores
     and pattern."""
@@ -86,6 +98,7 @@ def nothing(tensor: Tensor, hook: Any) -> None:
     """Do nothing: a hook that looks away."""
 
 
+@check("TYPE-2", scenarios=("prefill", "no_mask", "decode"), dtypes=("float32",), where=unselected)
 def no_number_is_read_on_the_way(bench: Bench, q: Question) -> Finding:
     """TYPE-2: watched or not, a call asks no tensor for a number, which would make an accelerator
     wait; on a CPU, which may read its mask, a call without one."""
@@ -105,6 +118,7 @@ def no_number_is_read_on_the_way(bench: Bench, q: Question) -> Finding:
     return passed()
 
 
+@check("TYPE-2", scenarios=("prefill", "no_mask", "attn_in"), dtypes=("float32",), where=unselected)
 def a_layer_runs_on_meta(bench: Bench, q: Question) -> Finding:
     """TYPE-2: on the meta device every hook fires, with the shape and dtype of its clauses, and
     nothing is made on another device."""
@@ -151,42 +165,3 @@ def complaints(trace: Any, wanted: Sequence[str], variant: Variant) -> str:
     return next(
         (words for words in (complaint_about(trace, name, variant) for name in wanted) if words), ""
     )
-
-
-def on_demand(scenario: Scenario, variant: Variant) -> bool:
-    """Accept layers that can be called with so many positions, and whose keys nobody else picks."""
-    return possible(scenario, variant) and variant.selector is None and tables_go_on(variant)
-
-
-def unselected(scenario: Scenario, variant: Variant) -> bool:
-    """Accept layers whose numbers are all their own: a selector is a module of the family's, and
-    does as it likes."""
-    return possible(scenario, variant) and variant.selector is None
-
-
-CHECKS = (
-    Check(
-        "nothing_of_size_query_by_key_is_made_where_nobody_watches",
-        clause("MEM-1"),
-        nothing_of_size_query_by_key_is_made_where_nobody_watches,
-        ("long",),
-        dtypes=("float32", "bfloat16"),
-        where=on_demand,
-    ),
-    Check(
-        "no_number_is_read_on_the_way",
-        clause("TYPE-2"),
-        no_number_is_read_on_the_way,
-        ("prefill", "no_mask", "decode"),
-        dtypes=("float32",),
-        where=unselected,
-    ),
-    Check(
-        "a_layer_runs_on_meta",
-        clause("TYPE-2"),
-        a_layer_runs_on_meta,
-        ("prefill", "no_mask", "attn_in"),
-        dtypes=("float32",),
-        where=unselected,
-    ),
-)

@@ -14,7 +14,7 @@ from ropebridge_conformance.checks.values import across_gaps, held_at
 from ropebridge_conformance.judging.bench import Bench, Watch
 from ropebridge_conformance.judging.compare import compare, fits, ratios
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.judging.questions import Check, Question, any_hook, clause
+from ropebridge_conformance.judging.questions import Question, any_hook, check
 from ropebridge_conformance.stages.oracle import (
     Context,
     Expectation,
@@ -69,17 +69,30 @@ def nudge_one_position(axis: int) -> Callable[[Tensor], None]:
     return edit
 
 
+def has_heads(hook: HookSpec) -> bool:
+    """Accept hook points with an axis of heads."""
+    return "head" in hook.axes
+
+
+def unfused(hook: HookSpec) -> bool:
+    """Accept hook points that exist where scores and pattern are not made."""
+    return hook.name not in ("hook_attn_scores", "hook_pattern")
+
+
+@check("EDIT-1", scenarios=EDITED_CALLS, hooks=any_hook, also=("EDIT-4",))
 def a_replacement_is_what_the_rest_of_the_layer_sees(bench: Bench, q: Question) -> Finding:
     """EDIT-1: a returned tensor replaces the value; earlier stages are bit-identical, later ones as
     the reference says."""
     return judge_edit(bench, q, replace_all, "all")
 
 
+@check("EDIT-2", scenarios=EDITED_CALLS, hooks=any_hook)
 def an_edit_in_place_is_what_the_rest_of_the_layer_sees(bench: Bench, q: Question) -> Finding:
     """EDIT-2: an edit of the tensor that was shown counts as a replacement."""
     return judge_edit(bench, q, edit_in_place, "all")
 
 
+@check("EDIT-2", scenarios=("prefill", *OPTED), hooks=has_heads, dtypes=("float32", "bfloat16"))
 def a_zeroed_head_is_zero_for_the_rest_of_the_layer(bench: Bench, q: Question) -> Finding:
     """EDIT-2 on a part: one head set to zero, the others as they were."""
     assert q.hook is not None
@@ -87,6 +100,7 @@ def a_zeroed_head_is_zero_for_the_rest_of_the_layer(bench: Bench, q: Question) -
     return judge_edit(bench, q, zero_one_head(axis, length), "all")
 
 
+@check("EDIT-2", scenarios=("prefill",), hooks=any_hook, dtypes=("float32", "bfloat16"))
 def an_edit_at_one_position_is_what_the_rest_of_the_layer_sees(
     bench: Bench, q: Question
 ) -> Finding:
@@ -105,6 +119,7 @@ def an_edit_at_one_position_is_what_the_rest_of_the_layer_sees(
     )
 
 
+@check("EDIT-2", scenarios=("prefill", "split"), hooks=any_hook, dtypes=("float32",))
 def an_edit_in_place_stays_in_the_layer(bench: Bench, q: Question) -> Finding:
     """EDIT-2: hidden states, tables and mask that the caller holds are, to the bit, what they were,
     whatever hooks wrote into what they were shown."""
@@ -129,6 +144,7 @@ GRAD_MODES: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
 }
 
 
+@check("EDIT-2", scenarios=("prefill", *OPTED), dtypes=("float32", "bfloat16"))
 def a_hook_is_shown_a_contiguous_tensor_of_its_own(bench: Bench, q: Question) -> Finding:
     """EDIT-2: what each hook is shown is contiguous, lies in no other hook's memory, and stays as
     it was shown when the caller writes into the output; watched alone and with all others, with
@@ -202,6 +218,7 @@ def held(call: CallInputs) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(dict(call.given)) if isinstance(leaf, Tensor)]
 
 
+@check("EDIT-1", scenarios=("prefill", "no_mask", "decode"), hooks=unfused)
 def a_replacement_reaches_the_stages_nobody_watches(bench: Bench, q: Question) -> Finding:
     """EDIT-1 where scores and pattern are not watched: a kernel that makes neither still sees the
     edit."""
@@ -380,70 +397,3 @@ def without_effect(
         words = f"the stages after {q.hook} would have passed without the edit too"
         return across_gaps(words, q.hook, context)
     return None
-
-
-def has_heads(hook: HookSpec) -> bool:
-    """Accept hook points with an axis of heads."""
-    return "head" in hook.axes
-
-
-def unfused(hook: HookSpec) -> bool:
-    """Accept hook points that exist where scores and pattern are not made."""
-    return hook.name not in ("hook_attn_scores", "hook_pattern")
-
-
-CHECKS = (
-    Check(
-        "a_replacement_is_what_the_rest_of_the_layer_sees",
-        clause("EDIT-1"),
-        a_replacement_is_what_the_rest_of_the_layer_sees,
-        EDITED_CALLS,
-        any_hook,
-        also=("EDIT-4",),
-    ),
-    Check(
-        "an_edit_in_place_is_what_the_rest_of_the_layer_sees",
-        clause("EDIT-2"),
-        an_edit_in_place_is_what_the_rest_of_the_layer_sees,
-        EDITED_CALLS,
-        any_hook,
-    ),
-    Check(
-        "a_zeroed_head_is_zero_for_the_rest_of_the_layer",
-        clause("EDIT-2"),
-        a_zeroed_head_is_zero_for_the_rest_of_the_layer,
-        ("prefill", *OPTED),
-        has_heads,
-        dtypes=("float32", "bfloat16"),
-    ),
-    Check(
-        "an_edit_at_one_position_is_what_the_rest_of_the_layer_sees",
-        clause("EDIT-2"),
-        an_edit_at_one_position_is_what_the_rest_of_the_layer_sees,
-        ("prefill",),
-        any_hook,
-        dtypes=("float32", "bfloat16"),
-    ),
-    Check(
-        "an_edit_in_place_stays_in_the_layer",
-        clause("EDIT-2"),
-        an_edit_in_place_stays_in_the_layer,
-        ("prefill", "split"),
-        any_hook,
-        dtypes=("float32",),
-    ),
-    Check(
-        "a_hook_is_shown_a_contiguous_tensor_of_its_own",
-        clause("EDIT-2"),
-        a_hook_is_shown_a_contiguous_tensor_of_its_own,
-        ("prefill", *OPTED),
-        dtypes=("float32", "bfloat16"),
-    ),
-    Check(
-        "a_replacement_reaches_the_stages_nobody_watches",
-        clause("EDIT-1"),
-        a_replacement_reaches_the_stages_nobody_watches,
-        ("prefill", "no_mask", "decode"),
-        unfused,
-    ),
-)

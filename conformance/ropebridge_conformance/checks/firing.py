@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.findings import Finding, failed, passed
-from ropebridge_conformance.judging.questions import Check, Question, any_hook, axes_clause, clause
+from ropebridge_conformance.judging.questions import Question, any_hook, axes_clause, check
 from ropebridge_conformance.subjects.traces import Trace, record
 from ropebridge_conformance.zoo.scenarios import CORE_CALLS, OPTED, calls
 from ropebridge_conformance.zoo.specimens import layer_number
@@ -19,6 +19,7 @@ NUMBER = r"\d+"
 """What a layer's number may be where its module does not say."""
 
 
+@check("FIRE-1", scenarios=(*CORE_CALLS, *OPTED), also=("FIRE-2", "NORM-3", "KV-1"))
 def hooks_fire_once_in_contract_order(bench: Bench, q: Question) -> Finding:
     """FIRE-1: with every hook point watched, each fires once in a call, in the order of the
     contract."""
@@ -48,6 +49,13 @@ def first_amiss(fired: list[str], wanted: list[str]) -> str:
     )
 
 
+@check(
+    "FIRE-2",
+    scenarios=("prefill", "split", "attn_in"),
+    hooks=any_hook,
+    dtypes=("float32",),
+    also=("FIRE-4",),
+)
 def a_hook_watched_alone_fires_once(bench: Bench, q: Question) -> Finding:
     """FIRE-2: one hook, watched by itself, fires once in each call, and is called by its full
     name."""
@@ -70,6 +78,12 @@ def a_hook_watched_alone_fires_once(bench: Bench, q: Question) -> Finding:
     return passed()
 
 
+@check(
+    axes_clause,
+    scenarios=("prefill", "decode", "split", "attn_in"),
+    hooks=any_hook,
+    also=("TYPE-1",),
+)
 def a_hook_has_the_axes_of_the_contract(bench: Bench, q: Question) -> Finding:
     """Hold the hook point to its axes clause, and to TYPE-1: shape, dtype and device."""
     assert q.hook is not None
@@ -108,31 +122,3 @@ def complaint_about(trace: Trace, name: str, variant: Variant) -> str:
                 f" ({spec.axes})"
             )
     return ""
-
-
-CHECKS = (
-    Check(
-        "hooks_fire_once_in_contract_order",
-        clause("FIRE-1"),
-        hooks_fire_once_in_contract_order,
-        (*CORE_CALLS, *OPTED),
-        also=("FIRE-2", "NORM-3", "KV-1"),
-    ),
-    Check(
-        "a_hook_watched_alone_fires_once",
-        clause("FIRE-2"),
-        a_hook_watched_alone_fires_once,
-        ("prefill", "split", "attn_in"),
-        any_hook,
-        ("float32",),
-        also=("FIRE-4",),
-    ),
-    Check(
-        "a_hook_has_the_axes_of_the_contract",
-        axes_clause,
-        a_hook_has_the_axes_of_the_contract,
-        ("prefill", "decode", "split", "attn_in"),
-        any_hook,
-        also=("TYPE-1",),
-    ),
-)

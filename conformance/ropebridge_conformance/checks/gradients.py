@@ -9,7 +9,7 @@ from torch import Tensor
 from ropebridge_conformance.judging.bench import Bench, Watch, hooks_of
 from ropebridge_conformance.judging.compare import compare
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.stages.derivatives import Backward, expected_gradients, served
 from ropebridge_conformance.subjects.answers import NotShown, WrongShape
 from ropebridge_conformance.zoo.scenarios import Scenario, possible
@@ -20,18 +20,36 @@ UNFUSED = ("hook_attn_scores", "hook_pattern")
 """Hook points that a fused kernel does not have."""
 
 
+def bounded(scenario: Scenario, variant: Variant) -> bool:
+    """Accept layers whose every rounding backwards lies between two hooks."""
+    return possible(scenario, variant) and served(variant)
+
+
+def on_the_way(hook: HookSpec) -> bool:
+    """Return the hook points between a layer's hidden states and its output."""
+    return no_table(hook) and hook.name != "hook_kv_in"
+
+
+def no_table(hook: HookSpec) -> bool:
+    """Accept hook points through which the gradient of the input flows."""
+    return hook.name not in TABLES
+
+
+@check("GRAD-1", scenarios=("prefill", "left_padding"), where=bounded)
 def the_gradient_at_a_hook_is_the_derivative(bench: Bench, q: Question) -> Finding:
     """GRAD-1: the gradient retained on what each hook was given is the float64 reference's, from
     the gradients one stage down."""
     return judge_gradients(bench, q, clean_run(bench, q, "all"), "all")
 
 
+@check("GRAD-1", scenarios=("left_padding", "no_mask"), where=bounded)
 def the_gradient_is_the_same_where_nothing_is_made(bench: Bench, q: Question) -> Finding:
     """GRAD-1 where scores and pattern are not watched: the backward pass of a kernel that makes
     neither, over the stages it fuses."""
     return judge_gradients(bench, q, clean_run(bench, q, "fused"), "fused")
 
 
+@check("GRAD-1", scenarios=("prefill",), dtypes=("float32", "bfloat16"))
 def a_backward_hook_sees_the_gradient(bench: Bench, q: Question) -> Finding:
     """GRAD-1: backward hooks are called once each, with the very gradient that is retained
     there."""
@@ -55,6 +73,7 @@ def a_backward_hook_sees_the_gradient(bench: Bench, q: Question) -> Finding:
     return passed()
 
 
+@check("GRAD-1", scenarios=("prefill",), hooks=on_the_way, dtypes=("float32",), where=bounded)
 def a_backward_hook_may_replace_the_gradient(bench: Bench, q: Question) -> Finding:
     """GRAD-1: what a backward hook gives back is the gradient that all earlier stages are given."""
     assert q.hook is not None
@@ -132,52 +151,3 @@ def judge_gradients(
     if not any(expected.value.count_nonzero() for expected in wanted.values()):
         return vacuous("every gradient is 0")
     return passed(worst)
-
-
-def bounded(scenario: Scenario, variant: Variant) -> bool:
-    """Accept layers whose every rounding backwards lies between two hooks."""
-    return possible(scenario, variant) and served(variant)
-
-
-def on_the_way(hook: HookSpec) -> bool:
-    """Return the hook points between a layer's hidden states and its output."""
-    return no_table(hook) and hook.name != "hook_kv_in"
-
-
-def no_table(hook: HookSpec) -> bool:
-    """Accept hook points through which the gradient of the input flows."""
-    return hook.name not in TABLES
-
-
-CHECKS = (
-    Check(
-        "the_gradient_at_a_hook_is_the_derivative",
-        clause("GRAD-1"),
-        the_gradient_at_a_hook_is_the_derivative,
-        ("prefill", "left_padding"),
-        where=bounded,
-    ),
-    Check(
-        "the_gradient_is_the_same_where_nothing_is_made",
-        clause("GRAD-1"),
-        the_gradient_is_the_same_where_nothing_is_made,
-        ("left_padding", "no_mask"),
-        where=bounded,
-    ),
-    Check(
-        "a_backward_hook_sees_the_gradient",
-        clause("GRAD-1"),
-        a_backward_hook_sees_the_gradient,
-        ("prefill",),
-        dtypes=("float32", "bfloat16"),
-    ),
-    Check(
-        "a_backward_hook_may_replace_the_gradient",
-        clause("GRAD-1"),
-        a_backward_hook_may_replace_the_gradient,
-        ("prefill",),
-        on_the_way,
-        dtypes=("float32",),
-        where=bounded,
-    ),
-)

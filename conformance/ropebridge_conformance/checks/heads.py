@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.findings import Finding, failed, passed
-from ropebridge_conformance.judging.questions import Check, Question
+from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.subjects.traces import Trace, record
 from ropebridge_conformance.zoo.scenarios import calls
 from ropebridge_spec import HookSpec, Variant
@@ -23,6 +23,17 @@ OWN: Mapping[str, tuple[str, ...]] = {
 """What each split input is projected to."""
 
 
+def split(hook: HookSpec) -> bool:
+    """Return the inputs that are split by head."""
+    return hook.stage == "split input"
+
+
+def of_split(hook: HookSpec | None) -> str:
+    """Return the clause that says what an input's heads read."""
+    return "SPLIT-3" if hook is not None and hook.name == "hook_attn_in" else "SPLIT-1"
+
+
+@check(of_split, scenarios=("split", "attn_in"), hooks=split, dtypes=("float32", "bfloat16"))
 def an_edit_of_one_heads_input_moves_that_head_alone(bench: Bench, q: Question) -> Finding:
     """SPLIT-1, SPLIT-3: the last head of a split input is edited; its projections move, and those
     of all other heads stay bit for bit.
@@ -79,25 +90,3 @@ def alone(name: str, axis: int, clean: Trace, edited: Trace, *, moves: bool) -> 
         if moved and not moves
         else None
     )
-
-
-def split(hook: HookSpec) -> bool:
-    """Return the inputs that are split by head."""
-    return hook.stage == "split input"
-
-
-def of_split(hook: HookSpec | None) -> str:
-    """Return the clause that says what an input's heads read."""
-    return "SPLIT-3" if hook is not None and hook.name == "hook_attn_in" else "SPLIT-1"
-
-
-CHECKS = (
-    Check(
-        "an_edit_of_one_heads_input_moves_that_head_alone",
-        of_split,
-        an_edit_of_one_heads_input_moves_that_head_alone,
-        ("split", "attn_in"),
-        split,
-        dtypes=("float32", "bfloat16"),
-    ),
-)

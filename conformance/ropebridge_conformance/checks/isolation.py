@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.judging.questions import Check, Question, any_hook, clause
+from ropebridge_conformance.judging.questions import Question, any_hook, check
 from ropebridge_conformance.subjects.traces import record
 from ropebridge_conformance.subjects.witness import hugging_face
 from ropebridge_conformance.zoo.scenarios import CallInputs, calls
@@ -28,6 +28,7 @@ class Raised(Exception):
     """Report what a hook of the judge raises."""
 
 
+@check("ISO-1", scenarios=("prefill", "no_mask"), dtypes=("float32",))
 def layers_do_not_see_each_other(bench: Bench, q: Question) -> Finding:
     """ISO-1: two layers, one of them edited, called one inside the other and side by side in
     threads, give what each gives alone."""
@@ -93,6 +94,7 @@ def twin(bench: Bench, q: Question, seed: int) -> tuple[Any, CallInputs]:
     return layer, calls(q.situation, own, layer, seed)[0]
 
 
+@check("ISO-1", scenarios=("prefill",), hooks=any_hook, dtypes=("float32",))
 def a_hook_that_raises_leaves_nothing_behind(bench: Bench, q: Question) -> Finding:
     """ISO-1: the exception comes out of the call, and the next call, with a hook elsewhere, is what
     it was before: the raising hook is gone."""
@@ -121,6 +123,7 @@ def a_hook_that_raises_leaves_nothing_behind(bench: Bench, q: Question) -> Findi
     )
 
 
+@check("BACK-1", scenarios=("prefill", "decode"), dtypes=("float32", "bfloat16"))
 def the_module_is_left_as_it_is(bench: Bench, q: Question) -> Finding:
     """BACK-1: keys, tensors, submodules, attributes, hooks and mode of the module, and what its own
     forward gives to the bit, outlive a layer around it."""
@@ -176,29 +179,3 @@ def hooks_on(module: nn.Module) -> int:
         "_state_dict_hooks",
     )
     return sum(len(getattr(module, kind)) for kind in kinds)
-
-
-CHECKS = (
-    Check(
-        "layers_do_not_see_each_other",
-        clause("ISO-1"),
-        layers_do_not_see_each_other,
-        ("prefill", "no_mask"),
-        dtypes=("float32",),
-    ),
-    Check(
-        "a_hook_that_raises_leaves_nothing_behind",
-        clause("ISO-1"),
-        a_hook_that_raises_leaves_nothing_behind,
-        ("prefill",),
-        any_hook,
-        dtypes=("float32",),
-    ),
-    Check(
-        "the_module_is_left_as_it_is",
-        clause("BACK-1"),
-        the_module_is_left_as_it_is,
-        ("prefill", "decode"),
-        dtypes=("float32", "bfloat16"),
-    ),
-)

@@ -9,13 +9,14 @@ from ropebridge_conformance.checks.parity import joined, whole_call
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.compare import compare
 from ropebridge_conformance.judging.findings import Finding, failed, passed
-from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.stages.oracle import Expectation
 from ropebridge_conformance.subjects.traces import record
 from ropebridge_conformance.subjects.witness import carried_bounds, live_rows
 from ropebridge_conformance.zoo.scenarios import CORE_CALLS, OPTED, calls
 
 
+@check("LOOK-1", scenarios=(*CORE_CALLS, *OPTED))
 def looking_changes_nothing(bench: Bench, q: Question) -> Finding:
     """LOOK-1: the output with every hook point watched is the output with none, within what
     rounding may carry through."""
@@ -37,6 +38,7 @@ def looking_changes_nothing(bench: Bench, q: Question) -> Finding:
     return passed(difference)
 
 
+@check("LOOK-1", scenarios=(*CORE_CALLS, *OPTED))
 def looking_where_nothing_is_made_changes_no_bit(bench: Bench, q: Question) -> Finding:
     """LOOK-1 where the same kernel runs: watching all but scores and pattern gives the very bits of
     watching nothing."""
@@ -51,6 +53,7 @@ def looking_where_nothing_is_made_changes_no_bit(bench: Bench, q: Question) -> F
     )
 
 
+@check("PAT-3", scenarios=("prefill", "decode"))
 def returned_weights_are_the_pattern(bench: Bench, q: Question) -> Finding:
     """PAT-3: the attention weights that a call returns when asked are hook_pattern, bit for bit."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
@@ -62,22 +65,3 @@ def returned_weights_are_the_pattern(bench: Bench, q: Question) -> Finding:
         if not torch.equal(trace.weights, trace.values["hook_pattern"]):
             return failed("the returned weights are not hook_pattern", divergent="hook_pattern")
     return passed()
-
-
-CHECKS = (
-    Check(
-        "looking_changes_nothing", clause("LOOK-1"), looking_changes_nothing, (*CORE_CALLS, *OPTED)
-    ),
-    Check(
-        "looking_where_nothing_is_made_changes_no_bit",
-        clause("LOOK-1"),
-        looking_where_nothing_is_made_changes_no_bit,
-        (*CORE_CALLS, *OPTED),
-    ),
-    Check(
-        "returned_weights_are_the_pattern",
-        clause("PAT-3"),
-        returned_weights_are_the_pattern,
-        ("prefill", "decode"),
-    ),
-)

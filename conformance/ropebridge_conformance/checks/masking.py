@@ -12,7 +12,7 @@ from torch import Tensor
 from ropebridge_conformance.checks.values import judge_stage, judge_unwatched
 from ropebridge_conformance.judging.bench import Bench, Watch
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.judging.verdicts import Outcome
 from ropebridge_conformance.subjects.answers import asking
 from ropebridge_conformance.subjects.traces import Trace, record
@@ -23,6 +23,19 @@ from ropebridge_spec import Variant
 POISON = 16.0
 
 
+def something_is_forbidden(scenario: Scenario, variant: Variant) -> bool:
+    """Return whether some row is blind to some key."""
+    return possible(scenario, variant) and bool(
+        variant.causal or variant.window or scenario.left_padding
+    )
+
+
+def allows_any_key(scenario: Scenario, variant: Variant) -> bool:
+    """Accept layers that see what the mask allows: a selector may pick none of it."""
+    return possible(scenario, variant) and variant.selector is None
+
+
+@check("MASK-6", scenarios=("left_padding",))
 def a_row_that_sees_no_key_is_zero(bench: Bench, q: Question) -> Finding:
     """MASK-6: pattern and z are exactly 0 there, whether or not anybody watches the pattern."""
     for watch in ("all", "fused"):
@@ -44,6 +57,7 @@ def a_row_that_sees_no_key_is_zero(bench: Bench, q: Question) -> Finding:
     return passed()
 
 
+@check("MASK-6", scenarios=("left_padding",))
 def gradients_are_finite_where_a_row_sees_no_key(bench: Bench, q: Question) -> Finding:
     """MASK-6: the gradient of the output by the input is finite, and not 0, with and without a
     watched pattern."""
@@ -64,6 +78,7 @@ def gradients_are_finite_where_a_row_sees_no_key(bench: Bench, q: Question) -> F
     return passed()
 
 
+@check("MASK-7", scenarios=("left_padding", "no_mask"), where=something_is_forbidden)
 def a_forbidden_key_changes_nothing(bench: Bench, q: Question) -> Finding:
     """MASK-7: an input sixteen times as large, at positions that a row may not see, changes no bit
     of that row: pattern, z nor output."""
@@ -131,13 +146,6 @@ def poisoned_positions(call: CallInputs, variant: Variant) -> Tensor:
     return poisoned
 
 
-def something_is_forbidden(scenario: Scenario, variant: Variant) -> bool:
-    """Return whether some row is blind to some key."""
-    return possible(scenario, variant) and bool(
-        variant.causal or variant.window or scenario.left_padding
-    )
-
-
 def poison(call: CallInputs, where: Tensor) -> Tensor:
     """Return the hidden states, sixteen times as large at some positions, and others: a norm undoes
     what is only larger."""
@@ -150,17 +158,20 @@ def fresh(call: CallInputs, changes: Mapping[str, Any]) -> CallInputs:
     return replace(call, given={**call.given, **changes})
 
 
+@check("MASK-1", scenarios=("free",), where=allows_any_key, also=("MASK-5",))
 def the_mask_is_the_whole_truth(bench: Bench, q: Question) -> Finding:
     """MASK-1, MASK-5: a mask that differs by head, allows later keys, and adds numbers; scores,
     pattern and z follow it, watched or not."""
     return judge_visibility(bench, q)
 
 
+@check("MASK-3", scenarios=("padding",), where=allows_any_key)
 def a_two_axis_mask_says_which_keys_are_padding(bench: Bench, q: Question) -> Finding:
     """MASK-3: what it forbids no query sees; causality, window and chunk hold beside it."""
     return judge_visibility(bench, q)
 
 
+@check("MASK-2", scenarios=("no_mask",))
 def without_a_mask_the_layers_own_reach_holds(bench: Bench, q: Question) -> Finding:
     """MASK-2: earlier positions, in window and chunk; in a layer that is not causal later ones
     too."""
@@ -180,52 +191,3 @@ def judge_visibility(bench: Bench, q: Question) -> Finding:
         if finding.outcome != Outcome.PASS:
             return finding
     return judge_unwatched(bench, q)
-
-
-def allows_any_key(scenario: Scenario, variant: Variant) -> bool:
-    """Accept layers that see what the mask allows: a selector may pick none of it."""
-    return possible(scenario, variant) and variant.selector is None
-
-
-CHECKS = (
-    Check(
-        "the_mask_is_the_whole_truth",
-        clause("MASK-1"),
-        the_mask_is_the_whole_truth,
-        ("free",),
-        where=allows_any_key,
-        also=("MASK-5",),
-    ),
-    Check(
-        "a_two_axis_mask_says_which_keys_are_padding",
-        clause("MASK-3"),
-        a_two_axis_mask_says_which_keys_are_padding,
-        ("padding",),
-        where=allows_any_key,
-    ),
-    Check(
-        "without_a_mask_the_layers_own_reach_holds",
-        clause("MASK-2"),
-        without_a_mask_the_layers_own_reach_holds,
-        ("no_mask",),
-    ),
-    Check(
-        "a_row_that_sees_no_key_is_zero",
-        clause("MASK-6"),
-        a_row_that_sees_no_key_is_zero,
-        ("left_padding",),
-    ),
-    Check(
-        "gradients_are_finite_where_a_row_sees_no_key",
-        clause("MASK-6"),
-        gradients_are_finite_where_a_row_sees_no_key,
-        ("left_padding",),
-    ),
-    Check(
-        "a_forbidden_key_changes_nothing",
-        clause("MASK-7"),
-        a_forbidden_key_changes_nothing,
-        ("left_padding", "no_mask"),
-        where=something_is_forbidden,
-    ),
-)

@@ -12,7 +12,7 @@ from ropebridge_conformance.checks.values import a_stage_gives_the_value_of_its_
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.compare import Difference, compare
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.judging.questions import Check, Question, clause, value_clause
+from ropebridge_conformance.judging.questions import Question, check, value_clause
 from ropebridge_conformance.stages.oracle import Context, Expectation, context_of, expect, role_of
 from ropebridge_conformance.subjects.traces import record
 from ropebridge_conformance.zoo.scenarios import (
@@ -33,6 +33,32 @@ CLIPPED = ("hook_q", "hook_k", "hook_v", "hook_q_normed", "hook_k_normed")
 COPIED = ("hook_in", "hook_cos", "hook_sin")
 
 
+def computed(hook: HookSpec) -> bool:
+    """Accept hook points whose value is worked out, and not only handed on."""
+    return hook.name not in COPIED
+
+
+def by_position(hook: HookSpec) -> bool:
+    """Accept hook points that tables reach first."""
+    return hook.stage in ("position", "rotate")
+
+
+def far(scenario: Scenario, variant: Variant) -> bool:
+    """Accept layers that can be given the tables of any position."""
+    return (
+        possible(scenario, variant)
+        and variant.rotary is not None
+        and tables_go_on(variant)
+        and variant.calling.tables != "own"
+    )
+
+
+def scored(scenario: Scenario, variant: Variant) -> bool:
+    """Accept layers whose scores grow with their query."""
+    return possible(scenario, variant) and variant.key_bias is None
+
+
+@check(value_clause, scenarios=("large",), hooks=computed, dtypes=("bfloat16", "float16"))
 def the_errors_of_a_stage_do_not_lean(bench: Bench, q: Question) -> Finding:
     """Hold the hook point to its value clause, for errors inside the bound: they must not make
     values larger, or smaller, by and large.
@@ -93,6 +119,7 @@ def lean(value: Tensor, expected: Expectation, counted: Tensor) -> float:
     return float((e * y).sum() / (b * y).square().sum().sqrt())
 
 
+@check("SCORE-1", scenarios=("prefill",), where=scored, also=("PAT-1", "MIX-1"))
 def large_scores_stay_within_their_bounds(bench: Bench, q: Question) -> Finding:
     """SCORE-1, PAT-1, MIX-1: a query so large that scores before the cap reach ten thousand, either
     way; no stage overflows or turns into NaN."""
@@ -146,74 +173,15 @@ def uncapped(context: Context) -> Tensor:
     )
 
 
+@check(value_clause, scenarios=("far",), hooks=by_position, where=far)
 def rotation_is_exact_at_far_positions(bench: Bench, q: Question) -> Finding:
     """POS-1, ROT-1: the tables of positions up to 131071 are shown as they are given, and turn as
     they say."""
     return a_stage_gives_the_value_of_its_clause(bench, q)
 
 
+@check(value_clause, scenarios=("random_tables",), hooks=by_position, where=takes_tables)
 def rotation_reads_its_tables_as_the_class_does(bench: Bench, q: Question) -> Finding:
     """POS-1, ROT-1: tables of random numbers, such as an edit at hook_cos leaves, are shown as they
     are given, and turn as they say."""
     return a_stage_gives_the_value_of_its_clause(bench, q)
-
-
-def computed(hook: HookSpec) -> bool:
-    """Accept hook points whose value is worked out, and not only handed on."""
-    return hook.name not in COPIED
-
-
-def by_position(hook: HookSpec) -> bool:
-    """Accept hook points that tables reach first."""
-    return hook.stage in ("position", "rotate")
-
-
-def far(scenario: Scenario, variant: Variant) -> bool:
-    """Accept layers that can be given the tables of any position."""
-    return (
-        possible(scenario, variant)
-        and variant.rotary is not None
-        and tables_go_on(variant)
-        and variant.calling.tables != "own"
-    )
-
-
-def scored(scenario: Scenario, variant: Variant) -> bool:
-    """Accept layers whose scores grow with their query."""
-    return possible(scenario, variant) and variant.key_bias is None
-
-
-CHECKS = (
-    Check(
-        "the_errors_of_a_stage_do_not_lean",
-        value_clause,
-        the_errors_of_a_stage_do_not_lean,
-        ("large",),
-        computed,
-        dtypes=("bfloat16", "float16"),
-    ),
-    Check(
-        "large_scores_stay_within_their_bounds",
-        clause("SCORE-1"),
-        large_scores_stay_within_their_bounds,
-        ("prefill",),
-        where=scored,
-        also=("PAT-1", "MIX-1"),
-    ),
-    Check(
-        "rotation_is_exact_at_far_positions",
-        value_clause,
-        rotation_is_exact_at_far_positions,
-        ("far",),
-        by_position,
-        where=far,
-    ),
-    Check(
-        "rotation_reads_its_tables_as_the_class_does",
-        value_clause,
-        rotation_reads_its_tables_as_the_class_does,
-        ("random_tables",),
-        by_position,
-        where=takes_tables,
-    ),
-)

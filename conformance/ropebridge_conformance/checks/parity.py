@@ -13,7 +13,7 @@ from torch import Tensor
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.compare import Difference, compare
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.judging.verdicts import Outcome
 from ropebridge_conformance.mutants import MUTANT_BY_NAME
 from ropebridge_conformance.stages.oracle import Expectation
@@ -41,6 +41,7 @@ def whole_call(bench: Bench, q: Question) -> CallInputs:
     return calls(replace(q.situation, steps=0), q.specimen, layer)[0]
 
 
+@check("PAR-1", scenarios=(*CORE_CALLS, "random_tables"), where=takes_tables, about="class")
 def the_output_agrees_with_hugging_face(bench: Bench, q: Question) -> Finding:
     """PAR-1: within what rounding may carry through both layers, on every row that sees a key.
 
@@ -67,6 +68,7 @@ def the_output_agrees_with_hugging_face(bench: Bench, q: Question) -> Finding:
     return passed(difference)
 
 
+@check("PAR-2", scenarios=("large",), dtypes=HALF, about="class")
 def half_precision_is_as_near_the_truth_as_hugging_face(bench: Bench, q: Question) -> Finding:
     """PAR-2: no further from float64 than Hugging Face in the same dtype, in root mean square and
     at the worst element, over inputs from several seeds, unwatched and watched.
@@ -83,6 +85,7 @@ def half_precision_is_as_near_the_truth_as_hugging_face(bench: Bench, q: Questio
     return next((found for found in findings if found.outcome != Outcome.PASS), findings[0])
 
 
+@check("LOOK-1", scenarios=("offset",), dtypes=HALF)
 def watching_costs_no_accuracy(bench: Bench, q: Question) -> Finding:
     """LOOK-1: with every hook point watched the output is no further from float64 than with none,
     but for the rounding of the pattern that is shown; where scores lie so far from 0 that half
@@ -162,30 +165,3 @@ def root_mean_square(error: Tensor) -> Tensor:
 def largest(error: Tensor) -> Tensor:
     """Return the largest absolute value of all elements, as a float."""
     return error.abs().max()
-
-
-CHECKS = (
-    Check(
-        "the_output_agrees_with_hugging_face",
-        clause("PAR-1"),
-        the_output_agrees_with_hugging_face,
-        (*CORE_CALLS, "random_tables"),
-        where=takes_tables,
-        about="class",
-    ),
-    Check(
-        "half_precision_is_as_near_the_truth_as_hugging_face",
-        clause("PAR-2"),
-        half_precision_is_as_near_the_truth_as_hugging_face,
-        ("large",),
-        dtypes=HALF,
-        about="class",
-    ),
-    Check(
-        "watching_costs_no_accuracy",
-        clause("LOOK-1"),
-        watching_costs_no_accuracy,
-        ("offset",),
-        dtypes=HALF,
-    ),
-)

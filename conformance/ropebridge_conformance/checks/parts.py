@@ -13,7 +13,7 @@ from ropebridge_conformance.checks.edits import first_moved, nudged, what_follow
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.compare import Difference, compare, fits
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.stages.oracle import Context, contexts_of, expect
 from ropebridge_conformance.subjects.partial import WrongPart, record_parts
 from ropebridge_conformance.subjects.traces import Edit, Trace
@@ -36,6 +36,12 @@ def contexts_in_parts(traces: Sequence[Trace], q: Question) -> list[Context]:
     return [c.but(in_parts=True) for c in contexts_of(traces, q.specimen, q.situation)]
 
 
+def has_parts(hook: HookSpec) -> bool:
+    """Accept hook points of which there can be parts."""
+    return any(axis_of(way, hook.axes) is not None for way in NARROWED)
+
+
+@check("PART-1", scenarios=("prefill", "no_mask", "decode", *OPTED), dtypes=("float32", "bfloat16"))
 def parts_hold_what_the_whole_would(bench: Bench, q: Question) -> Finding:
     """PART-1: hooks that are given parts of every hook point are told which, and what they hold is,
     put together, what the clauses of the stages say."""
@@ -73,6 +79,7 @@ def tells_parts(spec: HookSpec, trace: Trace, context: Context) -> bool:
     return not long or any(not fits(value.roll(1, axis), expected) for axis in long)
 
 
+@check("PART-1", scenarios=("prefill",), hooks=has_parts, dtypes=("float32",))
 def an_edit_of_a_part_is_what_the_rest_of_the_layer_sees(bench: Bench, q: Question) -> Finding:
     """PART-1: an edit of one part, where hooks are given parts alone: the other parts and earlier
     stages do not move, later stages are what the reference makes of it."""
@@ -90,6 +97,7 @@ def an_edit_of_a_part_is_what_the_rest_of_the_layer_sees(bench: Bench, q: Questi
     )
 
 
+@check("PART-2", scenarios=("prefill",), dtypes=("float32", "bfloat16"))
 def hooks_of_parts_see_what_those_before_left(bench: Bench, q: Question) -> Finding:
     """PART-2: hooks of two parts that overlap, alone and beside one of the whole, are called in the
     order in which they were added, and see each other's edits."""
@@ -137,6 +145,7 @@ def amiss_in_order(bench: Bench, q: Question, spec: HookSpec, beside: bool) -> s
     return ""
 
 
+@check("MEM-2", scenarios=("long",), dtypes=("float32",), where=on_demand)
 def parts_alone_make_nothing_of_size_query_by_key(bench: Bench, q: Question) -> Finding:
     """MEM-2: counted, operation by operation, with hooks that are given one head, the last rows,
     and one key of scores and pattern."""
@@ -158,42 +167,3 @@ def parts_alone_make_nothing_of_size_query_by_key(bench: Bench, q: Question) -> 
         worst,
         divergent="hook_attn_scores",
     )
-
-
-def has_parts(hook: HookSpec) -> bool:
-    """Accept hook points of which there can be parts."""
-    return any(axis_of(way, hook.axes) is not None for way in NARROWED)
-
-
-CHECKS = (
-    Check(
-        "parts_hold_what_the_whole_would",
-        clause("PART-1"),
-        parts_hold_what_the_whole_would,
-        ("prefill", "no_mask", "decode", *OPTED),
-        dtypes=("float32", "bfloat16"),
-    ),
-    Check(
-        "an_edit_of_a_part_is_what_the_rest_of_the_layer_sees",
-        clause("PART-1"),
-        an_edit_of_a_part_is_what_the_rest_of_the_layer_sees,
-        ("prefill",),
-        has_parts,
-        dtypes=("float32",),
-    ),
-    Check(
-        "hooks_of_parts_see_what_those_before_left",
-        clause("PART-2"),
-        hooks_of_parts_see_what_those_before_left,
-        ("prefill",),
-        dtypes=("float32", "bfloat16"),
-    ),
-    Check(
-        "parts_alone_make_nothing_of_size_query_by_key",
-        clause("MEM-2"),
-        parts_alone_make_nothing_of_size_query_by_key,
-        ("long",),
-        dtypes=("float32",),
-        where=on_demand,
-    ),
-)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.judging.questions import Check, Question, any_hook, clause
+from ropebridge_conformance.judging.questions import Question, any_hook, check
 from ropebridge_conformance.subjects.answers import NotShown
 from ropebridge_conformance.zoo.scenarios import CallInputs, calls
 from ropebridge_spec import HookSpec, arguments_of
@@ -23,6 +23,15 @@ CLAUSE_ID = re.compile(r"\b[A-Z]+-\d+\b")
 Unfit = Callable[[Tensor], object]
 
 
+def scores_alone(hook: HookSpec) -> bool:
+    """Return the hook point before softmax."""
+    return hook.name == "hook_attn_scores"
+
+
+ONCE = ("float32",)
+
+
+@check("FIRE-3", scenarios=("prefill",), dtypes=ONCE)
 def a_hook_point_that_is_not_there_is_refused(bench: Bench, q: Question) -> Finding:
     """FIRE-3: a hook that could never fire is an error, and not a call without it."""
     layer, call = prepared(bench, q)
@@ -37,6 +46,7 @@ def a_hook_point_that_is_not_there_is_refused(bench: Bench, q: Question) -> Find
     return passed()
 
 
+@check("EDIT-3", scenarios=("prefill",), hooks=any_hook, dtypes=ONCE, also=("FIRE-4",))
 def a_replacement_that_does_not_fit_is_refused(bench: Bench, q: Question) -> Finding:
     """EDIT-3, FIRE-4: another shape, dtype or device, or no tensor at all, is refused in words that
     name a clause."""
@@ -58,6 +68,7 @@ def a_replacement_that_does_not_fit_is_refused(bench: Bench, q: Question) -> Fin
     return passed()
 
 
+@check("SCORE-3", scenarios=("prefill",), hooks=scores_alone)
 def scores_that_are_no_numbers_are_refused(bench: Bench, q: Question) -> Finding:
     """SCORE-3: NaN and +inf, given back or left in place, are refused; -inf forbids a key, and is
     not."""
@@ -80,6 +91,7 @@ def scores_that_are_no_numbers_are_refused(bench: Bench, q: Question) -> Finding
     )
 
 
+@check("SCORE-6", scenarios=("left_padding",), hooks=scores_alone)
 def a_forbidden_key_stays_forbidden(bench: Bench, q: Question) -> Finding:
     """SCORE-6: zeros in place of the scores, given back or left in place, are refused where a query
     may not see a key; the same edit of the other scores is not."""
@@ -121,6 +133,7 @@ def has_forbidden(scores: Tensor) -> bool:
     return bool((scores == -torch.inf).any())
 
 
+@check("MASK-4", scenarios=("left_padding",), dtypes=ONCE)
 def a_mask_that_does_not_fit_is_refused(bench: Bench, q: Question) -> Finding:
     """MASK-4: a mask of another form or shape is refused; that of the scenario is not."""
     layer, call = prepared(bench, q)
@@ -135,6 +148,7 @@ def a_mask_that_does_not_fit_is_refused(bench: Bench, q: Question) -> Finding:
     return passed()
 
 
+@check("ARG-1", scenarios=("prefill",), dtypes=ONCE)
 def an_argument_that_is_not_understood_is_refused(bench: Bench, q: Question) -> Finding:
     """ARG-1: arguments that nobody knows, or that change what is computed in a way that is not
     served, are refused, and the next call is what it was."""
@@ -242,57 +256,3 @@ def words_of(run: Callable[[], object]) -> str | None:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
-
-
-def scores_alone(hook: HookSpec) -> bool:
-    """Return the hook point before softmax."""
-    return hook.name == "hook_attn_scores"
-
-
-ONCE = ("float32",)
-CHECKS = (
-    Check(
-        "a_hook_point_that_is_not_there_is_refused",
-        clause("FIRE-3"),
-        a_hook_point_that_is_not_there_is_refused,
-        ("prefill",),
-        dtypes=ONCE,
-    ),
-    Check(
-        "a_replacement_that_does_not_fit_is_refused",
-        clause("EDIT-3"),
-        a_replacement_that_does_not_fit_is_refused,
-        ("prefill",),
-        any_hook,
-        dtypes=ONCE,
-        also=("FIRE-4",),
-    ),
-    Check(
-        "scores_that_are_no_numbers_are_refused",
-        clause("SCORE-3"),
-        scores_that_are_no_numbers_are_refused,
-        ("prefill",),
-        scores_alone,
-    ),
-    Check(
-        "a_forbidden_key_stays_forbidden",
-        clause("SCORE-6"),
-        a_forbidden_key_stays_forbidden,
-        ("left_padding",),
-        scores_alone,
-    ),
-    Check(
-        "an_argument_that_is_not_understood_is_refused",
-        clause("ARG-1"),
-        an_argument_that_is_not_understood_is_refused,
-        ("prefill",),
-        dtypes=ONCE,
-    ),
-    Check(
-        "a_mask_that_does_not_fit_is_refused",
-        clause("MASK-4"),
-        a_mask_that_does_not_fit_is_refused,
-        ("left_padding",),
-        dtypes=ONCE,
-    ),
-)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
-from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.subjects.traces import record
 from ropebridge_conformance.zoo.scenarios import Scenario, calls
 from ropebridge_spec import Variant
@@ -18,6 +18,12 @@ SOURCES = {"hidden_states": "hook_in", "q_resid": "hook_q_latent"}
 """What a selector is given, by the name of its argument, and the hook point that holds it."""
 
 
+def selects(scenario: Scenario, variant: Variant) -> bool:
+    """Return whether the layer has a selector of its own."""
+    return variant.selector is not None and variant.selector.picks_argument is None
+
+
+@check("SEL-1", scenarios=("prefill", "decode"), where=selects)
 def the_selector_is_given_what_the_hooks_left(bench: Bench, q: Question) -> Finding:
     """SEL-1: hook_in, hook_q_latent and the tables, each edited, reach the selector bit for bit."""
     layer, selector = bench.layer(q.specimen, q.situation.opted_in), q.specimen.variant.selector
@@ -51,19 +57,3 @@ def the_selector_is_given_what_the_hooks_left(bench: Bench, q: Question) -> Find
 def turned(value: Tensor) -> Tensor:
     """Return another value of the same shape."""
     return value.roll(1, -1) + 1
-
-
-def selects(scenario: Scenario, variant: Variant) -> bool:
-    """Return whether the layer has a selector of its own."""
-    return variant.selector is not None and variant.selector.picks_argument is None
-
-
-CHECKS = (
-    Check(
-        "the_selector_is_given_what_the_hooks_left",
-        clause("SEL-1"),
-        the_selector_is_given_what_the_hooks_left,
-        ("prefill", "decode"),
-        where=selects,
-    ),
-)

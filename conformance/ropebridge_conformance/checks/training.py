@@ -14,7 +14,7 @@ from torch import Tensor
 from ropebridge_conformance.judging.bench import Bench, Watch
 from ropebridge_conformance.judging.compare import compare
 from ropebridge_conformance.judging.findings import Finding, failed, passed
-from ropebridge_conformance.judging.questions import Check, Question, clause
+from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.stages.oracle import Expectation, context_of, expect
 from ropebridge_conformance.subjects.answers import Values
 from ropebridge_conformance.subjects.traces import Trace, record
@@ -30,6 +30,33 @@ SURE = math.sqrt(2 * math.log(2e9))
 1e9 runs."""
 
 
+def drops_patterns(scenario: Scenario, variant: Variant) -> bool:
+    """Accept layers whose z is the mix of values itself, wide enough to tell keys apart."""
+    plain = not (
+        variant.z_norm
+        or variant.gate
+        or variant.differential
+        or variant.value_norm
+        or variant.shared_kv_argument
+        or variant.key_bias
+    )
+    return (
+        possible(scenario, variant) and plain and variant.d_head_v >= SCENARIO_BY_ID["prefill"].pos
+    )
+
+
+def drops_outputs(scenario: Scenario, variant: Variant) -> bool:
+    """Accept layers that drop out their output."""
+    return possible(scenario, variant) and variant.output_dropout > 0
+
+
+@check(
+    "DROP-1",
+    scenarios=("prefill",),
+    dtypes=("float32", "bfloat16"),
+    where=drops_patterns,
+    also=("PAT-1",),
+)
 def dropout_comes_after_the_pattern_and_in_training_alone(bench: Bench, q: Question) -> Finding:
     """DROP-1, PAT-1: hook_pattern is what softmax gave; z mixes it with half its entries dropped
     and the rest doubled; in evaluation none is.
@@ -144,6 +171,7 @@ def set_path(module: Any, path: str, value: float) -> None:
     setattr(module, last, value)
 
 
+@check("DROP-2", scenarios=("prefill",), dtypes=("float32",), where=drops_outputs)
 def output_dropout_comes_after_hook_out(bench: Bench, q: Question) -> Finding:
     """DROP-2: in training mode the layer returns hook_out with half its entries dropped and the
     rest doubled; in evaluation hook_out."""
@@ -172,44 +200,3 @@ def output_dropout_comes_after_hook_out(bench: Bench, q: Question) -> Finding:
                 divergent="hook_out",
             )
     return passed()
-
-
-def drops_patterns(scenario: Scenario, variant: Variant) -> bool:
-    """Accept layers whose z is the mix of values itself, wide enough to tell keys apart."""
-    plain = not (
-        variant.z_norm
-        or variant.gate
-        or variant.differential
-        or variant.value_norm
-        or variant.shared_kv_argument
-        or variant.key_bias
-    )
-    return (
-        possible(scenario, variant) and plain and variant.d_head_v >= SCENARIO_BY_ID["prefill"].pos
-    )
-
-
-def drops_outputs(scenario: Scenario, variant: Variant) -> bool:
-    """Accept layers that drop out their output."""
-    return possible(scenario, variant) and variant.output_dropout > 0
-
-
-CHECKS = (
-    Check(
-        "dropout_comes_after_the_pattern_and_in_training_alone",
-        clause("DROP-1"),
-        dropout_comes_after_the_pattern_and_in_training_alone,
-        ("prefill",),
-        dtypes=("float32", "bfloat16"),
-        where=drops_patterns,
-        also=("PAT-1",),
-    ),
-    Check(
-        "output_dropout_comes_after_hook_out",
-        clause("DROP-2"),
-        output_dropout_comes_after_hook_out,
-        ("prefill",),
-        dtypes=("float32",),
-        where=drops_outputs,
-    ),
-)

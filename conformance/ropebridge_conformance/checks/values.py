@@ -10,7 +10,7 @@ from torch import Tensor
 from ropebridge_conformance.judging.bench import Bench, hooks_of
 from ropebridge_conformance.judging.compare import Difference, compare, fits
 from ropebridge_conformance.judging.findings import Finding, failed, not_exercised, passed, vacuous
-from ropebridge_conformance.judging.questions import Check, Question, any_hook, clause, value_clause
+from ropebridge_conformance.judging.questions import Question, any_hook, check, value_clause
 from ropebridge_conformance.judging.verdicts import Outcome
 from ropebridge_conformance.mutants import Mutant, foils
 from ropebridge_conformance.stages.oracle import Context, expect, foil_of
@@ -20,7 +20,11 @@ from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_spec import HOOK_BY_NAME, HOOKS, axis_names
 from ropebridge_spec.hooks import resolve
 
+BY_LAYER = ("CLIP-1", "SCORE-4", "SCORE-5", "DIFF-1", "KV-1", "SEL-1", "MASK-6", "MIX-3")
+"""Clauses that say what a hook point holds in layers that bring them into play."""
 
+
+@check(value_clause, scenarios=(*CORE_CALLS, *OPTED), hooks=any_hook, also=BY_LAYER)
 def a_stage_gives_the_value_of_its_clause(bench: Bench, q: Question) -> Finding:
     """Hold the hook point to its value clause: within the a-priori rounding bound, in every call
     of the scenario."""
@@ -131,6 +135,7 @@ def passes(hook: str, context: Context, foil: Context) -> bool:
     return wrong.value.shape == right.value.shape and fits(wrong.value, right)
 
 
+@check("MIX-1", scenarios=CORE_CALLS)
 def the_unwatched_stages_give_the_same_z(bench: Bench, q: Question) -> Finding:
     """MIX-1 where nobody watches scores or pattern: a kernel may then make neither, and is judged
     over the stages it fuses."""
@@ -162,23 +167,3 @@ def held_at(name: str, trace: Trace) -> Tensor:
     if name == "hook_out" and name not in trace.values and trace.out is not None:
         return trace.out.detach()
     return trace.values[name]
-
-
-BY_LAYER = ("CLIP-1", "SCORE-4", "SCORE-5", "DIFF-1", "KV-1", "SEL-1", "MASK-6", "MIX-3")
-"""Clauses that say what a hook point holds in layers that bring them into play."""
-CHECKS = (
-    Check(
-        "a_stage_gives_the_value_of_its_clause",
-        value_clause,
-        a_stage_gives_the_value_of_its_clause,
-        (*CORE_CALLS, *OPTED),
-        any_hook,
-        also=BY_LAYER,
-    ),
-    Check(
-        "the_unwatched_stages_give_the_same_z",
-        clause("MIX-1"),
-        the_unwatched_stages_give_the_same_z,
-        CORE_CALLS,
-    ),
-)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-from ropebridge_conformance.checks import CHECK_BY_NAME
 from ropebridge_conformance.judging.questions import Question
 from ropebridge_conformance.zoo.scenarios import Scenario
 from ropebridge_spec import CLAUSES, Variant
@@ -50,7 +49,7 @@ def clauses_asked(questions: Iterable[Question]) -> list[str]:
 
 def decided_beside(question: Question) -> Iterator[str]:
     """Yield the clauses that a question decides besides its own."""
-    for clause in CHECK_BY_NAME[question.check].also:
+    for clause in question.asked.also:
         in_play = IN_PLAY.get(clause)
         if in_play is None or in_play(question.specimen.variant, question.situation):
             yield clause

@@ -12,15 +12,14 @@ import torch
 from ropebridge_conformance.checks import CHECK_BY_NAME, CHECKS
 from ropebridge_conformance.judging.bench import Bench, hooks_of
 from ropebridge_conformance.judging.blame import followed
-from ropebridge_conformance.judging.findings import Finding, failed
-from ropebridge_conformance.judging.heat import heat_map
-from ropebridge_conformance.judging.ids import DTYPES
+from ropebridge_conformance.judging.findings import Finding, failed, verdict_of
+from ropebridge_conformance.judging.ids import DTYPES, Id
 from ropebridge_conformance.judging.known_failures import KnownFailure, covering
 from ropebridge_conformance.judging.questions import About, Question
 from ropebridge_conformance.judging.verdicts import Outcome, Verdict
 from ropebridge_conformance.subjects.answers import NotShown, WrongShape, is_of_subject
 from ropebridge_conformance.zoo.scenarios import CORE_CALLS, OPTED, SCENARIO_BY_ID, Scenario
-from ropebridge_conformance.zoo.specimens import chosen_cases
+from ropebridge_conformance.zoo.specimens import CASE_BY_ID, chosen_cases
 
 LONGEST = 4000
 """Characters of an exception's text that a verdict keeps."""
@@ -37,7 +36,20 @@ def plan(
         for device in devices:
             for dtype in dtypes:
                 for check in (check for check in CHECKS if check.about in about):
-                    yield from check.questions(case.id, dtype, device)
+                    yield from check.questions(case, dtype, device)
+
+
+def question_of(one: Id) -> Question:
+    """Return the question of an id.
+
+    Raises:
+        LookupError: there is none.
+    """
+    asked = CHECK_BY_NAME[one.check].questions(CASE_BY_ID[one.case], one.dtype, one.device)
+    for question in asked:
+        if one.means(question.id):
+            return question
+    raise LookupError(f"no question has the id {one}")
 
 
 def judge(bench: Bench, question: Question, known: Sequence[KnownFailure] = ()) -> Verdict:
@@ -54,7 +66,7 @@ def judge(bench: Bench, question: Question, known: Sequence[KnownFailure] = ()) 
             bench.subject.name, question, Finding(Outcome.NOT_EXERCISED, "mps has no float64")
         )
     try:
-        finding = CHECK_BY_NAME[question.check].ask(bench, question)
+        finding = question.asked(bench, question)
     except NotShown as error:
         finding = not_shown(bench.gaps(question.specimen), error)
     except (Exception, SystemExit) as error:
@@ -178,29 +190,18 @@ def expected_to_fail(
 
 
 def verdict(subject: str, question: Question, finding: Finding) -> Verdict:
-    """Return the line of results for a finding about a subject, by its name."""
-    difference = finding.difference
-    return Verdict(
+    """Return the verdict on a question to a subject of this name."""
+    return verdict_of(
+        finding,
         subject=subject,
         clause=question.clause,
         check=question.check,
         hook=question.hook,
         family=question.family,
-        case=f"{question.case}-{question.scenario}",
+        case=question.case,
+        scenario=question.scenario,
         dtype=question.dtype,
         device=question.device,
-        outcome=finding.outcome,
-        error=difference.error if difference else None,
-        bound=difference.bound if difference else None,
-        divergent=finding.divergent,
-        follows=finding.follows,
-        reason=finding.reason,
-        worst=None if difference is None or difference.fits else difference.index,
-        heat=(
-            None
-            if difference is None or difference.ratios is None
-            else heat_map(difference.ratios, finding.divergent)
-        ),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ropebridge_conformance.judging.questions import Question
+from ropebridge_conformance.judging.verdicts import Verdict
 from ropebridge_spec import CLAUSE_BY_ID
 
 Kind = Literal["bug", "not-yet", "never"]
@@ -70,7 +71,7 @@ class KnownFailure:
     device: tuple[str, ...] = ()
     subject: tuple[str, ...] = ()
 
-    def covers(self, question: Question, subject: str) -> bool:
+    def covers(self, question: Question | Verdict, subject: str) -> bool:
         """Return whether a question, put to a subject of this name, is one of those listed to
         fail."""
         values = {"subject": subject, **{name: getattr(question, name) for name in ASKED}}
@@ -90,7 +91,7 @@ class KnownFailure:
 
 
 def covering(
-    known: Sequence[KnownFailure], question: Question, subject: str
+    known: Sequence[KnownFailure], question: Question | Verdict, subject: str
 ) -> KnownFailure | None:
     """Return the first entry that covers a question put to a subject of this name."""
     return next((entry for entry in known if entry.covers(question, subject)), None)

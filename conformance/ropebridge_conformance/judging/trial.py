@@ -83,7 +83,7 @@ def by_case(mutant: Mutant, dtype: str, device: str) -> Iterator[list[Question]]
         asked = [
             q
             for arm in mutant.arms
-            for q in CHECK_BY_NAME[arm].questions(case.id, dtype, device)
+            for q in CHECK_BY_NAME[arm].questions(case, dtype, device)
             if mutant.applies(q.specimen, q.situation)
         ]
         if asked:

@@ -48,6 +48,7 @@ BAD = (Outcome.FAIL, Outcome.VACUOUS, Outcome.JUDGE_ERROR)
 class Verdict:
     """Hold one line of results.
 
+    case: the id of the layer. scenario: how it was called.
     error, bound: of the worst element, where numbers were compared. divergent: the first stage
         outside its bound.
     follows: of a failure that is no cause of its own, the hook point whose fault it follows.
@@ -72,6 +73,7 @@ class Verdict:
     worst: tuple[int, ...] | None = None
     heat: HeatMap | None = None
     follows: str | None = None
+    scenario: str = ""
 
     @property
     def id(self) -> str:
@@ -82,15 +84,9 @@ class Verdict:
         return str(replace(self.question, subject=self.subject))
 
     @property
-    def layer(self) -> str:
-        """Return the id of the layer's case."""
-        return self.case.partition("-")[0]
-
-    @property
     def question(self) -> Id:
         """Return the id of the question, whoever it was put to."""
-        case, _, scenario = self.case.partition("-")
-        return Id(self.check, self.hook, case, scenario, self.dtype, self.device)
+        return Id(self.check, self.hook, self.case, self.scenario, self.dtype, self.device)
 
     def line(self) -> str:
         """Return the verdict as one JSON line; infinities and NaN, which JSON has not, as text."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ropebridge_conformance.checks.firing import judge_axes, judge_order
 from ropebridge_conformance.checks.values import judge_stage
 from ropebridge_conformance.judging.bench import hooks_of
-from ropebridge_conformance.judging.findings import Finding
+from ropebridge_conformance.judging.findings import Finding, verdict_of
 from ropebridge_conformance.judging.verdicts import Verdict
 from ropebridge_conformance.real.recording import Recorded
 from ropebridge_conformance.stages.oracle import context_of
@@ -41,19 +41,16 @@ def verdict(
     layer: Recorded, subject: str, clause: str, check: str, hook: str | None, finding: Finding
 ) -> Verdict:
     """Return the line of results for a finding about a layer."""
-    module, difference = layer.specimen.module, finding.difference
-    return Verdict(
+    module = layer.specimen.module
+    return verdict_of(
+        finding,
         subject=subject,
         clause=clause,
         check=check,
         hook=hook,
         family=str(getattr(module.config, "model_type", type(module).__name__)),
         case=layer.scenario.id,
+        scenario="",
         dtype=str(layer.specimen.dtype).removeprefix("torch."),
         device=layer.specimen.device.type,
-        outcome=finding.outcome,
-        error=difference.error if difference else None,
-        bound=difference.bound if difference else None,
-        divergent=finding.divergent,
-        reason=finding.reason,
     )

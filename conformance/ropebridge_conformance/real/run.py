@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from ropebridge_conformance.judging.findings import Finding
+from ropebridge_conformance.judging.findings import Finding, verdict_of
 from ropebridge_conformance.judging.verdicts import BAD, Verdict
 from ropebridge_conformance.real import checkpoint
 from ropebridge_conformance.real.greedy import continuation, judge_tokens
@@ -63,17 +63,17 @@ class Run:
             self.model.config.model_type,
         )
         self.verdicts.append(
-            Verdict(
-                self.subject,
-                clause,
-                check,
-                None,
-                family,
-                case,
-                dtype,
-                device,
-                finding.outcome,
-                reason=finding.reason,
+            verdict_of(
+                finding,
+                subject=self.subject,
+                clause=clause,
+                check=check,
+                hook=None,
+                family=family,
+                case=case,
+                scenario="",
+                dtype=dtype,
+                device=device,
             )
         )
 

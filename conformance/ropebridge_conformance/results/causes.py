@@ -50,7 +50,7 @@ class Cause:
         else:
             self.example = self.example if self.roots else verdict
             self.roots += 1
-        self.layers.add(verdict.layer)
+        self.layers.add(verdict.case)
         self.dtypes.add(verdict.dtype)
 
 

@@ -131,6 +131,7 @@ def question_of(verdict: Verdict) -> tuple[object, ...]:
         verdict.check,
         verdict.hook,
         verdict.case,
+        verdict.scenario,
         verdict.dtype,
         verdict.device,
         verdict.seed,

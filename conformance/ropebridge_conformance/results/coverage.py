@@ -17,7 +17,8 @@ import transformers
 
 from ropebridge_conformance.judging.verdicts import Verdict
 from ropebridge_conformance.results.installed import Found, installed_classes
-from ropebridge_conformance.zoo.recipes import RECIPE_BY_NAME, SIZES
+from ropebridge_conformance.zoo.recipes import RECIPE_BY_NAME
+from ropebridge_conformance.zoo.recipes.sizes import SIZES
 from ropebridge_conformance.zoo.specimens import (
     CASE_BY_ID,
     CASES,

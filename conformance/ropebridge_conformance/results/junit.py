@@ -53,7 +53,8 @@ def add_suite(
 
 def add_case(suite: Element, verdict: Verdict) -> None:
     """Add the test case of one verdict to its suite."""
-    name = "-".join((verdict.hook or "layer", verdict.case, verdict.dtype, verdict.device))
+    parts = (verdict.hook or "layer", verdict.case, verdict.scenario, verdict.dtype, verdict.device)
+    name = "-".join(part for part in parts if part)
     case = SubElement(
         suite,
         "testcase",

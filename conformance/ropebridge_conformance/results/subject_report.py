@@ -28,7 +28,6 @@ from ropebridge_conformance.judging.known_failures import (
     covering,
     read_known_failures,
 )
-from ropebridge_conformance.judging.questions import Question
 from ropebridge_conformance.judging.verdicts import BAD, Outcome, Verdict
 from ropebridge_conformance.results.files import read_results
 from ropebridge_conformance.subjects.loading import load_subject
@@ -92,14 +91,6 @@ class Cause:
     verdicts: tuple[Verdict, ...]
 
 
-def question_of(verdict: Verdict) -> Question:
-    """Return the question a verdict answers."""
-    case, _, scenario = verdict.case.partition("-")
-    return Question(
-        verdict.check, verdict.clause, verdict.hook, case, scenario, verdict.dtype, verdict.device
-    )
-
-
 def causes(
     verdicts: Sequence[Verdict], known: Sequence[KnownFailure]
 ) -> tuple[list[Cause], list[Verdict]]:
@@ -108,7 +99,7 @@ def causes(
     found: dict[str, list[Verdict]] = {entry.link: [] for entry in known}
     unexplained: list[Verdict] = []
     for verdict in (v for v in verdicts if v.outcome in BAD):
-        entry = covering(known, question_of(verdict), verdict.subject)
+        entry = covering(known, verdict, verdict.subject)
         (unexplained if entry is None else found[entry.link]).append(verdict)
     return [
         Cause(tuple(e for e in known if e.link == link), tuple(covered))
@@ -171,7 +162,7 @@ def row_of(clause: str, verdicts: Sequence[Verdict]) -> list[str]:
     """Return the row of a clause: its worst verdict is the one furthest outside its bound, as far
     as that is a number."""
     worst = max(verdicts, key=excess)
-    where = f"{worst.hook or 'layer'}, {worst.case}, {worst.dtype}"
+    where = f"{worst.hook or 'layer'}, {worst.case}-{worst.scenario}, {worst.dtype}"
     return [
         clause,
         str(len(verdicts)),
@@ -243,7 +234,7 @@ def page_of(
         first = unexplained[0]
         raise ValueError(
             f"{len(unexplained)} failures that no entry covers, the first: {first.clause}"
-            f" {first.check} {first.hook} {first.case} {first.dtype}"
+            f" {first.check} {first.hook} {first.case}-{first.scenario} {first.dtype}"
         )
     paths: list[str] = list(provenance["subjects"])
     module = import_module(paths[0].partition(":")[0])

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropebridge_conformance.zoo.recipes import INSTALLED, RECIPE_BY_NAME, build_model
+from ropebridge_conformance.zoo.builder import build_model
+from ropebridge_conformance.zoo.recipes import INSTALLED, RECIPE_BY_NAME
 from ropebridge_conformance.zoo.selection import pin
 from ropebridge_spec import FAMILIES, Variant, describe, own_names
 from ropebridge_spec.paths import holds

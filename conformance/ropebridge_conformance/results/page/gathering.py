@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from ropebridge_conformance.judging.clauses import clauses_told
+from ropebridge_conformance.judging.ids import PLAIN_CALL
 from ropebridge_conformance.judging.verdicts import Outcome, Verdict
 from ropebridge_conformance.results.causes import Causes, told
 from ropebridge_spec import CLAUSE_BY_ID, HOOKS
@@ -84,6 +85,7 @@ class Digest:
             ),
             "stages": {hook.name: hook.stage for hook in HOOKS},
             "dtypes": self._seen(3),
+            "plain": PLAIN_CALL,
             "outcomes": [str(outcome) for outcome in Outcome],
             "counts": [[*cell, count] for cell, count in self.counts.items()],
             "causes": list(told(self.causes.ranked)),
@@ -98,11 +100,10 @@ class Digest:
 def detail(verdict: Verdict) -> dict[str, object]:
     """Return what is kept of a verdict: what it has, numbers as text, so that an infinity is no
     syntax error."""
-    kept = {key: value for key, value in asdict(verdict).items() if value not in (None, "", ())}
+    kept = {key: value for key, value in asdict(verdict).items() if value not in (None, "", (), 0)}
     return {
         **kept,
         "outcome": str(verdict.outcome),
-        "id": str(verdict.question),
         **{key: f"{kept[key]:.4g}" for key in ("error", "bound") if key in kept},
     }
 

@@ -167,7 +167,7 @@ function openCell(s, f, h) {
   const byDtype = cellOf(subject, family, hook), view = at("cell"), rest = [];
   data.details.forEach((detail, i) => {
     if (detail.subject !== subject || detail.family !== family || (detail.hook ?? "") !== hook) return;
-    rest.push([make("a", detail.check.replaceAll("_", " "), {href: `#v/${i}`}), detail.case, detail.dtype, outcomeMark(detail.outcome), detail.reason ?? ""]);
+    rest.push([make("a", detail.check.replaceAll("_", " "), {href: `#v/${i}`}), `${detail.case} ${detail.scenario ?? ""}`, detail.dtype, outcomeMark(detail.outcome), detail.reason ?? ""]);
   });
   view.replaceChildren(
     make("p", subject, {className: "over"}), title(`${family}, ${named(hook)}`),
@@ -194,7 +194,7 @@ function openVerdict(i) {
   if (!detail) return false;
   const [text, formula] = (Object.hasOwn(data.clauses, detail.clause) && data.clauses[detail.clause]) || ["", ""];
   view.replaceChildren(make("p", detail.subject, {className: "over"}), title(detail.check.replaceAll("_", " ")), outcomeMark(detail.outcome), make("p", detail.reason ?? ""));
-  view.append(pairs([["hook point", named(detail.hook)], ["family", detail.family], ["case", detail.case], ["dtype", detail.dtype], ["device", detail.device]]));
+  view.append(pairs([["hook point", named(detail.hook)], ["family", detail.family], ["case", detail.case], ["scenario", detail.scenario ?? ""], ["dtype", detail.dtype], ["device", detail.device]]));
   view.append(make("h3", "Clause " + detail.clause), make("p", text));
   if (formula) view.append(make("pre", formula));
   view.append(...where(detail), ...reproduction(detail), neighbours(Number(i)), back());
@@ -253,15 +253,19 @@ function shade(byte) {
 const quoted = text => "'" + String(text).replaceAll("'", "'\\''") + "'";
 const literal = value => value === undefined || value === null ? "None" : JSON.stringify(value);
 
+// what `ropebridge check --only` and `pytest -k` read: judging/ids.py
+function idOf(detail) {
+  const called = detail.scenario === data.plain ? "" : detail.scenario;
+  return `test_${detail.check}[${[detail.hook, detail.case, called, detail.dtype, detail.device].filter(Boolean).join("-")}]`;
+}
+
 function reproduction(detail) {
-  const path = Object.hasOwn(data.paths, detail.subject) ? data.paths[detail.subject] : "package.module:Factory", cut = detail.case.lastIndexOf("-");
-  if (cut < 0) return [];
-  const chosen = {check: detail.check, clause: detail.clause, hook: detail.hook, case: detail.case.slice(0, cut), scenario: detail.case.slice(cut + 1), dtype: detail.dtype, device: detail.device};
-  const command = `ropebridge check ${quoted(path)} \\\n  --only ${quoted(detail.id)}`;
-  const script = ["from ropebridge_conformance.judging.bench import Bench",
-    "from ropebridge_conformance.subjects.loading import load_subject", "from ropebridge_conformance.judging.judge import judge",
-    "from ropebridge_conformance.judging.questions import Question", "", "question = Question(",
-    ...Object.entries(chosen).map(([name, value]) => `    ${name}=${literal(value)},`), ")",
+  const path = Object.hasOwn(data.paths, detail.subject) ? data.paths[detail.subject] : "package.module:Factory";
+  if (!detail.scenario) return [];
+  const command = `ropebridge check ${quoted(path)} \\\n  --only ${quoted(idOf(detail))}`;
+  const script = ["from ropebridge_conformance.judging.bench import Bench", "from ropebridge_conformance.judging.ids import read_id",
+    "from ropebridge_conformance.judging.judge import judge, question_of", "from ropebridge_conformance.subjects.loading import load_subject", "",
+    `question = question_of(read_id(${literal(idOf(detail))}))`,
     `verdict = judge(Bench(load_subject(${literal(path)})), question)`, "print(verdict.outcome, verdict.divergent, verdict.reason)", ""].join("\n");
   return [make("h3", "To see it again"), copied(command, "command"), copied(script, "script")];
 }
