@@ -203,6 +203,9 @@ def judge_all(run: Run, results: Path) -> int:
         verdicts = counted(begun, carried_out(begun, pool, results))
     if begun.names:
         report(verdicts, begun.clauses)
+    for name, choices in begun.conventions.items():
+        declared = ", ".join(f"{what} {how}" for what, how in choices.items())
+        console.print(f"{name} declares, and is judged by: {declared}", highlight=False)
     console.print(f"results: {results}")
     return 2 if not begun.names else 1 if any(v.outcome in BAD for v in verdicts) else 0
 

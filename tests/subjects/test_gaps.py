@@ -9,10 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from ropebridge_conformance.cli import app
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.judge import judge, plan
 from ropebridge_conformance.judging.verdicts import BAD, Outcome
+from ropebridge_conformance.results.files import read_results
 from ropebridge_conformance.subjects.loading import SubjectError, load_subject
 from ropebridge_conformance.subjects.parts import name_of
 from ropebridge_conformance.subjects.reference import GAPS, Factory
@@ -182,6 +185,23 @@ def test_masked_scores_that_are_the_lowest_number_may_be_declared(declared):
     bad = [v for v in verdicts if v.outcome in BAD]
     assert bool(bad) is not declared, [(v.id, v.reason) for v in bad]
     assert {v.follows or v.divergent for v in bad} <= {"hook_attn_scores"}
+
+
+@pytest.mark.slow
+def test_a_run_says_what_a_subject_declares_to_do_otherwise(monkeypatch, tmp_path):
+    """In the header of its results, and at the end."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "declares.py").write_text(
+        "from ropebridge_conformance.subjects.reference import Factory as Reference\n\n\n"
+        "def Factory():\n    made = Reference()\n"
+        "    object.__setattr__(made, 'conventions', {'masked_scores': 'lowest'})\n"
+        "    return made\n"
+    )
+    narrow = ("--family=llama", "--dtype=float32", "--check=looking_changes_nothing")
+    done = CliRunner().invoke(app, ["check", "declares:Factory", *narrow, "--results=r.jsonl"])
+    assert "reference declares, and is judged by: masked_scores lowest" in done.stdout
+    provenance, _ = read_results(tmp_path / "r.jsonl")
+    assert provenance["conventions"] == {"reference": {"masked_scores": "lowest"}}
 
 
 @pytest.mark.parametrize("case", ["gemma3_global", "t5gemma_0", "deepseek_v2_0"])

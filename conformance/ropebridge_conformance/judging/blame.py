@@ -9,6 +9,15 @@ from ropebridge_conformance.judging.compare import fits
 from ropebridge_conformance.stages.oracle import Context, expect
 from ropebridge_conformance.subjects.traces import Trace
 
+STAGE_CHECK = "a_stage_gives_the_value_of_its_clause"
+"""The check of one stage's values."""
+OF_ONE_STAGE = (
+    "hooks_fire_once_in_contract_order",
+    "a_hook_watched_alone_fires_once",
+    "a_hook_has_the_axes_of_the_contract",
+)
+"""Checks whose failures are roots: they look at one hook point, or at which of them fire."""
+
 
 def broken_stages(traces: Sequence[Trace], contexts: Sequence[Context]) -> dict[str, str]:
     """Return hook point -> the hook point whose fault it follows, itself where it is the root; of

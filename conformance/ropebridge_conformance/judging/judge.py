@@ -11,7 +11,7 @@ import torch
 
 from ropebridge_conformance.checks import CHECK_BY_NAME, CHECKS
 from ropebridge_conformance.judging.bench import Bench, hooks_of
-from ropebridge_conformance.judging.blame import followed
+from ropebridge_conformance.judging.blame import OF_ONE_STAGE, STAGE_CHECK, followed
 from ropebridge_conformance.judging.findings import Finding, failed, verdict_of
 from ropebridge_conformance.judging.ids import DTYPES, Id
 from ropebridge_conformance.judging.known_failures import KnownFailure, covering
@@ -77,14 +77,6 @@ def judge(bench: Bench, question: Question, known: Sequence[KnownFailure] = ()) 
     )
 
 
-OF_ONE_STAGE = (
-    "hooks_fire_once_in_contract_order",
-    "a_hook_watched_alone_fires_once",
-    "a_hook_has_the_axes_of_the_contract",
-)
-"""Checks whose failures are roots: they look at one hook point, or at which of them fire."""
-
-
 def with_blame(bench: Bench, question: Question, finding: Finding) -> Finding:
     """Return a failure with the hook point whose fault it follows, where a stage is wrong in the
     same layer without any edit. An input that tells nothing of such a layer is not vacuous: the
@@ -109,10 +101,6 @@ def with_blame(bench: Bench, question: Question, finding: Finding) -> Finding:
     if root == question.hook and question.check == STAGE_CHECK:
         root = None
     return replace(finding, follows=root)
-
-
-STAGE_CHECK = "a_stage_gives_the_value_of_its_clause"
-"""The check of one stage's values."""
 
 
 def clean_scenario(question: Question) -> Scenario:

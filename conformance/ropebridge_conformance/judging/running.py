@@ -95,8 +95,19 @@ class Begun:
             "shard": shard,
             "expected": self.expected,
             "clauses": self.clauses,
+            "conventions": self.conventions,
         }
         return header(self.run.subjects, devices, run)
+
+    @property
+    def conventions(self) -> dict[str, dict[str, str]]:
+        """Return subject -> what it declares to do otherwise, of those that do; it is translated
+        before it is judged."""
+        return {
+            found.name: dict(found.conventions)
+            for found in self.loaded.values()
+            if isinstance(found, Loaded) and found.conventions
+        }
 
     @cached_property
     def clauses(self) -> list[str]:

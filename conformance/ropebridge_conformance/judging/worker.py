@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 
 from ropebridge_conformance.judging.bench import Bench
@@ -41,9 +41,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Say that the subject of the task was loaded; this is its name."""
+    """Say that the subject of the task was loaded; this is its name, and what it declares to do
+    otherwise."""
 
     name: str
+    conventions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def answer(task: Task, pipe: Connection, desk: dict[str, Bench]) -> None:
         except SubjectError as error:
             pipe.send(Refused(str(error)))
             return
-    pipe.send(Loaded(desk[task.key].subject.name))
+    subject = desk[task.key].subject
+    pipe.send(Loaded(subject.name, dict(getattr(subject, "conventions", {}))))
     for question in task.questions:
         pipe.send(judge(desk[task.key], question, task.known))

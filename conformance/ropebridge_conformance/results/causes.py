@@ -6,15 +6,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ropebridge_conformance.judging.blame import OF_ONE_STAGE, STAGE_CHECK
 from ropebridge_conformance.judging.verdicts import BAD, Outcome, Verdict
 from ropebridge_conformance.subjects.answers import NotShown
 
-OF_A_STAGE = (
-    "a_stage_gives_the_value_of_its_clause",
-    "a_hook_has_the_axes_of_the_contract",
-    "hooks_fire_once_in_contract_order",
-    "a_hook_watched_alone_fires_once",
-)
+OF_A_STAGE = (STAGE_CHECK, *OF_ONE_STAGE)
 """Checks of one stage: that one hook point fails several of them has one cause."""
 NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 RAISED = "raised "

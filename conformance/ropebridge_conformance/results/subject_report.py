@@ -277,7 +277,8 @@ def gaps_of(path: str) -> str:
     """Return what the subject at a path declares."""
     subject = load_subject(path)
     return f"**{subject.name}**\n\n" + "\n".join(
-        f"- {name}: {reason}" for name, reason in subject.unsupported.items()
+        f"- {name}: {'in some layers' if callable(reason) else reason}"
+        for name, reason in subject.unsupported.items()
     )
 
 
