@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 
 from ropebridge import attach
+from ropebridge.subject import Factory
+from ropebridge_conformance.subjects.traces import record
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, calls
+from ropebridge_conformance.zoo.specimens import specimen
 
 pytestmark = pytest.mark.slow
 
@@ -125,3 +129,16 @@ def test_the_gradient_at_shown_scores_is_that_of_the_softmax(
     wanted[..., 0] = (p[..., -1, 0].double() * (1 - p[..., -1, 0].double())).to(p.dtype)
     assert gradient.dtype == HALF[dtype]
     torch.testing.assert_close(gradient[..., -1, :], wanted.detach(), rtol=0.02, atol=1e-4)
+
+
+@pytest.mark.parametrize("hook", ["hook_rot_q", "hook_rot_k"])
+def test_looking_at_rotated_heads_changes_no_bit_of_short_calls(hook):
+    """Query and key of few positions are rotated together: each is laid out as a hook is shown it,
+    because products round by how their operands lie. One kv head and three rows showed it."""
+    own, scenario = specimen("falcon_mqa_0", torch.float32, "cpu"), SCENARIO_BY_ID["decode"]
+    layer = Factory().layer(own.module, rotary=own.rotary)
+    alone, seen = (
+        [trace.out for trace in record(layer, calls(scenario, own, layer), names)]
+        for names in ((), (hook,))
+    )
+    assert all(torch.equal(one, other) for one, other in zip(alone, seen, strict=True))

@@ -36,7 +36,9 @@ def rotate_heads(heads: Heads, tables: Tables | None, layer: AttentionBridge) ->
     alike = k is not None and k.shape[1] == q.shape[1]
     if k is not None and alike and q.shape[1] <= SHORT:
         both = rotate(torch.cat([q, k], dim=2), turn, rotary)  # (batch, pos, head kv_head, d_head)
-        q, k = both[:, :, : q.shape[2]], both[:, :, q.shape[2] :]
+        # laid out as hooks are shown it, or torch's products would round otherwise where one looks;
+        # one position of one row is laid out so already
+        q, k = both[:, :, : q.shape[2]].contiguous(), both[:, :, q.shape[2] :].contiguous()
         q, k = layer.show("hook_rot_q", q), layer.show("hook_rot_k", k)
     else:
         q = layer.show("hook_rot_q", rotate(q, turn, rotary), fresh=True)
