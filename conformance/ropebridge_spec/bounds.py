@@ -98,7 +98,12 @@ def scores(value: Any, magnitude: Any, *, terms: int, softcap: float | None, dty
 
 def softmax(pattern: Any, below_max: Any, *, keys: int, dtype: str) -> Any:
     """Bound the error of clause PAT-1: exp and a sum over `keys` entries in at least float32,
-    rounded once; below_max is max - score."""
+    rounded once; below_max is max - score.
+
+    What subtracts the largest score in half precision, as GPT-OSS does in transformers, is off by a
+    relative u (max - score) more, up to sixteen times this: the clause asks for float32 inside, so
+    there the class itself is outside it, and a bridge of it need not be.
+    """
     a = ACCUMULATION[dtype]
     inside = a * (below_max + math.log(keys) + keys + 9)
     return pattern * (inside + UNIT[dtype] * (1 + inside)) + UNDERFLOW[dtype]
