@@ -27,6 +27,7 @@ from ropebridge_conformance.mutants.mutant import (
 )
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
+from ropebridge_conformance.zoo.scenarios import BATCH
 from ropebridge_reference import (
     project_output,
     result,
@@ -212,7 +213,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "output_flat",
         "hook_out is shown with batch and pos in one axis",
         "hook_out",
-        show=shows_as("hook_out", lambda x: x.flatten(0, 1), lambda x: x.unflatten(0, (2, -1))),
+        show=shows_as("hook_out", lambda x: x.flatten(0, 1), lambda x: x.unflatten(0, (BATCH, -1))),
         clause="OUT-2",
         arms=AXES,
     ),

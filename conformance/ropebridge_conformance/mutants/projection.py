@@ -39,6 +39,7 @@ from ropebridge_conformance.mutants.mutant import (
     turns_to,
 )
 from ropebridge_conformance.subjects.reference import ReferenceLayer, show
+from ropebridge_conformance.zoo.scenarios import BATCH
 from ropebridge_reference import (
     STAGES,
     Affine,
@@ -355,7 +356,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "input_flat",
         "hook_in is shown with batch and pos in one axis",
         "hook_in",
-        show=shows_as("hook_in", lambda x: x.flatten(0, 1), lambda x: x.unflatten(0, (2, -1))),
+        show=shows_as("hook_in", lambda x: x.flatten(0, 1), lambda x: x.unflatten(0, (BATCH, -1))),
         clause="IN-2",
         arms=AXES,
     ),
