@@ -369,6 +369,13 @@ def test_three_hundred_thousand_verdicts_make_a_small_page_and_a_quick_one(open_
     assert elements < 150 * (len(HOOKS) * 5 + 5) + 500
 
 
+def test_a_bound_of_0_is_kept_and_shown():
+    """Stages that only hand on what they are given have no other."""
+    bad = replace(PASS, outcome=Outcome.FAIL, error=2.0, bound=0.0)
+    kept = digest([bad]).data({})["details"]
+    assert [(one["error"], one["bound"]) for one in kept] == [("2", "0")]
+
+
 def test_every_cell_keeps_something_before_any_keeps_more():
     many = [replace(PASS, outcome=Outcome.FAIL, case=f"a-{n}") for n in range(KEPT * 2)]
     few = [replace(PASS, outcome=Outcome.VACUOUS, family=f"f{n}") for n in range(10)]

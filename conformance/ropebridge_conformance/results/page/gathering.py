@@ -100,7 +100,9 @@ class Digest:
 def detail(verdict: Verdict) -> dict[str, object]:
     """Return what is kept of a verdict: what it has, numbers as text, so that an infinity is no
     syntax error."""
-    kept = {key: value for key, value in asdict(verdict).items() if value not in (None, "", (), 0)}
+    fields = asdict(verdict)
+    del fields["seed"]  # the page does not show it; a bound of 0 it does
+    kept = {key: value for key, value in fields.items() if value not in (None, "", ())}
     return {
         **kept,
         "outcome": str(verdict.outcome),
