@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, find, given, settings
 
 from ropebridge.subject import Factory as Bridge
-from ropebridge_conformance.mutants import MUTANT_BY_NAME
+from ropebridge_conformance.mutants.catalogue import MUTANT_BY_NAME
 from ropebridge_conformance.strategies import (
     CORPUS,
     MINIMAL,

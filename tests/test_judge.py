@@ -16,10 +16,10 @@ from ropebridge_conformance.judging.judge import judge, plan, question_of
 from ropebridge_conformance.judging.known_failures import KnownFailuresError, read_known_failures
 from ropebridge_conformance.judging.questions import axes_clause, value_clause
 from ropebridge_conformance.judging.verdicts import BAD, Outcome, Verdict, read_line
-from ropebridge_conformance.mutants import MUTANTS, foils
+from ropebridge_conformance.mutants.catalogue import MUTANTS, foils
 from ropebridge_conformance.mutants.mutant import shows_as
 from ropebridge_conformance.results.files import ResultsError, read_results, write_results
-from ropebridge_conformance.stages.oracle import STAGE_ORACLES, Expectation
+from ropebridge_conformance.stages.context import STAGE_ORACLES, Expectation
 from ropebridge_conformance.subjects.loading import SubjectError, load_subject
 from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, base_inputs
@@ -195,7 +195,7 @@ def test_a_fault_of_the_judge_is_none_of_the_subject(monkeypatch):
     def broken(hook, context):
         raise ZeroDivisionError("planted")
 
-    oracle = "ropebridge_conformance.stages.oracle.STAGE_ORACLES"
+    oracle = "ropebridge_conformance.stages.context.STAGE_ORACLES"
     monkeypatch.setattr(oracle, {**STAGE_ORACLES, "hook_z": broken})
     verdict = ask(Factory(), hook="hook_z")
     assert (verdict.outcome, verdict.divergent) == (Outcome.JUDGE_ERROR, None)

@@ -15,7 +15,7 @@ from ropebridge_conformance.judging.known_failures import (
     read_known_failures,
 )
 from ropebridge_conformance.judging.verdicts import Outcome
-from ropebridge_conformance.mutants import MUTANT_BY_NAME
+from ropebridge_conformance.mutants.catalogue import MUTANT_BY_NAME
 from ropebridge_conformance.subjects.reference import Factory
 
 ENTRY = '[[failure]]\nclause = "ROT-1"\nreason = "pairs are wrong"\n'

@@ -9,7 +9,8 @@ from ropebridge_conformance.judging.clauses import NOT_ASKED
 from ropebridge_conformance.judging.judge import judge
 from ropebridge_conformance.judging.trial import Trial, correct_runs, survives, try_mutant
 from ropebridge_conformance.judging.verdicts import BAD
-from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT_BY_NAME, MUTANTS
+from ropebridge_conformance.mutants.catalogue import MUTANT_BY_NAME, MUTANTS
+from ropebridge_conformance.mutants.equivalent import EQUIVALENTS
 from ropebridge_conformance.results.kills import count, equivalent_table, kill_table
 from ropebridge_conformance.zoo.specimens import COVER
 from ropebridge_spec import CLAUSES, HOOK_BY_NAME

@@ -13,17 +13,10 @@ from ropebridge_conformance.judging.findings import failed, passed
 from ropebridge_conformance.judging.judge import judge
 from ropebridge_conformance.judging.verdicts import Outcome
 from ropebridge_conformance.stages.carried import exact
-from ropebridge_conformance.stages.oracle import (
-    MASKING,
-    STAGE_ORACLES,
-    Context,
-    Expectation,
-    bias_in,
-    contexts_after,
-    contexts_of,
-    expect,
-    unchanged,
-)
+from ropebridge_conformance.stages.context import STAGE_ORACLES, Context, Expectation, expect
+from ropebridge_conformance.stages.functions import STAGES
+from ropebridge_conformance.stages.masks import MASKING, bias_in
+from ropebridge_conformance.stages.oracle import contexts_after, contexts_of, unchanged
 from ropebridge_conformance.stages.reads import ReadValues, remembered
 from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.subjects.traces import record
@@ -31,7 +24,6 @@ from ropebridge_conformance.zoo import specimens
 from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, calls, possible
 from ropebridge_conformance.zoo.specimens import CASE_BY_ID, COVER, specimen, tiny_model
 from ropebridge_conformance.zoo.weights import WeightsOnce
-from ropebridge_reference import STAGES
 
 
 class Layer:

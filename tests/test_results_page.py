@@ -16,18 +16,18 @@ from ropebridge_conformance.judging.compare import compare
 from ropebridge_conformance.judging.heat import COLUMNS, ROWS, heat_map
 from ropebridge_conformance.judging.judge import judge, plan
 from ropebridge_conformance.judging.verdicts import Outcome, Verdict, read_line
-from ropebridge_conformance.mutants import MUTANT_BY_NAME
+from ropebridge_conformance.mutants.catalogue import MUTANT_BY_NAME
 from ropebridge_conformance.results.files import header, write_results
 from ropebridge_conformance.results.page import digest, write_page
 from ropebridge_conformance.results.page.gathering import KEPT, PER_CELL
-from ropebridge_conformance.stages.oracle import Expectation
+from ropebridge_conformance.stages.context import Expectation
 from ropebridge_spec import CLAUSE_BY_ID, HOOKS
 
 pytestmark = pytest.mark.slow
 
 BROKEN = (
-    "from ropebridge_conformance.mutants import MUTANT_BY_NAME\n\n\ndef Factory():\n    return"
-    " MUTANT_BY_NAME['sin_sign'].subject()\n"
+    "from ropebridge_conformance.mutants.catalogue import MUTANT_BY_NAME\n\n\ndef Factory():\n"
+    "    return MUTANT_BY_NAME['sin_sign'].subject()\n"
 )
 EVIL = [
     "</script><script>document.title='taken'</script>",

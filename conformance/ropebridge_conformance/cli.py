@@ -41,7 +41,8 @@ from ropebridge_conformance.judging.trial import (
     try_mutant,
 )
 from ropebridge_conformance.judging.verdicts import BAD, Verdict
-from ropebridge_conformance.mutants import EQUIVALENTS, MUTANT_BY_NAME
+from ropebridge_conformance.mutants.catalogue import MUTANT_BY_NAME
+from ropebridge_conformance.mutants.equivalent import EQUIVALENTS
 from ropebridge_conformance.plugin import DEFAULT_SUBJECTS
 from ropebridge_conformance.results.causes import causes_of, told
 from ropebridge_conformance.results.coverage import (

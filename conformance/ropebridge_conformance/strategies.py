@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ropebridge_conformance.judging.bench import Bench, Watch, hooks_of
 from ropebridge_conformance.judging.compare import compare
-from ropebridge_conformance.stages.oracle import expect
+from ropebridge_conformance.stages.context import expect
 from ropebridge_conformance.zoo.scenarios import Scenario, possible
 from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_spec import Gate, Latent, Norm, OptIn, Rotary, Subject, Temperature, Variant

@@ -25,16 +25,13 @@ from ropebridge_reference.project import (
 from ropebridge_reference.rotary import rotate, rows_for, turns
 from ropebridge_reference.scores import scale_by_temperature, score_keys, temperature_at, unrounded
 from ropebridge_reference.split import a_key_for_every_head, copies, join_source
-from ropebridge_reference.stages import STAGES, Stages
 from ropebridge_reference.weights import Affine, Weights
 
 __all__ = [
-    "STAGES",
     "Affine",
     "Output",
     "Past",
     "Select",
-    "Stages",
     "Weights",
     "a_key_for_every_head",
     "adapt",

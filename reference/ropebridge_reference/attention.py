@@ -13,15 +13,27 @@ from typing import TypeVar
 from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
-from ropebridge_reference.differential import side_by_side
-from ropebridge_reference.key_bias import of_the_largest
-from ropebridge_reference.masks import Bias
-from ropebridge_reference.memory import Past
-from ropebridge_reference.project import add
-from ropebridge_reference.rotary import rows_for
-from ropebridge_reference.scores import unrounded
+from ropebridge_reference.differential import side_by_side, subtract
+from ropebridge_reference.gate import norm_and_gate, open_gate
+from ropebridge_reference.key_bias import bias_keys, of_the_largest
+from ropebridge_reference.latent import make_latent
+from ropebridge_reference.masks import Bias, selection_bias
+from ropebridge_reference.memory import Past, recall
+from ropebridge_reference.mix import exclude, mix_values
+from ropebridge_reference.norm import normalise
+from ropebridge_reference.output import project_output, result, sum_of_results
+from ropebridge_reference.pattern import make_pattern
+from ropebridge_reference.project import (
+    adapt,
+    add,
+    clip,
+    multiply,
+    project_heads,
+    with_rotary_part,
+)
+from ropebridge_reference.rotary import rotate, rows_for, turns
+from ropebridge_reference.scores import scale_by_temperature, score_keys, unrounded
 from ropebridge_reference.split import a_key_for_every_head, copies, join_source
-from ropebridge_reference.stages import STAGES, Stages
 from ropebridge_reference.weights import Weights
 from ropebridge_spec import ContractError, OptIn, Variant
 
@@ -69,7 +81,6 @@ def attention_layer(
     source: Float[Tensor, "batch source d_model"] | None = None,
     opted_in: Collection[OptIn] = (),
     at: At = nobody_watches,
-    stages: Stages = STAGES,
 ) -> Output:
     """Return one attention layer, in any floating dtype; in float64 it is the oracle.
 
@@ -105,22 +116,22 @@ def attention_layer(
         x_v = at("hook_v_input", x_v)
     c_q = c_kv = None
     if variant.latent is not None and variant.latent.q_rank is not None:
-        c_q = at("hook_q_latent", query_latent(x, weights, variant, stages))
+        c_q = at("hook_q_latent", query_latent(x, weights, variant))
     if variant.latent is not None:
-        c_kv = at("hook_kv_latent", key_and_value_latent(x, weights, variant, stages))
+        c_kv = at("hook_kv_latent", key_and_value_latent(x, weights, variant))
 
     # query, key and value, (batch, pos, heads, width)
-    q = at("hook_q", project_query(x_q, c_q, weights, variant, stages))
+    q = at("hook_q", project_query(x_q, c_q, weights, variant))
     k = v = None
     if variant.shared_kv_argument is None:
-        k = at("hook_k", project_key(x_k, c_kv, weights, variant, stages))
-        v = at("hook_v", project_value(x_v, c_kv, k, added_value, weights, variant, stages))
+        k = at("hook_k", project_key(x_k, c_kv, weights, variant))
+        v = at("hook_v", project_value(x_v, c_kv, k, added_value, weights, variant))
     if variant.norms_before_rotation:
-        q = at("hook_q_normed", norm_query(q, weights, variant, stages)).view_as(q)
+        q = at("hook_q_normed", norm_query(q, weights, variant)).view_as(q)
     if variant.norms_before_rotation and k is not None:
-        k = at("hook_k_normed", norm_key(k, weights, variant, stages)).view_as(k)
+        k = at("hook_k_normed", norm_key(k, weights, variant)).view_as(k)
     if variant.value_norm is not None and v is not None:
-        v = at("hook_v_normed", stages.normalise(v, weights.v_norm, variant.value_norm))
+        v = at("hook_v_normed", normalise(v, weights.v_norm, variant.value_norm))
 
     # rotation
     if variant.rotary is not None:
@@ -128,58 +139,58 @@ def attention_layer(
         cos = at("hook_cos", cos)
         sin = at("hook_sin", sin)
         tables = cos, sin
-    q = at("hook_rot_q", rotate_by_position(q, tables, variant, stages))
+    q = at("hook_rot_q", rotate_by_position(q, tables, variant))
     if k is not None:
-        k = at("hook_rot_k", rotate_by_position(k, tables, variant, stages))
+        k = at("hook_rot_k", rotate_by_position(k, tables, variant))
     if v is not None and variant.rotary is not None and variant.rotary.values:
-        v = at("hook_rot_v", rotate_by_position(v, tables, variant, stages))
+        v = at("hook_rot_v", rotate_by_position(v, tables, variant))
     if variant.norm is not None and variant.norm.after_rotation:
-        q = at("hook_q_normed", norm_query(q, weights, variant, stages)).view_as(q)
+        q = at("hook_q_normed", norm_query(q, weights, variant)).view_as(q)
     if variant.norm is not None and variant.norm.after_rotation and k is not None:
-        k = at("hook_k_normed", norm_key(k, weights, variant, stages)).view_as(k)
-    past = remember(past, k, v, stages)
+        k = at("hook_k_normed", norm_key(k, weights, variant)).view_as(k)
+    past = remember(past, k, v)
 
     # scores and pattern, (batch, head, query, key)
     if select is not None:
-        bias = bias + stages.selection_bias(select(x, c_q, tables))
-    bias = add_key_bias(bias, past.value, weights, variant, stages)
-    q = stages.scale_by_temperature(q, positions, variant.temperature)
-    s = stages.scores(q, past.key, bias, variant)
+        bias = bias + selection_bias(select(x, c_q, tables))
+    bias = add_key_bias(bias, past.value, weights, variant)
+    q = scale_by_temperature(q, positions, variant.temperature)
+    s = score_keys(q, past.key, bias, variant)
     s = unrounded(at("hook_attn_scores", s.to(x.dtype)), s)
-    p = at("hook_pattern", stages.pattern(s, weights.sinks).to(x.dtype))
+    p = at("hook_pattern", make_pattern(s, weights.sinks).to(x.dtype))
 
     # gate, mix and output
     g = None
     if variant.gate is not None:
-        logits = project_gate(x, c_q, weights, variant, stages)
+        logits = project_gate(x, c_q, weights, variant)
         if variant.gate.in_query:
             logits = at("hook_q_gate", logits)
-        g = at("hook_gate", make_gate(logits, variant, stages))
-    z = at("hook_z", mix_heads(p, past.value, g, weights, variant, stages))
+        g = at("hook_gate", make_gate(logits, variant))
+    z = at("hook_z", mix_heads(p, past.value, g, weights, variant))
     if "attn_result" in opted_in:
-        r = at("hook_result", stages.result(z, weights.W_O))
-        out = at("hook_out", stages.sum_of_results(r, weights.b_O))
+        r = at("hook_result", result(z, weights.W_O))
+        out = at("hook_out", sum_of_results(r, weights.b_O))
     else:
-        out = at("hook_out", stages.output(z, weights.W_O, weights.b_O))
+        out = at("hook_out", project_output(z, weights.W_O, weights.b_O))
     return Output(out, p, past)
 
 
 def query_latent(
-    x: Float[Tensor, "batch pos d_model"], weights: Weights, variant: Variant, stages: Stages
+    x: Float[Tensor, "batch pos d_model"], weights: Weights, variant: Variant
 ) -> Float[Tensor, "batch pos q_rank"]:
     """Return what the query comes up from (LAT-1)."""
     latent = needed(variant.latent, "latent", "LAT-1")
-    W, b, affine = weights.W_DQ, weights.b_DQ, weights.q_latent_norm
-    return stages.latent(x, W, b, affine, latent.norm, latent.q_scale, latent.q_beside)
+    W, b, affine = needed(weights.W_DQ, "W_DQ", "LAT-1"), weights.b_DQ, weights.q_latent_norm
+    return make_latent(x, W, b, affine, latent.norm, latent.q_scale, latent.q_beside)
 
 
 def key_and_value_latent(
-    x: Float[Tensor, "batch pos d_model"], weights: Weights, variant: Variant, stages: Stages
+    x: Float[Tensor, "batch pos d_model"], weights: Weights, variant: Variant
 ) -> Float[Tensor, "batch pos kv_rank"]:
     """Return what key and value come up from (LAT-1)."""
     latent = needed(variant.latent, "latent", "LAT-1")
-    W, b, affine = weights.W_DKV, weights.b_DKV, weights.kv_latent_norm
-    return stages.latent(x, W, b, affine, latent.norm, latent.kv_scale, False)
+    W, b, affine = needed(weights.W_DKV, "W_DKV", "LAT-1"), weights.b_DKV, weights.kv_latent_norm
+    return make_latent(x, W, b, affine, latent.norm, latent.kv_scale, False)
 
 
 def project_query(
@@ -187,13 +198,12 @@ def project_query(
     c: Float[Tensor, "batch pos q_rank"] | None,
     weights: Weights,
     variant: Variant,
-    stages: Stages,
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Return the query heads of the latent c, or without one of x (PROJ-1, CLIP-1)."""
     x = x if c is None else copies(c, variant.heads)
-    q = stages.project(x, weights.W_Q, weights.b_Q)
-    q = stages.adapt(q, x, weights.adapters.get("Q"))
-    return stages.clip(q, None if variant.norms_before_rotation else variant.clip)
+    q = project_heads(x, weights.W_Q, weights.b_Q)
+    q = adapt(q, x, weights.adapters.get("Q"))
+    return clip(q, None if variant.norms_before_rotation else variant.clip)
 
 
 def project_key(
@@ -201,16 +211,15 @@ def project_key(
     c: Float[Tensor, "batch kv_pos kv_rank"] | None,
     weights: Weights,
     variant: Variant,
-    stages: Stages,
 ) -> Float[Tensor, "batch kv_pos kv_head d_head"]:
     """Return the key heads of the latent c, followed by the rotary part that all share; or without
     one of x (PROJ-1, CLIP-1)."""
     own = x if c is None else copies(c, variant.kv_heads)
-    k = stages.project(own, needed(weights.W_K, "W_K", "PROJ-1"), weights.b_K)
-    k = stages.adapt(k, own, weights.adapters.get("K"))
-    k = stages.with_rotary_part(k, x, weights, variant.rotary_part_norm)
-    k = stages.multiply(k, variant.k_multiplier)
-    return stages.clip(k, None if variant.norms_before_rotation else variant.clip)
+    k = project_heads(own, needed(weights.W_K, "W_K", "PROJ-1"), weights.b_K)
+    k = adapt(k, own, weights.adapters.get("K"))
+    k = with_rotary_part(k, x, weights, variant.rotary_part_norm)
+    k = multiply(k, variant.k_multiplier)
+    return clip(k, None if variant.norms_before_rotation else variant.clip)
 
 
 def project_value(
@@ -220,61 +229,57 @@ def project_value(
     added_value: Float[Tensor, "batch pos added_head d_head_v"] | None,
     weights: Weights,
     variant: Variant,
-    stages: Stages,
 ) -> Float[Tensor, "batch kv_pos kv_head d_head_v"]:
     """Return the value heads of the latent c, or without one of x, and what the model adds to them
     (PROJ-1, CLIP-1); the key k where that is the value (KV-1)."""
     if variant.value_is_key:
         return k
     x = x if c is None else copies(c, variant.kv_heads)
-    v = stages.project(x, needed(weights.W_V, "W_V", "PROJ-1"), weights.b_V)
-    v = stages.adapt(v, x, weights.adapters.get("V"))
-    v = stages.clip(stages.multiply(v, variant.v_multiplier), variant.clip)
+    v = project_heads(x, needed(weights.W_V, "W_V", "PROJ-1"), weights.b_V)
+    v = adapt(v, x, weights.adapters.get("V"))
+    v = clip(multiply(v, variant.v_multiplier), variant.clip)
     return v if added_value is None else add(v, added_value)
 
 
 def norm_query(
-    q: Float[Tensor, "batch pos head d_head"], weights: Weights, variant: Variant, stages: Stages
+    q: Float[Tensor, "batch pos head d_head"], weights: Weights, variant: Variant
 ) -> Float[Tensor, "batch pos *heads"]:
     """Return the query after the family's norm (NORM-1), clipped where that comes before rotation
     (CLIP-1)."""
     norm = needed(variant.norm, "norm", "NORM-1")
-    q = stages.normalise(q, weights.q_norm, norm)
-    return stages.clip(q, variant.clip if variant.norms_before_rotation else None)
+    q = normalise(q, weights.q_norm, norm)
+    return clip(q, variant.clip if variant.norms_before_rotation else None)
 
 
 def norm_key(
     k: Float[Tensor, "batch kv_pos kv_head d_head"],
     weights: Weights,
     variant: Variant,
-    stages: Stages,
 ) -> Float[Tensor, "batch kv_pos *heads"]:
     """Return the key after the family's norm (NORM-1), clipped where that comes before rotation
     (CLIP-1)."""
     norm = needed(variant.norm, "norm", "NORM-1")
-    k = stages.normalise(k, weights.k_norm, norm)
-    return stages.clip(k, variant.clip if variant.norms_before_rotation else None)
+    k = normalise(k, weights.k_norm, norm)
+    return clip(k, variant.clip if variant.norms_before_rotation else None)
 
 
 def rotate_by_position(
     heads: Float[Tensor, "batch pos heads d"],
     tables: Tables | None,
     variant: Variant,
-    stages: Stages,
 ) -> Float[Tensor, "batch pos heads d"]:
     """Return heads turned by the angles of their positions (ROT-1), the last ones of the tables; as
     they are in a layer that does not rotate."""
     if variant.rotary is None or tables is None:
         return heads
     cos, sin = rows_for(heads.shape[1], *tables)
-    return stages.rotate(heads, stages.turns(cos, sin, variant.rotary), variant.rotary)
+    return rotate(heads, turns(cos, sin, variant.rotary), variant.rotary)
 
 
 def remember(
     past: Past | None,
     k: Float[Tensor, "batch kv_pos kv_head d_head"] | None,
     v: Float[Tensor, "batch kv_pos kv_head d_head_v"] | None,
-    stages: Stages,
 ) -> Past:
     """Return keys and values of all positions (CACHE-1); a layer that makes none goes by those it
     is given (KV-1)."""
@@ -282,7 +287,7 @@ def remember(
         return needed(past, "keys and values", "KV-1")
     if past is None:
         return Past(k, v)
-    return Past(stages.recall(past.key, k), stages.recall(past.value, v))
+    return Past(recall(past.key, k), recall(past.value, v))
 
 
 def add_key_bias(
@@ -290,13 +295,12 @@ def add_key_bias(
     v: Float[Tensor, "batch key kv_head d_head_v"],
     weights: Weights,
     variant: Variant,
-    stages: Stages,
 ) -> Bias:
     """Return the mask's bias and, where the family has one, that of the keys by their values
     (SCORE-5)."""
     if variant.key_bias is None:
         return bias
-    return of_the_largest(stages.key_bias(v, weights, variant), bias, variant.key_bias.keep)
+    return of_the_largest(bias_keys(v, weights, variant), bias, variant.key_bias.keep)
 
 
 def project_gate(
@@ -304,20 +308,21 @@ def project_gate(
     c: Float[Tensor, "batch pos q_rank"] | None,
     weights: Weights,
     variant: Variant,
-    stages: Stages,
 ) -> Float[Tensor, "batch pos head gate"]:
     """Return the gate before its activation (GATE-1), of x, whatever inputs are split, or of the
     query's latent c."""
     source = c if variant.gate_rises and c is not None else x
-    return stages.project(copies(source, variant.heads), weights.W_G, weights.b_G)
+    return project_heads(
+        copies(source, variant.heads), needed(weights.W_G, "W_G", "GATE-1"), weights.b_G
+    )
 
 
 def make_gate(
-    logits: Float[Tensor, "batch pos head gate"], variant: Variant, stages: Stages
+    logits: Float[Tensor, "batch pos head gate"], variant: Variant
 ) -> Float[Tensor, "batch pos head *gate"]:
     """Return what each head's mix is multiplied by (GATE-1): d_head_v numbers, or one."""
     kind = needed(variant.gate, "gate", "GATE-1")
-    g = stages.gate(logits, kind)
+    g = open_gate(logits, kind)
     return g if kind.per == "channel" else g[..., 0]
 
 
@@ -327,20 +332,19 @@ def mix_heads(
     g: Float[Tensor, "batch pos head *gate"] | None,
     weights: Weights,
     variant: Variant,
-    stages: Stages,
 ) -> Float[Tensor, "batch pos z_head d_z"]:
     """Return each head's mix of values (MIX-1), less its own value's part (MIX-3), or of each pair
     of heads the difference (DIFF-1); normalised and gated where the family does so."""
     if variant.differential is not None:
-        z = stages.mix(p, side_by_side(v))
+        z = mix_values(p, side_by_side(v))
         lambdas = needed(weights.lambdas, "lambdas", "DIFF-1")
-        z = stages.subtract(z, lambdas, variant.differential)
+        z = subtract(z, lambdas, variant.differential)
     else:
-        z = stages.mix(p, v)
+        z = mix_values(p, v)
     if variant.exclusive is not None:
-        z = stages.exclude(z, v[:, -p.shape[2] :], weights.alpha)
-    z = stages.norm_and_gate(z, g, weights.z_norm, variant.z_norm)
-    return stages.multiply(z, variant.z_multiplier)
+        z = exclude(z, v[:, -p.shape[2] :], needed(weights.alpha, "alpha", "MIX-3"))
+    z = norm_and_gate(z, g, weights.z_norm, variant.z_norm)
+    return multiply(z, variant.z_multiplier)
 
 
 def needed(given: T | None, what: str, clause: str) -> T:

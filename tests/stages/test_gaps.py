@@ -8,7 +8,8 @@ import torch
 
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.compare import compare
-from ropebridge_conformance.stages.oracle import contexts_of, end_to_end, expect
+from ropebridge_conformance.stages.context import expect
+from ropebridge_conformance.stages.oracle import contexts_of, end_to_end
 from ropebridge_conformance.subjects.answers import Values
 from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, possible

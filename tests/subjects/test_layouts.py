@@ -13,11 +13,11 @@ from ropebridge_conformance.judging.ids import read_id
 from ropebridge_conformance.judging.judge import judge, plan, question_of
 from ropebridge_conformance.judging.trial import ARMS, by_case
 from ropebridge_conformance.judging.verdicts import BAD, Outcome
-from ropebridge_conformance.mutants import MUTANTS
+from ropebridge_conformance.mutants.catalogue import MUTANTS
+from ropebridge_conformance.stages.functions import STAGES
 from ropebridge_conformance.subjects import hugging_face
 from ropebridge_conformance.subjects.layouts import FINITE_MASK, HEADS_FIRST, translated
 from ropebridge_conformance.subjects.reference import Factory, ReferenceLayer
-from ropebridge_reference import STAGES
 from ropebridge_spec import describe
 
 pytestmark = pytest.mark.slow

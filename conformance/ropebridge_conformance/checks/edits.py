@@ -15,13 +15,8 @@ from ropebridge_conformance.judging.bench import Bench, Watch
 from ropebridge_conformance.judging.compare import compare, fits, ratios
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Question, any_hook, check
-from ropebridge_conformance.stages.oracle import (
-    Context,
-    Expectation,
-    contexts_after,
-    expect,
-    unchanged,
-)
+from ropebridge_conformance.stages.context import Context, Expectation, expect
+from ropebridge_conformance.stages.oracle import contexts_after, unchanged
 from ropebridge_conformance.subjects.answers import answered
 from ropebridge_conformance.subjects.traces import Trace, record
 from ropebridge_conformance.zoo.scenarios import OPTED, CallInputs, calls

@@ -13,7 +13,8 @@ from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.compare import Difference, compare
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Question, check, value_clause
-from ropebridge_conformance.stages.oracle import Context, Expectation, context_of, expect, role_of
+from ropebridge_conformance.stages.context import Context, Expectation, expect, role_of
+from ropebridge_conformance.stages.oracle import context_of
 from ropebridge_conformance.subjects.traces import record
 from ropebridge_conformance.zoo.scenarios import (
     Scenario,
@@ -165,7 +166,7 @@ def large_scores_stay_within_their_bounds(bench: Bench, q: Question) -> Finding:
 
 def uncapped(context: Context) -> Tensor:
     """Return the scaled scores of all pairs."""
-    return context.stages.scores(
+    return context.stages.score_keys(
         context.query.value,
         context.keys.value,
         torch.zeros_like(context.bias),

@@ -15,8 +15,8 @@ from ropebridge_conformance.judging.compare import Difference, compare
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.judging.verdicts import Outcome
-from ropebridge_conformance.mutants import MUTANT_BY_NAME
-from ropebridge_conformance.stages.oracle import Expectation
+from ropebridge_conformance.mutants.catalogue import MUTANT_BY_NAME
+from ropebridge_conformance.stages.context import Expectation
 from ropebridge_conformance.subjects.traces import Trace, record
 from ropebridge_conformance.subjects.witness import carried_bounds, hugging_face, live_rows, truth
 from ropebridge_conformance.zoo.scenarios import CORE_CALLS, CallInputs, calls, takes_tables

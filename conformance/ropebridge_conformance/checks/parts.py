@@ -14,7 +14,8 @@ from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.compare import Difference, compare, fits
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Question, check
-from ropebridge_conformance.stages.oracle import Context, contexts_of, expect
+from ropebridge_conformance.stages.context import Context, expect
+from ropebridge_conformance.stages.oracle import contexts_of
 from ropebridge_conformance.subjects.partial import WrongPart, record_parts
 from ropebridge_conformance.subjects.traces import Edit, Trace
 from ropebridge_conformance.zoo.scenarios import OPTED, calls

@@ -15,7 +15,8 @@ from ropebridge_conformance.judging.bench import Bench, Watch
 from ropebridge_conformance.judging.compare import compare
 from ropebridge_conformance.judging.findings import Finding, failed, passed
 from ropebridge_conformance.judging.questions import Question, check
-from ropebridge_conformance.stages.oracle import Expectation, context_of, expect
+from ropebridge_conformance.stages.context import Expectation, expect
+from ropebridge_conformance.stages.oracle import context_of
 from ropebridge_conformance.subjects.answers import Values
 from ropebridge_conformance.subjects.traces import Trace, record
 from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, Scenario, calls, possible

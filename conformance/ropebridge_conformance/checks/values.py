@@ -12,8 +12,10 @@ from ropebridge_conformance.judging.compare import Difference, compare, fits
 from ropebridge_conformance.judging.findings import Finding, failed, not_exercised, passed, vacuous
 from ropebridge_conformance.judging.questions import Question, any_hook, check, value_clause
 from ropebridge_conformance.judging.verdicts import Outcome
-from ropebridge_conformance.mutants import Mutant, foils
-from ropebridge_conformance.stages.oracle import Context, expect, foil_of
+from ropebridge_conformance.mutants.catalogue import foils
+from ropebridge_conformance.mutants.mutant import Mutant
+from ropebridge_conformance.stages.context import Context, expect
+from ropebridge_conformance.stages.oracle import foil_of
 from ropebridge_conformance.subjects.traces import Trace
 from ropebridge_conformance.zoo.scenarios import CORE_CALLS, OPTED, Scenario
 from ropebridge_conformance.zoo.specimens import Specimen

@@ -14,6 +14,7 @@ from ropebridge_conformance.judging.blame import broken_stages
 from ropebridge_conformance.judging.findings import Finding
 from ropebridge_conformance.judging.gaps import gaps_of
 from ropebridge_conformance.judging.verdicts import Outcome
+from ropebridge_conformance.stages.context import Context
 from ropebridge_conformance.stages.derivatives import (
     Backward,
     Derivatives,
@@ -21,7 +22,7 @@ from ropebridge_conformance.stages.derivatives import (
     derivatives_of,
     run_backwards,
 )
-from ropebridge_conformance.stages.oracle import Context, contexts_of
+from ropebridge_conformance.stages.oracle import contexts_of
 from ropebridge_conformance.subjects.answers import asking, is_of_subject
 from ropebridge_conformance.subjects.asked import AskedLayer
 from ropebridge_conformance.subjects.traces import Trace, record

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ropebridge_conformance.judging.compare import fits
-from ropebridge_conformance.stages.oracle import Context, expect
+from ropebridge_conformance.stages.context import Context, expect
 from ropebridge_conformance.subjects.traces import Trace
 
 STAGE_CHECK = "a_stage_gives_the_value_of_its_clause"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.stages.oracle import Expectation
+from ropebridge_conformance.stages.context import Expectation
 from ropebridge_conformance.subjects.answers import WrongShape
 
 

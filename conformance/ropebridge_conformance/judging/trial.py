@@ -15,8 +15,11 @@ from ropebridge_conformance.judging.compare import compare
 from ropebridge_conformance.judging.judge import judge, plan
 from ropebridge_conformance.judging.questions import Question
 from ropebridge_conformance.judging.verdicts import BAD, Verdict
-from ropebridge_conformance.mutants import ARMS, MUTANT_BY_NAME, Equivalent, Mutant
-from ropebridge_conformance.stages.oracle import contexts_of, expect
+from ropebridge_conformance.mutants.catalogue import MUTANT_BY_NAME
+from ropebridge_conformance.mutants.equivalent import Equivalent
+from ropebridge_conformance.mutants.mutant import ARMS, Mutant
+from ropebridge_conformance.stages.context import expect
+from ropebridge_conformance.stages.oracle import contexts_of
 from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.subjects.traces import record
 from ropebridge_conformance.zoo.scenarios import CORE_CALLS as CORE_SCENARIOS

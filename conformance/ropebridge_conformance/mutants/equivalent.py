@@ -16,7 +16,7 @@ from ropebridge_conformance.mutants.applies import (
     opts_in_to_nothing,
 )
 from ropebridge_conformance.mutants.mutant import Mutant, change
-from ropebridge_conformance.mutants.scores import scores_of_tiled_keys
+from ropebridge_conformance.stages.scores import scores_of_tiled_keys
 from ropebridge_reference import (
     bias_of_mask,
     make_pattern,
@@ -74,7 +74,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
             "shifted_scores",
             "softmax of scores that are all smaller by one",
             "hook_pattern",
-            stages=change(pattern=pattern_of_shifted_scores),
+            stages=change(make_pattern=pattern_of_shifted_scores),
         ),
         "e^(s - 1) / sum e^(s - 1) = e^-1 e^s / (e^-1 sum e^s), a sink's term in the sum being one"
         " of them; -inf stays -inf.",
@@ -84,7 +84,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
             "moving_maximum",
             "the largest score is no constant for the gradient",
             "hook_pattern",
-            stages=change(pattern=pattern_with_a_moving_maximum),
+            stages=change(make_pattern=pattern_with_a_moving_maximum),
         ),
         "p does not depend on what is subtracted from a whole row, so its derivative by that is 0,"
         " and what flows back through the maximum cancels.",
@@ -94,7 +94,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
             "summed_from_the_end",
             "the terms of q . k are added last first",
             "hook_attn_scores",
-            stages=change(scores=scores_summed_from_the_end),
+            stages=change(score_keys=scores_summed_from_the_end),
         ),
         "A sum does not depend on its order; in floating point each order is within g(n) |q| . |k|"
         " (Higham, section 3.1), which is the bound.",
@@ -115,7 +115,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
             "keys are tiled where each query head has a key head of its own",
             "hook_attn_scores",
             all_of(has_key_head_per_query_head, opts_in_to_nothing),
-            change(scores=scores_of_tiled_keys),
+            change(score_keys=scores_of_tiled_keys),
         ),
         "With one query head a kv head, h mod kv_heads = h // group = h.",
     ),
@@ -124,7 +124,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
             "mixed_from_the_end",
             "values are mixed last key first",
             "hook_z",
-            stages=change(mix=mix_from_the_last_key),
+            stages=change(mix_values=mix_from_the_last_key),
         ),
         "A sum over keys does not depend on their order; each order is within the bound.",
     ),
@@ -134,7 +134,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
             "heads are added up last first",
             "hook_out",
             opts_in_to_nothing,
-            change(output=output_from_the_last_head),
+            change(project_output=output_from_the_last_head),
         ),
         "A sum over heads does not depend on their order; each order is within the bound.",
     ),

@@ -17,16 +17,12 @@ from ropebridge_conformance.mutants.mutant import (
     change,
     described_as,
 )
+from ropebridge_conformance.stages.functions import STAGES
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run, as_it_is, show
 from ropebridge_conformance.zoo.scenarios import Scenario
 from ropebridge_conformance.zoo.specimens import Specimen
-from ropebridge_reference import (
-    STAGES,
-    make_pattern,
-    mix_values,
-    project_output,
-)
+from ropebridge_reference import make_pattern, mix_values, project_output
 from ropebridge_spec import HookFunction, Variant, Watch
 
 TRAINING, DROPPED_OUT = (
@@ -142,19 +138,19 @@ def trained_with(
 
 
 def dropped_before_its_hook(rate: float) -> Mapping[str, Callable[..., Tensor]]:
-    return {"pattern": lambda s, sinks: dropout(make_pattern(s, sinks), rate)}
+    return {"make_pattern": lambda s, sinks: dropout(make_pattern(s, sinks), rate)}
 
 
 def dropped_and_not_doubled(rate: float) -> Mapping[str, Callable[..., Tensor]]:
-    return {"mix": lambda p, v: mix_values(dropout(p, rate) * (1 - rate), v)}
+    return {"mix_values": lambda p, v: mix_values(dropout(p, rate) * (1 - rate), v)}
 
 
 def dropped_on_the_way(rate: float) -> Mapping[str, Callable[..., Tensor]]:
-    return {"mix": lambda p, v: mix_values(dropout(p, rate), v)}
+    return {"mix_values": lambda p, v: mix_values(dropout(p, rate), v)}
 
 
 def output_dropped_before_its_hook(rate: float) -> Mapping[str, Callable[..., Tensor]]:
-    return {"output": lambda z, W, b: dropout(project_output(z, W, b), rate)}
+    return {"project_output": lambda z, W, b: dropout(project_output(z, W, b), rate)}
 
 
 def drops_out(specimen: Specimen, scenario: Scenario) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ropebridge_conformance.mutants.applies import Applies, always
+from ropebridge_conformance.stages.functions import STAGES, Stages
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import (
     Factory,
@@ -21,7 +22,7 @@ from ropebridge_conformance.subjects.reference import (
 )
 from ropebridge_conformance.zoo.scenarios import Scenario
 from ropebridge_conformance.zoo.specimens import Specimen
-from ropebridge_reference import STAGES, Stages, Weights
+from ropebridge_reference import Weights
 from ropebridge_spec import HOOK_BY_NAME, HookFunction, Variant, by_role
 
 ARMS = (

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from ropebridge_conformance.judging.trial import Trial
-from ropebridge_conformance.mutants import EQUIVALENTS
+from ropebridge_conformance.mutants.equivalent import EQUIVALENTS
 from ropebridge_spec import HOOKS
 
 

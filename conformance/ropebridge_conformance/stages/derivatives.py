@@ -36,20 +36,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropebridge_conformance.stages.oracle import (
-    Context,
-    Expectation,
-    context_of,
-    expect,
-    role_of,
-    score_bound,
-)
+from ropebridge_conformance.stages.context import Context, Expectation, expect, role_of
+from ropebridge_conformance.stages.functions import STAGES
+from ropebridge_conformance.stages.oracle import context_of
+from ropebridge_conformance.stages.scores import score_bound
 from ropebridge_conformance.subjects.answers import Values, asking
 from ropebridge_conformance.subjects.asked import in_contract
 from ropebridge_conformance.subjects.traces import Trace
 from ropebridge_conformance.zoo.scenarios import CallInputs, Scenario
 from ropebridge_conformance.zoo.specimens import Specimen
-from ropebridge_reference import STAGES, Affine, Weights, turns
+from ropebridge_reference import Affine, Weights, turns
 from ropebridge_spec import Gate, Norm, Rotary, Variant, bounds
 
 STEPS = 10
@@ -313,7 +309,7 @@ def slope_error(context: Context) -> Tensor | float:
     if cap is None:
         return 0.0
     bare = context.but(variant=replace(context.variant, softcap=None))
-    value = bare.stages.scores(bare.query.value, bare.keys.value, bare.bias, bare.variant)
+    value = bare.stages.score_keys(bare.query.value, bare.keys.value, bare.bias, bare.variant)
     return CURVE / cap * score_bound(bare, value, bare.dtype)
 
 
@@ -354,7 +350,9 @@ def in_absolute_values(context: Context) -> Context:
     )
     return context.but(
         variant=variant,
-        stages=replace(STAGES, turns=absolute_turns, gate=steepest, pattern=lambda s, sinks: s),
+        stages=replace(
+            STAGES, turns=absolute_turns, open_gate=steepest, make_pattern=lambda s, sinks: s
+        ),
         values={
             name: finite(value).abs().requires_grad_() for name, value in context.values.items()
         },

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from ropebridge_conformance.stages.functions import STAGES, Stages
+from ropebridge_conformance.stages.page import layer_of
 from ropebridge_conformance.subjects.parts import Hooks, by_name
 from ropebridge_conformance.zoo.scenarios import CallInputs, cache_layer, tables_for, tables_of
 from ropebridge_conformance.zoo.selection import call_selector, picked
@@ -20,13 +22,10 @@ from ropebridge_conformance.zoo.specimens import layer_number
 from ropebridge_conformance.zoo.visibility import bias_of
 from ropebridge_conformance.zoo.weights import WeightsOnce
 from ropebridge_reference import (
-    STAGES,
     Output,
     Past,
     Select,
-    Stages,
     Weights,
-    attention_layer,
 )
 from ropebridge_spec import (
     FAMILIES,
@@ -173,15 +172,6 @@ class ReferenceLayer:
             self.factory.read(inputs, self.variant), hooks, backward_hooks
         )
 
-    @property
-    def stages(self) -> Stages:
-        """Return the stages, in training mode with the pattern dropped out on the way to the values
-        (DROP-1)."""
-        stages, rate = self.factory.stages, self.variant.dropout
-        if not (self.module.training and rate):
-            return stages
-        return replace(stages, mix=lambda p, v: stages.mix(dropout(p, rate), v))
-
     def call(
         self, inputs: Mapping[str, Any], hooks: Hooks, backward_hooks: Hooks
     ) -> tuple[Tensor, Tensor | None]:
@@ -201,13 +191,13 @@ class ReferenceLayer:
             x.shape[1],
             self.variant,
             x.device,
-            self.stages,
+            self.factory.stages,
             call.source_length(self.variant),
         )
         added = call.added_value(self.variant)
 
-        at = self._shown_to(whole, backward)
-        made = attention_layer(
+        patterns: list[Tensor] = []
+        made = layer_of(self.factory.stages)(
             x,
             call.tables(self.variant),
             bias,
@@ -219,17 +209,19 @@ class ReferenceLayer:
             added_value=added if added is None else added.to(x.dtype),
             select=self._select(call, bias),
             opted_in=self.opted_in,
-            at=at,
-            stages=self.stages,
+            at=self._shown_to(whole, backward, patterns),
         )
         self._leave(inputs, cache, layer, first, made)
         # a copy: the caller may write into it, and what hooks were shown stays as it was (EDIT-2)
         out = dropout(made.out.clone(), self.variant.output_dropout, self.module.training)
-        return out, made.pattern if inputs.get("output_attentions") else None
+        return out, patterns[0] if inputs.get("output_attentions") else None
 
-    def _shown_to(self, whole: Hooks, backward: Hooks) -> Callable[[str, Tensor], Tensor]:
-        """Return what shows a value to the hooks of its point, and then to those of its
-        gradient."""
+    def _shown_to(
+        self, whole: Hooks, backward: Hooks, patterns: list[Tensor]
+    ) -> Callable[[str, Tensor], Tensor]:
+        """Return what shows a value to the hooks of its point, and then to those of its gradient;
+        the pattern that they leave is added to a list, before training drops out what goes on to
+        the values (DROP-1)."""
 
         def of(name: str, hooks: Hooks) -> list[HookFunction]:
             number = layer_number(self.module) or 0
@@ -237,7 +229,11 @@ class ReferenceLayer:
 
         def at(name: str, value: Tensor) -> Tensor:
             shown = self.factory.show(name, value, of(name, whole))
-            return shown_backwards(name, shown, of(name, backward))
+            shown = shown_backwards(name, shown, of(name, backward))
+            if name != "hook_pattern":
+                return shown
+            patterns.append(shown)
+            return dropout(shown, self.variant.dropout, self.module.training)
 
         return at
 

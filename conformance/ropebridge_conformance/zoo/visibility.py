@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ropebridge_conformance.stages.functions import STAGES, Stages
 from ropebridge_conformance.zoo.selection import picked_for
-from ropebridge_reference import STAGES, Stages
 from ropebridge_spec import MaskError, Variant
 
 

@@ -1,4 +1,4 @@
-"""Faults of the output projection, of results by head, and of what is returned."""
+"""Output of all heads, and each head's result (OUT-1, RES-1)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,73 @@ from ropebridge_conformance.mutants.applies import (
     opts_in_to_nothing,
     precise,
 )
-from ropebridge_conformance.mutants.mutant import (
-    AXES,
-    EDITS,
-    Mutant,
-    change,
-    shows_as,
-)
+from ropebridge_conformance.mutants.mutant import AXES, EDITS, Mutant, change, shows_as
+from ropebridge_conformance.stages.carried import WithError
+from ropebridge_conformance.stages.context import Context, Expectation, expects
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
 from ropebridge_conformance.zoo.scenarios import BATCH
-from ropebridge_reference import (
-    project_output,
-    result,
-    sum_of_results,
-)
+from ropebridge_reference import project_output, result, sum_of_results
+from ropebridge_spec import bounds
+
+
+@expects("hook_result")
+def expected_result(hook: str, c: Context) -> Expectation:
+    """Return what RES-1 makes of the values before."""
+    z, W = c.seen("hook_z"), c.weights.W_O
+    value = c.stages.result(z.value, W)
+
+    def bound() -> Tensor:
+        magnitude = c.stages.result(z.value.abs() + z.error, W.abs())
+        own: Tensor = bounds.linear(value, magnitude, terms=c.variant.d_z, dtype=c.dtype)
+        own += z.error_through(lambda error: c.stages.result(error, W.abs()))
+        return own
+
+    return Expectation(value, bound)
+
+
+@expects("hook_out")
+def expected_output(hook: str, c: Context) -> Expectation:
+    """Return what OUT-1 makes of the values before: where results were made, their sum, whose
+    terms may each have been rounded."""
+    if "hook_result" in c.hooks:
+        return expected_sum_of_results(c.seen("hook_result"), c)
+    z, W, b = c.seen("hook_z"), c.weights.W_O, c.weights.b_O
+    value = c.stages.project_output(z.value, W, b)
+
+    def bound() -> Tensor:
+        carried = z.error_through(lambda error: c.stages.project_output(error, W.abs(), None))
+        product = 0 if b is None else c.stages.project_output(z.value, W, None).abs() + carried
+        return carried + output_bound(value, output_magnitude(c), product, c)
+
+    return Expectation(value, bound)
+
+
+def expected_sum_of_results(results: WithError, c: Context) -> Expectation:
+    """Return what OUT-1 makes of the results of all heads."""
+    value = c.stages.sum_of_results(results.value, c.weights.b_O)
+
+    def bound() -> Tensor:
+        magnitude = output_magnitude(c) + (results.value.abs() + results.error).sum(2)
+        own = output_bound(value, magnitude, 0, c) + 3 * bounds.UNIT[c.dtype] * magnitude
+        return own + results.error_through(lambda error: error.sum(2))
+
+    return Expectation(value, bound)
+
+
+def output_magnitude(c: Context) -> Tensor:
+    """Return the output projection of absolute values."""
+    z, W, b = c.seen("hook_z"), c.weights.W_O, c.weights.b_O
+    return c.stages.project_output(z.value.abs() + z.error, W.abs(), None if b is None else b.abs())
+
+
+def output_bound(value: Tensor, magnitude: Tensor, product: Tensor | float, c: Context) -> Tensor:
+    """Return the bound of a sum over all heads and their channels."""
+    terms = c.variant.z_heads * c.variant.d_z
+    return bounds.linear(value, magnitude, terms=terms, dtype=c.dtype, product=product)  # type: ignore[no-any-return]
+
+
+# Faults that prove the judge at this stage.
 
 
 def output_without_bias(z: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
@@ -118,21 +170,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "the output projection leaves its bias out",
         "hook_out",
         has_bias("O"),
-        change(output=output_without_bias),
+        change(project_output=output_without_bias),
     ),
     Mutant(
         "output_heads_rolled",
         "z of head h goes through head h-1's weights",
         "hook_out",
         many_heads,
-        change(output=output_of_rolled_heads),
+        change(project_output=output_of_rolled_heads),
     ),
     Mutant(
         "output_bias_twice",
         "the output bias is added twice",
         "hook_out",
         has_bias("O"),
-        change(output=output_with_bias_twice),
+        change(project_output=output_with_bias_twice),
         foil=False,
     ),
     Mutant(
@@ -140,7 +192,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "each position is given the output of the one before",
         "hook_out",
         all_of(opts_in_to_nothing, has_all_positions),
-        change(output=output_one_late),
+        change(project_output=output_one_late),
         foil=False,
     ),
     Mutant(
@@ -148,7 +200,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the last head is not projected",
         "hook_out",
         all_of(opts_in_to_nothing, many_heads),
-        change(output=output_of_the_first_heads),
+        change(project_output=output_of_the_first_heads),
         foil=False,
     ),
     Mutant(
@@ -156,7 +208,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the output is projected in bfloat16",
         "hook_out",
         all_of(opts_in_to_nothing, precise),
-        change(output=output_in_bfloat16),
+        change(project_output=output_in_bfloat16),
         foil=False,
     ),
     Mutant(
@@ -164,7 +216,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a half-precision layer rounds the sum after each head",
         "hook_out",
         all_of(opts_in_to_nothing, half),
-        change(output=output_rounded_head_by_head),
+        change(project_output=output_rounded_head_by_head),
         clause="PAR-2",
         arms=("half_precision_is_as_near_the_truth_as_hugging_face",),
         foil=False,

@@ -1,4 +1,4 @@
-"""Faults of the softmax."""
+"""Pattern of the scores (PAT-1)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,61 @@ from ropebridge_conformance.mutants.applies import (
     many_heads,
     precise,
 )
-from ropebridge_conformance.mutants.mutant import (
-    AXES,
-    Mutant,
-    change,
-    shows_as,
-)
+from ropebridge_conformance.mutants.mutant import AXES, Mutant, change, shows_as
+from ropebridge_conformance.stages.context import HALF, Context, Expectation, expects
+from ropebridge_conformance.stages.scores import scores_before_rounding
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
-from ropebridge_reference import (
-    make_pattern,
-)
+from ropebridge_reference import make_pattern
+from ropebridge_spec import bounds
+
+
+@expects("hook_pattern")
+def expected_pattern(hook: str, c: Context) -> Expectation:
+    """Return what PAT-1 makes of the values before: from the scores the subject itself gave to
+    softmax, as they were shown or as they were before they were rounded for that."""
+    if "hook_attn_scores" not in c.values:
+        unseen = c.seen("hook_attn_scores")
+        return pattern_of(unseen.value, unseen.error.amax(-1, keepdim=True), c)
+    shown = c.values["hook_attn_scores"]
+    if c.dtype not in HALF or "hook_pattern" not in c.values:
+        return pattern_of(shown, 0.0, c)
+    scores, off = scores_before_rounding(c)
+    choices = (pattern_of(scores, off, c), pattern_of(shown, 0.0, c))
+    return min(choices, key=lambda choice: furthest(c.values["hook_pattern"], choice))
+
+
+def pattern_of(scores: Tensor, off: Tensor | float, c: Context) -> Expectation:
+    """Return the pattern of scores that may be off by so much in each row, (batch, head, query,
+    1)."""
+    value = c.stages.make_pattern(scores, c.weights.sinks)
+
+    def bound() -> Tensor:
+        own = softmax_bound(c, scores, value)
+        return own if isinstance(off, float) else own + value * (2 * off).expm1()
+
+    return Expectation(value, bound)
+
+
+@torch.no_grad()
+def furthest(got: Tensor, expected: Expectation) -> float:
+    """Return the largest error of a value in terms of its bound; infinity for another shape."""
+    if got.shape != expected.value.shape:
+        return torch.inf
+    error = (got - expected.value).abs()
+    return float((error / expected.bound).where(error > 0, 0.0).max())
+
+
+def softmax_bound(c: Context, scores: Tensor, value: Tensor) -> Tensor:
+    """Return the bound of the pattern, 0 where a key is forbidden."""
+    top = scores.amax(-1, keepdim=True)
+    top = top if c.weights.sinks is None else top.maximum(c.weights.sinks[None, :, None, None])
+    below = (top - scores).nan_to_num(nan=0.0, posinf=0.0)
+    bound: Tensor = bounds.softmax(value, below, keys=scores.shape[-1] + 1, dtype=c.dtype)
+    return bound.masked_fill(scores == -torch.inf, 0.0)
+
+
+# Faults that prove the judge at this stage.
 
 
 def pattern_without_sink(s: Tensor, sinks: Tensor | None) -> Tensor:
@@ -135,42 +179,42 @@ MUTANTS: tuple[Mutant, ...] = (
         "softmax without the sink",
         "hook_pattern",
         has_sinks,
-        change(pattern=pattern_without_sink),
+        change(make_pattern=pattern_without_sink),
     ),
     Mutant(
         "softmax_axis",
         "softmax over queries",
         "hook_pattern",
         always,
-        change(pattern=pattern_over_queries),
+        change(make_pattern=pattern_over_queries),
     ),
     Mutant(
         "dead_rows_uniform",
         "a row that sees nothing attends to everything",
         "hook_pattern",
         has_rows_that_see_nothing,
-        change(pattern=pattern_uniform_where_dead),
+        change(make_pattern=pattern_uniform_where_dead),
         clause="MASK-6",
     ),
     Mutant(
         "base_two",
         "powers of two in place of e",
         "hook_pattern",
-        stages=change(pattern=pattern_to_base_two),
+        stages=change(make_pattern=pattern_to_base_two),
         foil=False,
     ),
     Mutant(
         "half_as_sharp",
         "scores are halved before the softmax",
         "hook_pattern",
-        stages=change(pattern=pattern_half_as_sharp),
+        stages=change(make_pattern=pattern_half_as_sharp),
         foil=False,
     ),
     Mutant(
         "not_normed",
         "rows are not divided by their sum",
         "hook_pattern",
-        stages=change(pattern=pattern_unnormed),
+        stages=change(make_pattern=pattern_unnormed),
         foil=False,
     ),
     Mutant(
@@ -178,7 +222,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "every head is given the mean pattern",
         "hook_pattern",
         many_heads,
-        change(pattern=pattern_of_the_mean_head),
+        change(make_pattern=pattern_of_the_mean_head),
         foil=False,
     ),
     Mutant(
@@ -186,7 +230,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "each head has the sink of the one before",
         "hook_pattern",
         has_sinks,
-        change(pattern=pattern_of_next_sink),
+        change(make_pattern=pattern_of_next_sink),
         foil=False,
     ),
     Mutant(
@@ -194,7 +238,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the sink counts the other way",
         "hook_pattern",
         has_sinks,
-        change(pattern=pattern_of_negated_sink),
+        change(make_pattern=pattern_of_negated_sink),
         foil=False,
     ),
     Mutant(
@@ -202,7 +246,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the sink's share is given to the first key",
         "hook_pattern",
         has_sinks,
-        change(pattern=pattern_with_the_sinks_share),
+        change(make_pattern=pattern_with_the_sinks_share),
         foil=False,
     ),
     Mutant(
@@ -210,7 +254,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a float64 layer exponentiates in float32",
         "hook_pattern",
         double,
-        change(pattern=pattern_in_float32),
+        change(make_pattern=pattern_in_float32),
         foil=False,
     ),
     Mutant(
@@ -218,7 +262,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the softmax is made in bfloat16",
         "hook_pattern",
         precise,
-        change(pattern=pattern_in_bfloat16),
+        change(make_pattern=pattern_in_bfloat16),
         foil=False,
     ),
     Mutant(
@@ -226,7 +270,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a half-precision layer rounds each step of its softmax",
         "hook_pattern",
         half,
-        change(pattern=pattern_summed_in_steps),
+        change(make_pattern=pattern_summed_in_steps),
         foil=False,
     ),
     Mutant(
@@ -234,7 +278,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "e to the score itself",
         "hook_pattern",
         has_no_softcap,
-        change(pattern=pattern_without_maximum),
+        change(make_pattern=pattern_without_maximum),
         arms=("large_scores_stay_within_their_bounds",),
         foil=False,
     ),
@@ -243,7 +287,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a row that sees nothing is 0, and its gradient NaN",
         "hook_pattern",
         all_of(has_rows_that_see_nothing, in_scenarios("left_padding")),
-        change(pattern=pattern_that_repairs_dead_rows),
+        change(make_pattern=pattern_that_repairs_dead_rows),
         clause="MASK-6",
         arms=("gradients_are_finite_where_a_row_sees_no_key",),
         foil=False,

@@ -1,12 +1,10 @@
-"""Faults before the norm: which input a head reads, latents, projections, multipliers, clipping."""
+"""Projections to heads: adapters, the shared rotary part, multipliers, clipping (PROJ-1,
+CLIP-1)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
@@ -16,16 +14,12 @@ from ropebridge_conformance.mutants.applies import (
     has,
     has_all_positions,
     has_bias,
-    has_hook,
     has_multiplier,
     makes_kv,
     many_heads,
     many_kv_heads,
     opts_in_to,
     precise,
-    query_is_direct,
-    scales_latents,
-    shares_kv_heads,
     shares_kv_heads_in_any_call,
 )
 from ropebridge_conformance.mutants.mutant import (
@@ -33,22 +27,141 @@ from ropebridge_conformance.mutants.mutant import (
     EDITS,
     Mutant,
     change,
-    given_other,
     goes_on_with,
     shows_as,
-    turns_to,
 )
-from ropebridge_conformance.subjects.reference import ReferenceLayer, show
-from ropebridge_conformance.zoo.scenarios import BATCH
-from ropebridge_reference import (
-    STAGES,
-    Affine,
-    Weights,
-    make_latent,
-    project_heads,
-    with_rotary_part,
+from ropebridge_conformance.stages.carried import WithError, carry_factor, join_parts
+from ropebridge_conformance.stages.context import (
+    Context,
+    Expectation,
+    expects,
+    for_heads,
+    handed_on,
+    role_of,
 )
-from ropebridge_spec import HookFunction, Norm, Variant
+from ropebridge_conformance.stages.functions import STAGES
+from ropebridge_conformance.stages.norm import carry_norm
+from ropebridge_reference import Weights, copies, project_heads, with_rotary_part
+from ropebridge_spec import Norm, Role, Variant, bounds
+
+Adapter = tuple[Tensor, Tensor]
+"""What an adapter projects down by, and up by."""
+
+
+@expects("hook_q", "hook_k", "hook_v")
+def expected_projection(hook: str, c: Context) -> Expectation:
+    """Return what PROJ-1, CLIP-1 makes of the values before."""
+    role = role_of(hook)
+    if role == "v" and c.variant.value_is_key:
+        return handed_on(c.seen("hook_k"))
+    x, W, b, adapter = projection(role, c)
+    product = c.stages.project_heads(x.value, W, b)
+    value = c.stages.adapt(product, x.value, adapter)
+    if role == "k" and c.weights.W_KR is not None:
+        shared = for_heads(c.seen("hook_in"), c.variant.kv_heads).value
+        value = c.stages.with_rotary_part(value, shared, c.weights, c.variant.rotary_part_norm)
+    value = c.stages.clip(c.stages.multiply(value, multiplier(role, c)), c.clips(hook))
+    if role == "v" and c.added_value is not None:
+        value = value + added_to(value, c.added_value)
+    return Expectation(value, lambda: projection_bound(hook, product, c))
+
+
+def projection(role: Role, c: Context) -> tuple[WithError, Tensor, Tensor | None, Adapter | None]:
+    """Return what the heads of a role read, and their W, b and adapter."""
+    W, b = (getattr(c.weights, f"{kind}_{role.upper()}") for kind in ("W", "b"))
+    return c.input_of(role), W, b, c.weights.adapters.get(role.upper())
+
+
+def multiplier(role: Role, c: Context) -> float:
+    """Return what a projection is multiplied by."""
+    return {"k": c.variant.k_multiplier, "v": c.variant.v_multiplier}.get(role, 1.0)
+
+
+def added_to(value: Tensor, added: Tensor) -> Tensor:
+    """Return what the model hands down to be added to a value, for every head of it."""
+    return added.repeat_interleave(value.shape[2] // added.shape[2], dim=2)
+
+
+def projection_bound(hook: str, product: Tensor, c: Context) -> Tensor:
+    """Return the bound of a projection, of which `product` is x W + b. An implementation may
+    project hook_in once and add what the split inputs moved: both magnitudes count."""
+    role = role_of(hook)
+    x, W, b, adapter = projection(role, c)
+    bound = carry_projection(x, W, b, c.dtype, value=product)
+    bound = carry_adapter(bound, x, adapter, c.dtype)
+    if c.opted_in and c.variant.splits:
+        moved = moved_after_projection(x.value, c.seen("hook_in").value, W, b, c.dtype)
+        bound = WithError(bound.value, bound.error + moved)
+    if role == "k" and c.weights.W_KR is not None:
+        shared = for_heads(c.seen("hook_in"), c.variant.kv_heads)
+        part = carry_rotary_part(shared, c.weights, c.variant.rotary_part_norm, c.dtype)
+        bound = join_parts(bound, part)
+    bound = carry_clip(carry_factor(bound, multiplier(role, c), c.dtype), c.clips(hook))
+    if role != "v" or c.added_value is None:
+        return bound.error
+    largest = bound.value.abs() + bound.error + added_to(bound.value, c.added_value).abs()
+    return bound.error + bounds.rounded(largest, times=1, dtype=c.dtype)  # type: ignore[no-any-return]
+
+
+def moved_after_projection(
+    x: Tensor, hook_in: Tensor, W: Tensor, b: Tensor | None, dtype: str
+) -> Tensor:
+    """Return what is lost where hook_in is projected, and W times what hooks moved is added: both
+    are sums of so many terms, and three roundings."""
+    before = project_heads(
+        copies(hook_in, x.shape[2]).abs(), W.abs(), None if b is None else b.abs()
+    )
+    after = project_heads(x.abs(), W.abs(), None if b is None else b.abs())
+    return 3 * bounds.UNIT[dtype] * (before + after) + bounds.growth(W.shape[1] + 2, dtype) * (
+        2 * before + after
+    )
+
+
+def carry_projection(
+    x: WithError, W: Tensor, b: Tensor | None, dtype: str, value: Tensor | None = None
+) -> WithError:
+    """Carry value and error through PROJ-1: (batch pos head n) by (head n m); `value` is what the
+    stage makes of the value, where it is known already, here and below."""
+    value = project_heads(x.value, W, b) if value is None else value
+    carried = x.error_through(lambda error: project_heads(error, W.abs(), None))
+    magnitude = project_heads(x.value.abs() + x.error, W.abs(), None if b is None else b.abs())
+    product = 0 if b is None else project_heads(x.value, W, None).abs() + carried
+    return WithError(
+        value,
+        carried + bounds.linear(value, magnitude, terms=W.shape[1], dtype=dtype, product=product),
+    )
+
+
+def carry_adapter(
+    y: WithError, x: WithError, adapter: tuple[Tensor, Tensor] | None, dtype: str
+) -> WithError:
+    """Carry value and error through PROJ-1: a projection, and what its adapter adds."""
+    if adapter is None:
+        return y
+    down, up = adapter
+    more = carry_projection(
+        carry_projection(x, down.expand(x.value.shape[2], -1, -1), None, dtype), up, None, dtype
+    )
+    total = y.value.abs() + y.error + more.value.abs() + more.error
+    return WithError(
+        y.value + more.value, y.error + more.error + bounds.rounded(total, times=1, dtype=dtype)
+    )
+
+
+def carry_rotary_part(x: WithError, weights: Weights, norm: Norm | None, dtype: str) -> WithError:
+    """Carry value and error through PROJ-1: the part of a key that all heads share, normed where
+    the family does so."""
+    assert weights.W_KR is not None
+    part = carry_projection(x, weights.W_KR, weights.b_KR, dtype)
+    return part if norm is None else carry_norm(part, weights.k_rotary_norm, norm, dtype)
+
+
+def carry_clip(x: WithError, bound: float | None) -> WithError:
+    """Carry value and error through CLIP-1: clipping brings two numbers no further apart."""
+    return x if bound is None else WithError(x.value.clamp(-bound, bound), x.error, x.is_exact)
+
+
+# Faults that prove the judge at this stage.
 
 
 def project_without_bias(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
@@ -57,44 +170,6 @@ def project_without_bias(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
 
 def project_with_heads_rolled(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     return project_heads(x, W.roll(1, 0), b)
-
-
-def latent_unnormed(
-    x: Tensor,
-    W: Tensor,
-    b: Tensor | None,
-    affine: Affine,
-    norm: Norm,
-    scale: float,
-    beside: bool = False,
-) -> Tensor:
-    down = project_heads(x.unsqueeze(2), W[None], None if b is None else b[None]).squeeze(2)
-    return torch.cat([scale * down, down], -1) if beside else scale * down
-
-
-def latent_unscaled(
-    x: Tensor,
-    W: Tensor,
-    b: Tensor | None,
-    affine: Affine,
-    norm: Norm,
-    scale: float,
-    beside: bool = False,
-) -> Tensor:
-    return make_latent(x, W, b, affine, norm, 1.0, beside)
-
-
-def latent_normed_twice(
-    x: Tensor,
-    W: Tensor,
-    b: Tensor | None,
-    affine: Affine,
-    norm: Norm,
-    scale: float,
-    beside: bool = False,
-) -> Tensor:
-    normed = make_latent(x, W, b, affine, norm, scale)
-    return torch.cat([normed, normed], -1) if beside else normed
 
 
 def rotary_part_unnormed(k: Tensor, x: Tensor, weights: Weights, norm: Norm | None) -> Tensor:
@@ -173,34 +248,13 @@ def first_of_each_group(x: Tensor) -> Tensor:
     return repeat(x[:, :, ::3], "batch pos group d_model -> batch pos (group head) d_model", head=3)
 
 
-def copies_shown_and_not_read(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
-    """Make a fault: split inputs are shown, and heads read hook_in."""
-    left = show(name, value, hooks)
-    return value if name in ("hook_q_input", "hook_k_input", "hook_v_input") else left
-
-
-def other_sequence_shifted(layer: ReferenceLayer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    source = layer.variant.source
-    assert source is not None
-    return {**inputs, source.argument: inputs[source.argument].roll(1, 1)}
-
-
-def keys_of_an_earlier_layer_shifted(
-    layer: ReferenceLayer, inputs: Mapping[str, Any]
-) -> Mapping[str, Any]:
-    name = layer.variant.shared_kv_argument
-    if name is None:
-        return inputs
-    return {**inputs, name: {kind: (k.roll(1, 2), v) for kind, (k, v) in inputs[name].items()}}
-
-
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "bias_forgotten",
         "the query projection leaves its bias out",
         "hook_q",
         has_bias("Q"),
-        change(project=project_without_bias),
+        change(project_heads=project_without_bias),
         also=("hook_k", "hook_v"),
     ),
     Mutant(
@@ -208,32 +262,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "head h projects with head h-1's weights",
         "hook_q",
         many_heads,
-        change(project=project_with_heads_rolled),
+        change(project_heads=project_with_heads_rolled),
         also=("hook_k", "hook_v"),
         also_where=many_kv_heads,
-    ),
-    Mutant(
-        "latent_unnormed",
-        "latents are not normed",
-        "hook_q_latent",
-        has("latent", "q_rank"),
-        change(latent=latent_unnormed),
-        also=("hook_kv_latent",),
-    ),
-    Mutant(
-        "kv_latent_unnormed",
-        "the one latent there is is not normed",
-        "hook_kv_latent",
-        query_is_direct,
-        change(latent=latent_unnormed),
-    ),
-    Mutant(
-        "latent_unscaled",
-        "latents are not scaled",
-        "hook_q_latent",
-        scales_latents,
-        change(latent=latent_unscaled),
-        also=("hook_kv_latent",),
     ),
     Mutant(
         "rotary_part_first",
@@ -241,13 +272,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "hook_k",
         has("latent"),
         change(with_rotary_part=keys_with_rotary_part_first),
-    ),
-    Mutant(
-        "raw_latent_forgotten",
-        "the normed latent stands beside itself",
-        "hook_q_latent",
-        has("latent", "q_beside"),
-        change(latent=latent_normed_twice),
     ),
     Mutant(
         "rotary_part_unnormed",
@@ -292,7 +316,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "projected_late",
         "each position is projected in place of the next",
         "hook_q",
-        stages=change(project=project_positions_late),
+        stages=change(project_heads=project_positions_late),
         applies=has_all_positions,
         foil=False,
     ),
@@ -301,7 +325,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the projection's bias is added twice",
         "hook_q",
         has_bias("Q"),
-        change(project=project_with_bias_twice),
+        change(project_heads=project_with_bias_twice),
         foil=False,
     ),
     Mutant(
@@ -309,7 +333,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "projections are summed in bfloat16",
         "hook_q",
         precise,
-        change(project=project_rounding_each_half),
+        change(project_heads=project_rounding_each_half),
         foil=False,
     ),
     Mutant(
@@ -347,35 +371,11 @@ MUTANTS: tuple[Mutant, ...] = (
         weights=keys_bias_for_values,
     ),
     Mutant(
-        "input_scaled",
-        "hook_in is shown something else than the layer is given",
-        "hook_in",
-        show=turns_to("hook_in", lambda x: x * 1.5),
-    ),
-    Mutant(
-        "input_flat",
-        "hook_in is shown with batch and pos in one axis",
-        "hook_in",
-        show=shows_as("hook_in", lambda x: x.flatten(0, 1), lambda x: x.unflatten(0, (BATCH, -1))),
-        clause="IN-2",
-        arms=AXES,
-    ),
-    Mutant(
         "first_heads_input",
         "every query head reads the first one's input",
         "hook_q",
         opts_in_to("split_qkv_input"),
         show=goes_on_with("hook_q_input", first_heads_copy),
-        clause="SPLIT-1",
-        arms=EDITS,
-        foil=False,
-    ),
-    Mutant(
-        "copies_not_read",
-        "split inputs are shown, and heads read hook_in",
-        "hook_q_input",
-        opts_in_to("split_qkv_input"),
-        show=copies_shown_and_not_read,
         clause="SPLIT-1",
         arms=EDITS,
         foil=False,
@@ -391,69 +391,12 @@ MUTANTS: tuple[Mutant, ...] = (
         foil=False,
     ),
     Mutant(
-        "inputs_of_other_positions",
-        "each query head's input is the position before's",
-        "hook_attn_in",
-        opts_in_to("attn_in"),
-        show=turns_to("hook_attn_in", lambda x: x.roll(1, 1)),
-        clause="SPLIT-1",
-    ),
-    Mutant(
-        "value_inputs_of_another_row",
-        "the values read the input of another row of the batch",
-        "hook_v_input",
-        all_of(opts_in_to("split_qkv_input"), makes_kv),
-        show=turns_to("hook_v_input", lambda x: x.roll(1, 0)),
-        clause="SPLIT-1",
-    ),
-    Mutant(
-        "gate_logits_of_another_head",
-        "a head's gate is made of the logits of the head before",
-        "hook_q_gate",
-        has_hook("hook_q_gate"),
-        show=turns_to("hook_q_gate", lambda g: g.roll(1, 2)),
-    ),
-    Mutant(
-        "key_input_by_query_head",
-        "hook_k_input is shown once a query head",
-        "hook_k_input",
-        all_of(opts_in_to("split_qkv_input"), shares_kv_heads),
-        show=shows_as("hook_k_input", lambda x: x.repeat_interleave(3, 2), lambda x: x[:, :, ::3]),
-        clause="SPLIT-2",
-        arms=AXES,
-    ),
-    Mutant(
-        "latent_by_head",
-        "hook_kv_latent is shown with an axis of heads",
-        "hook_kv_latent",
-        has("latent"),
-        show=shows_as("hook_kv_latent", lambda c: c.unsqueeze(2), lambda c: c.squeeze(2)),
-        clause="LAT-2",
-        arms=AXES,
-    ),
-    Mutant(
         "query_heads_in_one",
         "hook_q is shown with heads and their dimensions in one axis",
         "hook_q",
         show=shows_as("hook_q", lambda q: q.flatten(2), lambda q: q.unflatten(2, (6, -1))),
         clause="PROJ-2",
         arms=AXES,
-    ),
-    Mutant(
-        "given_keys_shifted",
-        "an earlier layer's keys are read one position late",
-        "hook_attn_scores",
-        has("shared_kv_argument"),
-        around=given_other(keys_of_an_earlier_layer_shifted),
-        clause="KV-1",
-    ),
-    Mutant(
-        "other_sequence_shifted",
-        "the states of another sequence are read one position late",
-        "hook_kv_in",
-        has("source"),
-        around=given_other(other_sequence_shifted),
-        clause="KV-2",
     ),
     Mutant(
         "clipped_at_half",

@@ -1,10 +1,11 @@
-"""Faults of the norms of query, key and value."""
+"""Norms of query, key and value (NORM-1)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -21,21 +22,83 @@ from ropebridge_conformance.mutants.applies import (
     norms_head_by_head,
     shares_norm_weight,
 )
-from ropebridge_conformance.mutants.mutant import (
-    AXES,
-    Mutant,
-    change,
-    described_as,
-    shows_as,
-)
+from ropebridge_conformance.mutants.mutant import AXES, Mutant, change, described_as, shows_as
+from ropebridge_conformance.stages.carried import WithError
+from ropebridge_conformance.stages.context import Context, Expectation, expects, role_of
 from ropebridge_conformance.zoo.scenarios import Scenario
 from ropebridge_conformance.zoo.specimens import Specimen
-from ropebridge_reference import (
-    Affine,
-    Weights,
-    normalise,
-)
-from ropebridge_spec import Norm, Variant
+from ropebridge_reference import Affine, Weights, normalise
+from ropebridge_spec import Norm, Variant, bounds
+
+
+@expects("hook_q_normed", "hook_k_normed", "hook_v_normed")
+def expected_norm(hook: str, c: Context) -> Expectation:
+    """Return what NORM-1, CLIP-1 makes of the values before."""
+    role = role_of(hook)
+    late = role != "v" and c.variant.norm is not None and c.variant.norm.after_rotation
+    x, affine, norm = (
+        c.heads(f"hook_rot_{role}" if late else f"hook_{role}"),
+        getattr(c.weights, f"{role}_norm"),
+        c.variant.norm_in(f"{role}_norm"),
+    )
+    result = c.stages.normalise(x.value, affine, norm)
+    value = c.stages.clip(result, None if role == "v" else c.clips(hook))
+
+    def bound() -> Tensor:
+        error = carry_norm(x, affine, norm, c.dtype, value=result).error
+        return error.reshape(value.shape)
+
+    return Expectation(value, bound)
+
+
+def carry_norm(
+    x: WithError, affine: Affine, norm: Norm, dtype: str, value: Tensor | None = None
+) -> WithError:
+    """Carry value and error through NORM-1: an error along the value itself is divided out, every
+    other is divided by the size. The shape is that of x."""
+    value = normalise(x.value, affine, norm) if value is None else value
+    flat, off = (
+        (x.value.flatten(2), x.error.flatten(2)) if norm.over == "flat" else (x.value, x.error)
+    )
+    centre = flat - flat.mean(-1, keepdim=True) if norm.kind == "layer" else flat
+    size = (centre.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    unit, error = (centre / size).abs(), off / size
+    spread = (
+        error
+        + unit * (unit * error).mean(-1, keepdim=True)
+        + (error.mean(-1, keepdim=True) if norm.kind == "layer" else 0)
+    )
+    weight = factor_of(affine, norm, like=value)
+    own = bounds.norm(
+        value, centring(flat, weight, norm), terms=flat.shape[-1], roundings=2, dtype=dtype
+    )
+    own = own + (
+        0
+        if affine.bias is None
+        else bounds.rounded(weight * unit + affine.bias.abs(), times=1, dtype=dtype)
+    )
+    return WithError(value.reshape(x.value.shape), (weight * spread + own).reshape(x.value.shape))
+
+
+def factor_of(affine: Affine, norm: Norm, *, like: Tensor) -> Tensor:
+    """Return what a norm multiplies by, made positive."""
+    if affine.weight is None:
+        return torch.ones_like(like)
+    return (affine.weight if norm.weight == "scale" else 1 + affine.weight).abs().expand_as(like)
+
+
+def centring(x: Tensor, weight: Tensor, norm: Norm) -> Tensor:
+    """Return how large a layer norm's terms are before the mean cancels them, scaled like its
+    result; 0 for an rms norm."""
+    if norm.kind == "rms":
+        return torch.zeros_like(weight)
+    relative = (
+        x.abs().amax(-1, keepdim=True) / (x.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
+    )
+    return 2 * relative * (1 + relative) * weight
+
+
+# Faults that prove the judge at this stage.
 
 
 def norm_with_other_weight(x: Tensor, affine: Affine, norm: Norm) -> Tensor:

@@ -1,4 +1,4 @@
-"""Faults of the scores, before the mask."""
+"""Scores (SCORE-1 to SCORE-6)."""
 
 from __future__ import annotations
 
@@ -31,18 +31,89 @@ from ropebridge_conformance.mutants.mutant import (
     LEANING,
     Mutant,
     change,
+    given_other,
     shows_as,
     turns_to,
 )
+from ropebridge_conformance.stages.carried import WithError
+from ropebridge_conformance.stages.context import Context, Expectation, expects
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run, show
-from ropebridge_reference import (
-    Weights,
-    bias_keys,
-    scale_by_temperature,
-    score_keys,
-)
-from ropebridge_spec import HookFunction, Temperature, Variant
+from ropebridge_reference import Weights, bias_keys, scale_by_temperature, score_keys
+from ropebridge_spec import HookFunction, Temperature, Variant, bounds
+
+
+@expects("hook_attn_scores")
+def expected_scores(hook: str, c: Context) -> Expectation:
+    """Return what SCORE-1, SCORE-4 makes of the values before. Forbidden entries are -inf to the
+    bit."""
+    value = c.stages.score_keys(c.query.value, c.keys.value, c.score_bias, c.variant)
+    return Expectation(value, lambda: score_bound(c, value, c.dtype))
+
+
+def score_bound(c: Context, value: Tensor, dtype: str) -> Tensor:
+    """Return the bound of scores made in a dtype, 0 where they are forbidden; what goes into them
+    has the layer's own."""
+    bare = replace(c.variant, softcap=None, scale=abs(c.variant.scale))
+    none, q, k = torch.zeros_like(c.bias), c.query, c.keys
+    magnitude = c.stages.score_keys(q.value.abs() + q.error, k.value.abs() + k.error, none, bare)
+    finite = value.nan_to_num(neginf=0.0)
+    bound: Tensor = bounds.scores(
+        finite, magnitude, terms=c.variant.d_head, softcap=c.variant.softcap, dtype=dtype
+    )
+    if not (q.is_exact and k.is_exact):
+        bound = bound + magnitude - c.stages.score_keys(q.value.abs(), k.value.abs(), none, bare)
+    if c.variant.temperature is not None:
+        bound = bound + bounds.rounded(magnitude, times=2, dtype=c.dtype)
+    if c.variant.key_bias is not None:
+        own = carry_key_bias(c.all_values, c.weights, c.variant, c.dtype)
+        bound = bound + own.error + bounds.rounded(own.value, times=2, dtype=c.dtype)
+    return bound.masked_fill(value == -torch.inf, 0.0)
+
+
+def scores_before_rounding(c: Context) -> tuple[Tensor, Tensor]:
+    """Return the scores of query and key where no hook touched what was shown of them, elsewhere
+    what hooks left (PAT-1); and how far a row of them may be off in float32, (batch, head, query,
+    1). Gradients flow to the scores that were shown."""
+    shown = c.values["hook_attn_scores"]
+    with torch.no_grad():
+        unrounded = c.stages.score_keys(c.query.value, c.keys.value, c.score_bias, c.variant)
+        untouched = shown == c.before_edit.get("hook_attn_scores", shown)
+        lost = torch.where(untouched & shown.isfinite(), unrounded - shown, 0.0)
+        off = score_bound(c, unrounded, "float32").amax(-1, keepdim=True)
+    return shown + lost, off
+
+
+def carry_key_bias(v: WithError, weights: Weights, variant: Variant, dtype: str) -> WithError:
+    """Carry value and error through SCORE-5: (batch, head, 1, key); softplus has slope at most 1,
+    and each step may be rounded."""
+    assert weights.W_dt is not None
+    assert weights.A is not None
+    value, u = bias_keys(v.value, weights, variant), bounds.UNIT[dtype]
+    every = replace(weights, A=torch.ones_like(weights.A))
+    soft = bias_keys(v.value, every, variant).log()
+    magnitude = torch.einsum("bkhd,ghd->bgk", v.value.abs() + v.error, weights.W_dt.abs()) + (
+        0 if weights.b_dt is None else weights.b_dt.abs()[:, None]
+    )
+    carried = torch.einsum("bkhd,ghd->bgk", v.error, weights.W_dt.abs())
+    terms = weights.W_dt.shape[1] * weights.W_dt.shape[2]
+    off = carried + bounds.linear(magnitude, magnitude, terms=terms, dtype=dtype, product=magnitude)
+    inside = weights.A.abs().repeat_interleave(variant.group)[:, None] * (
+        off.repeat_interleave(variant.group, 1) + 2 * u * soft[:, :, 0]
+    )
+    return WithError(value, value * (inside.unsqueeze(2).expm1() * (1 + u) + 2 * u))
+
+
+# Faults that prove the judge at this stage.
+
+
+def keys_of_an_earlier_layer_shifted(
+    layer: ReferenceLayer, inputs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    name = layer.variant.shared_kv_argument
+    if name is None:
+        return inputs
+    return {**inputs, name: {kind: (k.roll(1, 2), v) for kind, (k, v) in inputs[name].items()}}
 
 
 def temper_forgotten(q: Tensor, positions: Tensor, temperature: Temperature | None) -> Tensor:
@@ -163,10 +234,10 @@ def goes_on_with_rounded_scores(layer: ReferenceLayer) -> Run:
         dtype, stages = inputs["hidden_states"].dtype, layer.factory.stages
 
         def pattern(scores: Tensor, sinks: Tensor | None) -> Tensor:
-            rounded: Tensor = stages.pattern(scores.to(dtype).to(scores.dtype), sinks)
+            rounded: Tensor = stages.make_pattern(scores.to(dtype).to(scores.dtype), sinks)
             return rounded
 
-        coarse = replace(layer.factory, stages=replace(stages, pattern=pattern))
+        coarse = replace(layer.factory, stages=replace(stages, make_pattern=pattern))
         watched = replace(layer, factory=coarse) if hooks else layer
         return watched.call(inputs, hooks, backward)
 
@@ -174,6 +245,14 @@ def goes_on_with_rounded_scores(layer: ReferenceLayer) -> Run:
 
 
 MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "given_keys_shifted",
+        "an earlier layer's keys are read one position late",
+        "hook_attn_scores",
+        has("shared_kv_argument"),
+        around=given_other(keys_of_an_earlier_layer_shifted),
+        clause="KV-1",
+    ),
     Mutant(
         "scores_rounded_to_be_shown",
         "where somebody watches, softmax is given the scores as they are shown",
@@ -204,42 +283,42 @@ MUTANTS: tuple[Mutant, ...] = (
         "query head h reads key head h mod kv heads",
         "hook_attn_scores",
         shares_kv_heads,
-        change(scores=scores_of_tiled_keys),
+        change(score_keys=scores_of_tiled_keys),
     ),
     Mutant(
         "keys_one_late",
         "each query meets the key one place before",
         "hook_attn_scores",
         always,
-        change(scores=scores_one_key_late),
+        change(score_keys=scores_one_key_late),
     ),
     Mutant(
         "scale_forgotten",
         "scores are not scaled",
         "hook_attn_scores",
         scales_scores,
-        change(scores=scores_unscaled),
+        change(score_keys=scores_unscaled),
     ),
     Mutant(
         "scale_twice",
         "scores are scaled twice",
         "hook_attn_scores",
         scales_scores,
-        change(scores=scores_scaled_twice),
+        change(score_keys=scores_scaled_twice),
     ),
     Mutant(
         "softcap_forgotten",
         "scores are not capped",
         "hook_attn_scores",
         has_softcap,
-        change(scores=scores_uncapped),
+        change(score_keys=scores_uncapped),
     ),
     Mutant(
         "scale_of_model",
         "scores are scaled by the width of the model",
         "hook_attn_scores",
         scales_scores,
-        change(scores=scores_by_width_of_the_model),
+        change(score_keys=scores_by_width_of_the_model),
         foil=False,
     ),
     Mutant(
@@ -247,7 +326,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "scores are capped before they are scaled",
         "hook_attn_scores",
         all_of(has_softcap, scales_scores),
-        change(scores=scores_scaled_after_cap),
+        change(score_keys=scores_scaled_after_cap),
         foil=False,
     ),
     Mutant(
@@ -255,7 +334,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "scores are cut off at the cap, not bent",
         "hook_attn_scores",
         has_softcap,
-        change(scores=scores_cut_off),
+        change(score_keys=scores_cut_off),
         foil=False,
     ),
     Mutant(
@@ -263,7 +342,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the cap is twice as high",
         "hook_attn_scores",
         has_softcap,
-        change(scores=scores_of_twice_the_cap),
+        change(score_keys=scores_of_twice_the_cap),
         foil=False,
     ),
     Mutant(
@@ -271,7 +350,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "every query head reads the first key head",
         "hook_attn_scores",
         many_kv_heads,
-        change(scores=scores_of_the_first_key_head),
+        change(score_keys=scores_of_the_first_key_head),
         foil=False,
     ),
     Mutant(
@@ -279,7 +358,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "key heads come last first",
         "hook_attn_scores",
         many_kv_heads,
-        change(scores=scores_of_key_heads_reversed),
+        change(score_keys=scores_of_key_heads_reversed),
         foil=False,
     ),
     Mutant(
@@ -287,14 +366,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "scores of head h are those of head h-1",
         "hook_attn_scores",
         many_heads,
-        change(scores=scores_of_next_query_head),
+        change(score_keys=scores_of_next_query_head),
         foil=False,
     ),
     Mutant(
         "scores_negated",
         "the least similar key counts most",
         "hook_attn_scores",
-        stages=change(scores=scores_negated),
+        stages=change(score_keys=scores_negated),
         foil=False,
     ),
     Mutant(
@@ -302,7 +381,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "scores are made in bfloat16",
         "hook_attn_scores",
         precise,
-        change(scores=scores_in_bfloat16),
+        change(score_keys=scores_in_bfloat16),
         foil=False,
     ),
     Mutant(
@@ -310,14 +389,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "a float64 layer makes its scores in float32",
         "hook_attn_scores",
         double,
-        change(scores=scores_in_float32),
+        change(score_keys=scores_in_float32),
         foil=False,
     ),
     Mutant(
         "dimension_lost",
         "the last dimension of a head is left out",
         "hook_attn_scores",
-        stages=change(scores=scores_without_the_last_dimension),
+        stages=change(score_keys=scores_without_the_last_dimension),
         foil=False,
     ),
     Mutant(
@@ -325,7 +404,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "keys are not biased by their values",
         "hook_attn_scores",
         has("key_bias"),
-        change(key_bias=no_key_bias),
+        change(bias_keys=no_key_bias),
         clause="SCORE-5",
     ),
     Mutant(
@@ -333,7 +412,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "each key is given the bias of the one before",
         "hook_attn_scores",
         has("key_bias"),
-        change(key_bias=key_bias_of_next_key),
+        change(bias_keys=key_bias_of_next_key),
         clause="SCORE-5",
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""Faults of the tables and of rotation."""
+"""Rotation by position, and its tables (ROT-1, POS-1)."""
 
 from __future__ import annotations
 
@@ -36,14 +36,55 @@ from ropebridge_conformance.mutants.mutant import (
     shows_as,
     turns_to,
 )
+from ropebridge_conformance.stages.carried import WithError
+from ropebridge_conformance.stages.context import (
+    Context,
+    Expectation,
+    as_given,
+    expects,
+    handed_on,
+    role_of,
+)
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
 from ropebridge_conformance.zoo.scenarios import cache_layer
-from ropebridge_reference import (
-    rotate,
-    turns,
-)
-from ropebridge_spec import Rotary
+from ropebridge_reference import rotate, rows_for, turns
+from ropebridge_spec import Rotary, bounds
+
+
+@expects("hook_cos", "hook_sin")
+def expected_table(hook: str, c: Context) -> Expectation:
+    """Return what POS-1 asks for: the table that the layer is given."""
+    return as_given(hook, c)
+
+
+@expects("hook_rot_q", "hook_rot_k", "hook_rot_v")
+def expected_rotation(hook: str, c: Context) -> Expectation:
+    """Return what ROT-1 makes of the values before: a copy of them in a layer that does not
+    rotate."""
+    x = c.rotation_input(role_of(hook))
+    if c.variant.rotary is None:
+        return handed_on(x)
+    rotary, tables = c.variant.rotary, (c.seen("hook_cos").value, c.seen("hook_sin").value)
+    turn = c.stages.turns(*rows_for(x.value.shape[1], *tables), rotary)
+    value = c.stages.rotate(x.value, turn, rotary)
+    return Expectation(value, lambda: carry_rotation(x, turn, rotary, c.dtype, value=value).error)
+
+
+def carry_rotation(
+    x: WithError, turn: Tensor, rotary: Rotary, dtype: str, value: Tensor | None = None
+) -> WithError:
+    """Carry value and error through ROT-1: the stage on the value, and its bound."""
+    value, steps = rotate(x.value, turn, rotary) if value is None else value, turn.abs()
+    magnitude = rotate(x.value.abs() + x.error, steps, rotary)
+    carried = x.error_through(lambda error: rotate(error, steps, rotary))
+    return WithError(
+        value,
+        carried + bounds.rotate(value, magnitude, precision=rotary.precision, dtype=dtype),
+    )
+
+
+# Faults that prove the judge at this stage.
 
 
 def rotate_other_end(x: Tensor, turn: Tensor, rotary: Rotary) -> Tensor:
@@ -92,11 +133,11 @@ def turns_by_other_copies(cos: Tensor, sin: Tensor, rotary: Rotary) -> Tensor:
     """Make a fault: pairs read the first copy of a frequency where they read both, and both where
     they read the first."""
     if rotary.table == "full" and rotary.pairing == "interleaved":
-        return turns(side_by_side(cos), side_by_side(sin), replace(rotary, table="repeated"))
+        return turns(halves_repeated(cos), halves_repeated(sin), replace(rotary, table="repeated"))
     return turns(first_copy(cos, rotary), first_copy(sin, rotary), replace(rotary, table="half"))
 
 
-def side_by_side(table: Tensor) -> Tensor:
+def halves_repeated(table: Tensor) -> Tensor:
     """Return a table of two halves, (..., width), with the copies of a frequency side by side."""
     copies: Tensor = table.unflatten(-1, (2, -1)).mT  # (..., pair, 2)
     return copies.flatten(-2)

@@ -1,4 +1,4 @@
-"""Faults of what a query may see."""
+"""Masks, and the keys that each query may see (MASK-1 to MASK-5, SEL-1)."""
 
 from __future__ import annotations
 
@@ -21,21 +21,28 @@ from ropebridge_conformance.mutants.applies import (
     in_scenarios,
     sees_later_positions,
 )
-from ropebridge_conformance.mutants.mutant import (
-    MASKS,
-    Mutant,
-    change,
-)
+from ropebridge_conformance.mutants.mutant import MASKS, Mutant, change
+from ropebridge_conformance.stages.functions import Stages
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
-from ropebridge_reference import (
-    bias_of_mask,
-    causal_bias,
-    padding_bias,
-    score_keys,
-    selection_bias,
-)
+from ropebridge_conformance.subjects.traces import Trace
+from ropebridge_conformance.zoo.specimens import Specimen
+from ropebridge_conformance.zoo.visibility import selected_bias
+from ropebridge_reference import bias_of_mask, causal_bias, padding_bias, score_keys, selection_bias
 from ropebridge_spec import MaskError, Variant
+
+MASKING = ("causal_bias", "padding_bias", "bias_of_mask", "selection_bias")
+"""The stages that say what each query may see."""
+
+
+def bias_in(trace: Trace, specimen: Specimen, stages: Stages) -> Tensor:
+    """Return what is added to the scores of a call, (batch or 1, head or 1, query, key)."""
+    given, call, variant = trace.call.given, trace.call, specimen.variant
+    x, others = given["hidden_states"], call.source_length(variant)
+    return selected_bias(given["attention_mask"], x, call.first_query, variant, stages, others)
+
+
+# Faults that prove the judge at this stage.
 
 
 def picks_ignored(picked: Tensor) -> Tensor:
@@ -224,14 +231,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "the mask is capped too",
         "hook_attn_scores",
         has_softcap_and_forbids_keys,
-        change(scores=scores_capped_after_mask),
+        change(score_keys=scores_capped_after_mask),
     ),
     Mutant(
         "mask_not_infinite",
         "forbidden scores are the lowest number",
         "hook_attn_scores",
         forbids_keys,
-        change(scores=scores_masked_with_lowest),
+        change(score_keys=scores_masked_with_lowest),
     ),
     Mutant(
         "window_one_wide",

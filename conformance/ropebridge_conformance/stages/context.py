@@ -1,0 +1,248 @@
+"""Recorded values that stages are recomputed from, and what a stage should have given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from ropebridge_conformance.stages.carried import (
+    WithError,
+    copy_for_heads,
+    exact,
+    side_by_side_with_error,
+)
+from ropebridge_conformance.stages.functions import STAGES, Stages
+from ropebridge_conformance.stages.reads import ReadValues, remembered
+from ropebridge_reference import Weights, join_source, of_the_largest
+from ropebridge_spec import HOOK_BY_NAME, OptIn, Role, Variant, attention_inputs
+
+PAST = "past"
+"""What stands for the keys and values of earlier calls among the names of values."""
+HALF = ("bfloat16", "float16")
+
+
+class Expectation:
+    """Hold what a stage should have given, and how far off each element may be; bound 0 asks for
+    the very bits.
+
+    The bound may be given as a function, which is called when the bound is first asked for: much
+    is asked of values alone.
+    """
+
+    def __init__(self, value: Tensor, bound: Tensor | Callable[[], Tensor]) -> None:
+        self.value, self._bound = value, bound
+
+    @property
+    def bound(self) -> Tensor:
+        """Return how far off each element may be, in the shape of the value."""
+        if not isinstance(self._bound, Tensor):
+            self._bound = self._bound()
+        return self._bound
+
+
+@dataclass(frozen=True)
+class SeenPast:
+    """Hold keys (batch, key, kv_head, d_head) and values of earlier calls, each with its error."""
+
+    key: WithError
+    value: WithError
+
+
+@dataclass(frozen=True)
+class Context:
+    """Hold everything that one call's stages are recomputed from, in float64.
+
+    hooks: the hook points that the layer has, in order. values: what was recorded of them, in the
+        shape that they should have.
+    before_edit: what hook points held that were edited in this call. in_parts: hooks were given
+        parts, so that z may come from a kernel that makes no pattern.
+    """
+
+    variant: Variant
+    weights: Weights
+    hooks: tuple[str, ...]
+    values: ReadValues
+    given: Mapping[str, Tensor | None]
+    bias: Tensor
+    past: SeenPast | None
+    positions: Tensor
+    opted_in: tuple[OptIn, ...]
+    dtype: str
+    added_value: Tensor | None = None
+    before_edit: Mapping[str, Tensor] = field(default_factory=dict)
+    in_parts: bool = False
+    stages: Stages = STAGES
+    expected: dict[str, Expectation] = field(default_factory=dict, compare=False)
+    reads: dict[str, set[str]] = field(default_factory=dict, compare=False)
+    memory: dict[str, Any] = field(default_factory=dict, compare=False)
+    right: dict[str, bool] = field(default_factory=dict, compare=False)
+
+    def but(self, **changes: Any) -> Context:
+        """Return a context with other fields, of which nothing has been worked out yet."""
+        if "values" in changes:
+            changes["values"] = ReadValues(changes["values"])
+        return replace(self, **changes, expected={}, reads={}, memory={}, right={})
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Return the hook points of which nothing was recorded."""
+        return tuple(name for name in self.hooks if name not in self.values)
+
+    def seen(self, hook: str) -> WithError:
+        """Return what a hook point held, exact where it was recorded, else what it should have held
+        and how far off that may be.
+
+        Raises:
+            NotShown: the layer has no such hook point.
+        """
+        if hook in self.values or hook not in self.hooks:
+            return exact(self.values[hook])
+        expected = expect(hook, self)
+        bound = expected.bound
+        self.values.read.update(self.reads[hook])
+        return WithError(expected.value, bound)
+
+    @remembered
+    def query(self) -> WithError:
+        """Return what scores are made of, times the query's temperature."""
+        own = self.heads(attention_inputs(self.variant)[0])
+        return own.map(
+            lambda x: self.stages.scale_by_temperature(x, self.positions, self.variant.temperature)
+        )
+
+    @remembered
+    def own_key(self) -> WithError:
+        """Return the keys that this call adds, as scores read them."""
+        return self.heads(attention_inputs(self.variant)[1])
+
+    @remembered
+    def own_value(self) -> WithError:
+        """Return the values that this call adds, as they are mixed."""
+        return self.heads(attention_inputs(self.variant)[2])
+
+    @remembered
+    def keys(self) -> WithError:
+        """Return all keys this call sees, cached ones first."""
+        if self.variant.shared_kv_argument and self.past is not None:
+            return self.past.key
+        own: WithError = self.own_key
+        return own if self.past is None else self.past.key.beside(own, self.stages.recall)
+
+    @remembered
+    def all_values(self) -> WithError:
+        """Return all values this call sees, cached ones first."""
+        if self.variant.shared_kv_argument and self.past is not None:
+            return self.past.value
+        own: WithError = self.own_value
+        return own if self.past is None else self.past.value.beside(own, self.stages.recall)
+
+    @remembered
+    def score_bias(self) -> Tensor:
+        """Return what is added to the scores: what the mask says, and where keys are biased by
+        their values that too (SCORE-5)."""
+        kind = self.variant.key_bias
+        if kind is None:
+            return self.bias
+        of_keys = self.stages.bias_keys(self.all_values.value, self.weights, self.variant)
+        return of_the_largest(of_keys, self.bias, kind.keep)
+
+    @remembered
+    def paired_values(self) -> WithError:
+        """Return what heads mix: all values, side by side where heads come in pairs (DIFF-1)."""
+        paired = self.variant.differential is not None
+        return side_by_side_with_error(self.all_values) if paired else self.all_values
+
+    def heads(self, hook: str) -> WithError:
+        """Return what a hook point held, head by head: a flat norm shows all heads as one axis."""
+        like = self.seen(f"hook_{role_of(hook)}").value
+        return self.seen(hook).map(lambda x: x.reshape(like.shape))
+
+    def rotation_input(self, role: str) -> WithError:
+        """Return what rotation is given."""
+        late = role == "v" or self.variant.norm is None or self.variant.norm.after_rotation
+        return self.heads(f"hook_{role}" if late else f"hook_{role}_normed")
+
+    def clips(self, hook: str) -> float | None:
+        """Return the bound that a hook point's value is clipped to: query and key after a norm that
+        comes before rotation (CLIP-1)."""
+        early = self.variant.norm is not None and not self.variant.norm.after_rotation
+        spec = HOOK_BY_NAME[hook]
+        last = "norm" if early and spec.role in ("q", "k") else "project"
+        return self.variant.clip if spec.stage == last else None
+
+    def input_of(self, role: str) -> WithError:
+        """Return (batch, pos, heads, d_model or rank): what the heads of a role read."""
+        shared = {"attn_in": "hook_attn_in", "split_qkv_input": f"hook_{role}_input"}
+        for opt_in, name in shared.items():
+            if opt_in in self.opted_in:
+                return self.seen(name)
+        latent = "hook_q_latent" if role == "q" else "hook_kv_latent"
+        x = self.seen(latent if latent in self.hooks else "hook_in")
+        source = self.variant.source
+        if role != "q" and source is not None:
+            other = self.seen("hook_kv_in")
+            x = x.beside(other, lambda own, states: join_source(own, states, source))
+        return for_heads(x, self.variant.heads if role == "q" else self.variant.kv_heads)
+
+
+Oracle = Callable[[str, Context], Expectation]
+STAGE_ORACLES: dict[str, Oracle] = {}
+"""What gives the expectation of each hook point: each file of a stage adds its own."""
+
+
+def expects(*hooks: str) -> Callable[[Oracle], Oracle]:
+    """Return a decorator of what gives the expectation of some hook points."""
+
+    def register(oracle: Oracle) -> Oracle:
+        STAGE_ORACLES.update(dict.fromkeys(hooks, oracle))
+        return oracle
+
+    return register
+
+
+def role_of(hook: str) -> Role:
+    """Return whether a hook point holds something of query, key or value."""
+    role = HOOK_BY_NAME[hook].role
+    assert role is not None, f"{hook} is of none of the three"
+    return role
+
+
+def for_heads(x: WithError, heads: int) -> WithError:
+    """Return (batch, pos, width) as each of so many heads reads it."""
+    return copy_for_heads(x.map(lambda value: value.unsqueeze(2)), heads)
+
+
+def expect(hook: str, context: Context) -> Expectation:
+    """Return what a hook point should hold, from the values one stage up; worked out once for each
+    context, which then knows what it is made of."""
+    if hook not in context.expected:
+        with context.values.noting() as read:
+            made = STAGE_ORACLES[hook](hook, context)
+        context.reads[hook] = read
+        context.expected[hook] = Expectation(
+            made.value, lambda: bound_and_its_reads(hook, made, context)
+        )
+    return context.expected[hook]
+
+
+def bound_and_its_reads(hook: str, made: Expectation, context: Context) -> Tensor:
+    """Return a stage's bound; the context then knows what that is made of too."""
+    with context.values.noting() as read:
+        bound = made.bound
+    context.reads[hook] |= read
+    return bound
+
+
+def as_given(hook: str, c: Context) -> Expectation:
+    """Return what the call was given for a hook point, to the bit."""
+    value = c.given[hook]
+    assert value is not None
+    return handed_on(exact(value.double()))
+
+
+def handed_on(x: WithError) -> Expectation:
+    """Return a stage that only hands on what it is given."""
+    return Expectation(x.value.double(), x.error.double())
