@@ -38,6 +38,8 @@ from ropebridge_spec import (
     Temperature,
     Variant,
     attention_inputs,
+    hook_before,
+    hook_chain,
     hook_order,
 )
 from ropebridge_spec.variant import Calling
@@ -72,6 +74,12 @@ def test_a_norm_after_rotation_fires_after_it_and_its_key_is_kept() -> None:
     ]
     assert attention_inputs(LATE) == ("hook_q_normed", "hook_k_normed", "hook_v")
     assert attention_inputs(PLAIN) == ("hook_rot_q", "hook_rot_k", "hook_v")
+    assert hook_chain("k", LATE) == ("hook_k", "hook_rot_k", "hook_k_normed")
+    assert hook_before("hook_k_normed", LATE) == "hook_rot_k"
+    assert hook_chain("k", PLAIN) == ("hook_k", "hook_k_normed", "hook_rot_k")
+    assert hook_before("hook_rot_k", replace(PLAIN, norm=None)) == "hook_k"
+    deep = replace(PLAIN, norm=None, latent=Latent(kv_rank=3, q_rank=5, norm=RMS))
+    assert hook_chain("q", deep) == ("hook_q", "hook_rot_q")
 
 
 def test_clipping_binds_on_both_sides() -> None:

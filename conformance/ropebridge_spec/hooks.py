@@ -360,11 +360,29 @@ def hook_order(variant: Variant, opted_in: Collection[OptIn] = ()) -> tuple[Hook
 def attention_inputs(variant: Variant) -> tuple[str, str, str]:
     """Return the hook points that hold the query, key and value which scores and mix are made of,
     and the cache keeps."""
-    late = variant.norm is not None and variant.norm.after_rotation
-    query, key = ("hook_q_normed", "hook_k_normed") if late else ("hook_rot_q", "hook_rot_k")
-    if variant.rotary is not None and variant.rotary.values:
-        return query, key, "hook_rot_v"
-    return query, key, "hook_v" if variant.value_norm is None else "hook_v_normed"
+    return hook_chain("q", variant)[-1], hook_chain("k", variant)[-1], hook_chain("v", variant)[-1]
+
+
+def hook_chain(role: Role, variant: Variant) -> tuple[str, ...]:
+    """Return the hook points that query, key or value passes on its way from its projection to the
+    scores or the mix, in order: norm and rotation where the variant has them, and as it orders
+    them (NORM-3); those of a key or value that is given (KV-1) as if the layer made it."""
+    makes_its_own = replace(variant, shared_kv_argument=None)
+    return tuple(
+        hook.name
+        for hook in hook_order(makes_its_own)
+        if hook.role == role
+        and hook.stage in ("project", "norm", "rotate")
+        and "d_head" in hook.axes  # a latent has no heads yet
+    )
+
+
+def hook_before(hook: str, variant: Variant) -> str:
+    """Return the hook point whose heads a norm or a rotation is given."""
+    role = HOOK_BY_NAME[hook].role
+    assert role is not None, f"{hook} is of none of query, key and value"
+    chain = hook_chain(role, variant)
+    return chain[chain.index(hook) - 1]
 
 
 def resolve(hook: HookSpec, variant: Variant) -> HookSpec:

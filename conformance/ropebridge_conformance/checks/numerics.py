@@ -13,7 +13,7 @@ from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.compare import Difference, compare
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Question, check, value_clause
-from ropebridge_conformance.stages.context import Context, Expectation, expect, role_of
+from ropebridge_conformance.stages.context import Context, Expectation, expect
 from ropebridge_conformance.stages.oracle import context_of
 from ropebridge_conformance.subjects.traces import record
 from ropebridge_conformance.zoo.scenarios import (
@@ -102,7 +102,7 @@ def tied(hook: str, c: Context, value: Tensor) -> Tensor:
     clip, rotary = c.variant.clip, c.variant.rotary
     if clip is not None and rotary is not None and hook in ("hook_rot_q", "hook_rot_k"):
         shown_as = float(torch.tensor(clip, dtype=getattr(torch, c.dtype)))
-        clipped = (c.rotation_input(role_of(hook)).value.abs() == shown_as).double()
+        clipped = (c.heads_before(hook).value.abs() == shown_as).double()
         turn = turns(
             *rows_for(clipped.shape[1], c.values["hook_cos"], c.values["hook_sin"]), rotary
         )

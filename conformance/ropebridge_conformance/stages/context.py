@@ -17,7 +17,7 @@ from ropebridge_conformance.stages.carried import (
 from ropebridge_conformance.stages.functions import STAGES, Stages
 from ropebridge_conformance.stages.reads import ReadValues, remembered
 from ropebridge_reference import Weights, join_source, of_the_largest
-from ropebridge_spec import HOOK_BY_NAME, OptIn, Role, Variant, attention_inputs
+from ropebridge_spec import HOOK_BY_NAME, OptIn, Role, Variant, attention_inputs, hook_before
 
 PAST = "past"
 """What stands for the keys and values of earlier calls among the names of values."""
@@ -160,18 +160,16 @@ class Context:
         like = self.seen(f"hook_{role_of(hook)}").value
         return self.seen(hook).map(lambda x: x.reshape(like.shape))
 
-    def rotation_input(self, role: str) -> WithError:
-        """Return what rotation is given."""
-        late = role == "v" or self.variant.norm is None or self.variant.norm.after_rotation
-        return self.heads(f"hook_{role}" if late else f"hook_{role}_normed")
+    def heads_before(self, hook: str) -> WithError:
+        """Return the heads that a norm or a rotation is given."""
+        return self.heads(hook_before(hook, self.variant))
 
     def clips(self, hook: str) -> float | None:
-        """Return the bound that a hook point's value is clipped to: query and key after a norm that
-        comes before rotation (CLIP-1)."""
-        early = self.variant.norm is not None and not self.variant.norm.after_rotation
-        spec = HOOK_BY_NAME[hook]
-        last = "norm" if early and spec.role in ("q", "k") else "project"
-        return self.variant.clip if spec.stage == last else None
+        """Return the bound that a hook point's value is clipped to (CLIP-1): query and key where
+        they go to rotation, the value where it is projected."""
+        role = role_of(hook)
+        last = "hook_v" if role == "v" else hook_before(f"hook_rot_{role}", self.variant)
+        return self.variant.clip if hook == last else None
 
     def input_of(self, role: str) -> WithError:
         """Return (batch, pos, heads, d_model or rank): what the heads of a role read."""

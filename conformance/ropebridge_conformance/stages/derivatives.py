@@ -46,7 +46,7 @@ from ropebridge_conformance.subjects.traces import Trace
 from ropebridge_conformance.zoo.scenarios import CallInputs, Scenario
 from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_reference import Affine, Weights, turns
-from ropebridge_spec import Gate, Norm, Rotary, Variant, bounds
+from ropebridge_spec import Gate, Norm, Rotary, Variant, bounds, hook_before
 
 STEPS = 10
 """No stage takes more elementwise steps backwards: the longest, from scores, unmasks, casts, uncaps
@@ -320,9 +320,7 @@ def softmax_share(p: Tensor, g: Tensor) -> Tensor:
 
 def norm_share(hook: str, context: Context, g: Tensor) -> tuple[str, Tensor]:
     """Return the hook point that a norm reads, and |J|^T g of the norm."""
-    role, variant = role_of(hook), context.variant
-    late = role != "v" and variant.norm is not None and variant.norm.after_rotation
-    source = f"hook_rot_{role}" if late else f"hook_{role}"
+    role, variant, source = role_of(hook), context.variant, hook_before(hook, context.variant)
     norm, affine = variant.norm_in(f"{role}_norm"), getattr(context.weights, f"{role}_norm")
     x = context.heads(source).value
     flat = x.flatten(2) if norm.over == "flat" else x

@@ -34,15 +34,10 @@ from ropebridge_spec import Norm, Variant, bounds
 @expects("hook_q_normed", "hook_k_normed", "hook_v_normed")
 def expected_norm(hook: str, c: Context) -> Expectation:
     """Return what NORM-1, CLIP-1 makes of the values before."""
-    role = role_of(hook)
-    late = role != "v" and c.variant.norm is not None and c.variant.norm.after_rotation
-    x, affine, norm = (
-        c.heads(f"hook_rot_{role}" if late else f"hook_{role}"),
-        getattr(c.weights, f"{role}_norm"),
-        c.variant.norm_in(f"{role}_norm"),
-    )
+    role, x = role_of(hook), c.heads_before(hook)
+    affine, norm = getattr(c.weights, f"{role}_norm"), c.variant.norm_in(f"{role}_norm")
     result = c.stages.normalise(x.value, affine, norm)
-    value = c.stages.clip(result, None if role == "v" else c.clips(hook))
+    value = c.stages.clip(result, c.clips(hook))
 
     def bound() -> Tensor:
         error = carry_norm(x, affine, norm, c.dtype, value=result).error

@@ -43,13 +43,12 @@ from ropebridge_conformance.stages.context import (
     as_given,
     expects,
     handed_on,
-    role_of,
 )
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
 from ropebridge_conformance.zoo.scenarios import cache_layer
 from ropebridge_reference import rotate, rows_for, turns
-from ropebridge_spec import Rotary, bounds
+from ropebridge_spec import Rotary, bounds, hook_before
 
 
 @expects("hook_cos", "hook_sin")
@@ -62,7 +61,7 @@ def expected_table(hook: str, c: Context) -> Expectation:
 def expected_rotation(hook: str, c: Context) -> Expectation:
     """Return what ROT-1 makes of the values before: a copy of them in a layer that does not
     rotate."""
-    x = c.rotation_input(role_of(hook))
+    x = c.heads_before(hook)
     if c.variant.rotary is None:
         return handed_on(x)
     rotary, tables = c.variant.rotary, (c.seen("hook_cos").value, c.seen("hook_sin").value)
@@ -196,10 +195,7 @@ def unrotated(role: Literal["k", "v"]) -> Around:
     """Make a fault: the key, or the value, is the one there was before rotation."""
 
     def around(layer: ReferenceLayer) -> Run:
-        early = (
-            role == "k" and layer.variant.norm is not None and not layer.variant.norm.after_rotation
-        )
-        source = f"hook_{role}_normed" if early else f"hook_{role}"
+        source = hook_before(f"hook_rot_{role}", layer.variant)
 
         def run(
             inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
