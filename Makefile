@@ -6,7 +6,7 @@ FAMILIES ?=
 RESULTS ?= results/run.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help quick quick-tests quick-zoo run test format lint hooks wheel legs leg-oldest leg-newest real spec sequences fairness mutants coverage subjects bench bench-compare bench-scaling gpu clean
+.PHONY: help quick quick-tests quick-zoo run test format lint hooks wheel legs leg-oldest leg-newest real spec sequences fairness kernels mutants coverage subjects bench bench-compare bench-scaling gpu clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -74,6 +74,9 @@ sequences: .venv/installed ## the public API in any order: 1,000 sequences (`mak
 
 fairness: .venv/installed ## a subject with one hook point missing, or one stage wrong, each in turn
 	ROPEBRIDGE_EVERY=1 $(BIN)/pytest -q -n $(JOBS) tests/subjects/test_gaps.py tests/subjects/test_blame.py
+
+kernels: .venv/installed ## each kernel of the bridge, forced, on the whole core of the zoo
+	ROPEBRIDGE_EVERY=1 $(BIN)/pytest -q -n $(JOBS) tests/kernels/test_paths.py
 
 mutants: .venv/installed ## judge the judge: every mutant must be killed at its stage
 	$(BIN)/ropebridge mutants --jobs $(JOBS)

@@ -91,9 +91,9 @@ def killed_by_its_clause(mutant):
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_correct_run_is_never_called_wrong(dtype):
-    runs = list(correct_runs(dtype))
+def test_a_correct_run_is_never_called_wrong():
+    """In one dtype; `make mutants` tries them all."""
+    runs = list(correct_runs("bfloat16"))
     assert len(runs) > 500
     assert not any(runs)
 

@@ -4,7 +4,6 @@ it is folded under it.
 `make fairness` tries every hook point; without it a few are tried.
 """
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -17,9 +16,6 @@ from ropebridge_conformance.mutants.mutant import shows_as, turns_to
 from ropebridge_conformance.results.causes import SHOWN, causes_of, key_of, told
 from ropebridge_conformance.subjects.reference import GAPS, Factory
 from subjects.test_gaps import CALLS, PAIRS
-
-MORE = () if os.environ.get("ROPEBRIDGE_EVERY") else (("qwen3_next_1", "hook_gate"),)
-TRIED = (*PAIRS, *MORE)
 
 
 def louder(value):
@@ -41,7 +37,7 @@ FAULTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize(("case", "hook"), TRIED)
+@pytest.mark.parametrize(("case", "hook"), PAIRS)
 def test_the_first_cause_is_the_stage_that_is_wrong(case, hook, fault):
     torch.set_num_threads(1)
     subject = replace(Factory(), name="wrong", show=FAULTS[fault](hook), unsupported=GAPS)

@@ -36,7 +36,7 @@ EVERY = {
     "roformer_0": ("hook_rot_v",),
 }
 FEW = {
-    "gemma3_local": ("hook_k", "hook_attn_scores", "hook_out"),
+    "gemma3_local": ("hook_k",),
     "mistral4_0": ("hook_kv_latent",),
 }
 CHOSEN = EVERY if os.environ.get("ROPEBRIDGE_EVERY") else FEW

@@ -63,9 +63,7 @@ def side_by_side_with_error(v: WithError) -> WithError:
 
 def carry_factor(x: WithError, factor: float, dtype: str) -> WithError:
     """Return a factor, whose product is rounded unless it is 1."""
+    if factor == 1:
+        return x
     value = factor * x.value
-    return (
-        x
-        if factor == 1
-        else WithError(value, abs(factor) * x.error + bounds.rounded(value, times=1, dtype=dtype))
-    )
+    return WithError(value, abs(factor) * x.error + bounds.rounded(value, times=1, dtype=dtype))
