@@ -15,6 +15,7 @@ from ropebridge_conformance.cli import app
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.judge import judge, plan
 from ropebridge_conformance.judging.verdicts import BAD, Outcome
+from ropebridge_conformance.mutants.catalogue import MUTANT_BY_NAME
 from ropebridge_conformance.results.files import read_results
 from ropebridge_conformance.subjects.loading import SubjectError, load_subject
 from ropebridge_conformance.subjects.parts import name_of
@@ -41,17 +42,20 @@ FEW = {
 }
 CHOSEN = EVERY if os.environ.get("ROPEBRIDGE_EVERY") else FEW
 PAIRS = [(case, hook) for case, hooks in CHOSEN.items() for hook in hooks]
+GRADIENTS = "the_gradient_at_a_hook_is_the_derivative"
 CALLS = ("prefill", "decode", "split", "attn_in", "padding")
 
 
 class Lacking:
-    """The reference, of whose hooks one is never called."""
+    """The reference, or a mutant of it, of whose hooks one is never called."""
 
-    def __init__(self, hook, unsupported):
+    def __init__(self, hook, unsupported, inner=Factory()):  # noqa: B008 (a frozen record)
         self.name, self.hook, self.unsupported = "lacking", hook, {**GAPS, **unsupported}
+        self.inner = inner
 
     def layer(self, module, *, rotary, opted_in=()):
-        return LackingLayer(Factory().layer(module, rotary=rotary, opted_in=opted_in), self.hook)
+        layer = self.inner.layer(module, rotary=rotary, opted_in=opted_in)
+        return LackingLayer(layer, self.hook)
 
 
 class LackingLayer:
@@ -97,6 +101,17 @@ def test_a_gap_that_is_not_declared_fails_at_that_hook_alone(case, hook):
     bad = [v for v in verdicts if v.outcome in BAD]
     assert bad
     assert {(v.outcome, v.divergent) for v in bad} == {(Outcome.FAIL, hook)}
+
+
+@pytest.mark.parametrize("hook", ["hook_in", "hook_cos"])
+def test_gradients_are_judged_where_what_is_given_is_not_shown(hook):
+    """What the layer is given is known; so are the derivatives of what it makes of that."""
+    subject = Lacking(hook, {hook: "not built"})
+    wrong = Lacking(hook, {hook: "not built"}, MUTANT_BY_NAME["unscaled_backwards"].subject())
+    for judged, outcome in ((subject, Outcome.PASS), (wrong, Outcome.FAIL)):
+        questions = plan(("llama",), ("float32",), ("cpu",))
+        (q,) = (q for q in questions if q.check == GRADIENTS and q.scenario == "prefill")
+        assert judge(Bench(judged), q).outcome == outcome
 
 
 def test_a_gap_may_depend_on_the_layer():

@@ -53,7 +53,8 @@ STEPS = 10
 in four, scales, and casts."""
 SLOPE = {"sigmoid": 0.25, "softplus": 1.0}
 CURVE = 0.77
-GIVEN = ("hook_in", "hook_cos", "hook_sin")
+GIVEN = ("hook_in", "hook_kv_in", "hook_cos", "hook_sin")
+"""Hook points that hold what the layer is given: known to the bit where they are not shown."""
 
 
 @dataclass
@@ -175,6 +176,8 @@ def derivatives_of(trace: Trace, specimen: Specimen, scenario: Scenario) -> Deri
     """Return the derivatives of a recorded call's stages."""
     leaves = {name: value.double().requires_grad_() for name, value in trace.values.items()}
     context = context_of(replace(trace, values=Values(leaves)), specimen, scenario)
+    given = {name: expect(name, context).value for name in context.missing if name in GIVEN}
+    context = context.but(values={**context.values, **given})
     fused = "hook_pattern" not in leaves
     if fused:
         context = with_unseen(context)
