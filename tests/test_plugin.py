@@ -25,7 +25,7 @@ SUITE_ON_ONE_LAYER = (
 ROT_Q = "test_a_stage_gives_the_value_of_its_clause[hook_rot_q-llama-float32-cpu]"
 
 BROKEN = """
-from ropebridge_conformance.mutants.catalogue import (MUTANTS)
+from ropebridge_conformance.mutants.catalogue import MUTANTS
 
 def Factory():
     return next(m for m in MUTANTS if m.name == "sin_sign").subject()

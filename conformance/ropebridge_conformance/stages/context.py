@@ -55,10 +55,20 @@ class SeenPast:
 class Context:
     """Hold everything that one call's stages are recomputed from, in float64.
 
+    variant, weights: of the layer.
     hooks: the hook points that the layer has, in order. values: what was recorded of them, in the
         shape that they should have.
+    given: hook point -> what the call was given for it: hidden states, another sequence, tables.
+    bias: (batch or 1, head or 1, query, key), what the mask adds to scores. past: keys and values
+        of earlier calls. positions: (batch or 1, pos), of the queries. added_value: (batch, pos,
+        added_head, d_head_v), what the model adds to the value.
+    opted_in: what the layer was built with. dtype: that the layer computes in.
     before_edit: what hook points held that were edited in this call. in_parts: hooks were given
         parts, so that z may come from a kernel that makes no pattern.
+    stages: the functions that values are made by; a foil has a mutant's.
+    expected, reads, memory, right: what was worked out already, by hook point or name: what should
+        stand there, of which values it was made, what several stages share, and whether the run
+        without an edit is right there.
     """
 
     variant: Variant

@@ -12,7 +12,6 @@ from ropebridge_conformance.stages.carried import WithError
 from ropebridge_conformance.stages.context import Context, Expectation, expects, for_heads
 from ropebridge_conformance.stages.projection import carry_projection
 from ropebridge_reference import open_gate
-from ropebridge_reference import open_gate as activate
 from ropebridge_spec import Gate, bounds
 
 
@@ -57,7 +56,7 @@ def expected_gate(hook: str, c: Context) -> Expectation:
 
 def carry_gate(logits: WithError, kind: Gate, dtype: str) -> WithError:
     """Carry value and error through GATE-1: sigmoid has slope at most 1/4, softplus at most 1."""
-    value = activate(logits.value, kind)
+    value = open_gate(logits.value, kind)
     carried = logits.error * (0.25 if kind.activation == "sigmoid" else 1.0)
     gate = WithError(value, carried + bounds.activation(value, logits.value, dtype=dtype))
     return gate if kind.per == "channel" else WithError(gate.value[..., 0], gate.error[..., 0])

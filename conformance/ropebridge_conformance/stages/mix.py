@@ -135,11 +135,8 @@ def carry_mix(p: WithError, v: WithError, dtype: str, value: Tensor | None = Non
 def carry_exclusion(x: WithError, v: WithError, alpha: Tensor, dtype: str) -> WithError:
     """Carry value and error through MIX-3: the unit value, the part along it and what is taken of
     it may each be rounded."""
-    value, group, u = (
-        exclude(x.value, v.value, alpha),
-        x.value.shape[2] // v.value.shape[2],
-        bounds.UNIT[dtype],
-    )
+    value, u = exclude(x.value, v.value, alpha), bounds.UNIT[dtype]
+    group = x.value.shape[2] // v.value.shape[2]
     length = v.value.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     unit = (v.value / length).abs().repeat_interleave(group, 2)
     unit_off = (
@@ -170,19 +167,13 @@ def carry_difference(x: WithError, lambdas: Tensor, kind: Differential, dtype: s
     so are product and difference."""
     value, half = subtract(x.value, lambdas, kind), x.value.shape[2] // 2
     q1, k1, q2, k2 = lambdas
-    parts = [(q * k).abs().sum().item() for q, k in ((q1, k1), (q2, k2))]
     terms = [
-        math.exp(float(q @ k)) * (1 + part)
-        for q, k, part in ((q1, k1, parts[0]), (q2, k2, parts[1]))
+        math.exp(float(q @ k)) * (1 + float((q * k).abs().sum())) for q, k in ((q1, k1), (q2, k2))
     ]
-    strong, off = (
-        abs(float(strength(lambdas, kind))),
-        4 * bounds.UNIT[dtype] * (sum(terms) + abs(kind.init)),
-    )
-    first, second = (
-        x.value[:, :, :half].abs() + x.error[:, :, :half],
-        x.value[:, :, half:].abs() + x.error[:, :, half:],
-    )
+    strong = abs(float(strength(lambdas, kind)))
+    off = 4 * bounds.UNIT[dtype] * (sum(terms) + abs(kind.init))
+    size = x.value.abs() + x.error
+    first, second = size[:, :, :half], size[:, :, half:]  # each (batch, pos, pair, d_pair)
     carried = x.error[:, :, :half] + strong * x.error[:, :, half:] + off * second
     return WithError(
         value, carried + bounds.rounded(first + (strong + off) * second, times=2, dtype=dtype)
