@@ -25,7 +25,8 @@ from ropebridge_conformance.judging.verdicts import Outcome
 from ropebridge_conformance.subjects.reference import Factory as Reference
 from ropebridge_conformance.zoo import builder
 from ropebridge_conformance.zoo.builder import build_model, inputs_of
-from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, calls
+from ropebridge_conformance.zoo.calls import calls
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID
 from ropebridge_conformance.zoo.specimens import (
     CASE_BY_ID,
     COVER,

@@ -15,7 +15,8 @@ from torch import Tensor
 from ropebridge import attach
 from ropebridge.subject import Factory
 from ropebridge_conformance.subjects.traces import record
-from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, calls
+from ropebridge_conformance.zoo.calls import calls
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID
 from ropebridge_conformance.zoo.specimens import specimen
 
 pytestmark = pytest.mark.slow

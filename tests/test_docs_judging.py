@@ -16,7 +16,8 @@ from ropebridge_conformance.judging.judge import judge, plan
 from ropebridge_conformance.judging.verdicts import Outcome
 from ropebridge_conformance.results.files import read_results
 from ropebridge_conformance.subjects.loading import load_subject
-from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, calls, possible
+from ropebridge_conformance.zoo.calls import calls
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, possible
 from ropebridge_conformance.zoo.specimens import COVER, specimen
 
 DOCS = Path(__file__).parent.parent / "docs"

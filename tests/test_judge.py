@@ -22,7 +22,8 @@ from ropebridge_conformance.results.files import ResultsError, read_results, wri
 from ropebridge_conformance.stages.context import STAGE_ORACLES, Expectation
 from ropebridge_conformance.subjects.loading import SubjectError, load_subject
 from ropebridge_conformance.subjects.reference import Factory
-from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, base_inputs
+from ropebridge_conformance.zoo.calls import base_inputs
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID
 from ropebridge_conformance.zoo.specimens import CASES, specimen
 
 VALUES = "a_stage_gives_the_value_of_its_clause"
@@ -52,7 +53,7 @@ class NothingRotates:
         frozen = dict(base_inputs(SCENARIO_BY_ID["prefill"], judged(), None, 0))
         cos, sin = frozen["position_embeddings"]
         frozen["position_embeddings"] = (torch.ones_like(cos), torch.zeros_like(sin))
-        monkeypatch.setattr("ropebridge_conformance.zoo.scenarios.base_inputs", lambda *_: frozen)
+        monkeypatch.setattr("ropebridge_conformance.zoo.calls.base_inputs", lambda *_: frozen)
 
 
 def judged(case="llama", dtype=torch.float32):
@@ -137,7 +138,7 @@ def test_a_value_that_is_the_same_along_an_axis_is_vacuous(monkeypatch, axis, na
     given = dict(base_inputs(SCENARIO_BY_ID["prefill"], judged(), None, 0))
     x = given["hidden_states"]
     given["hidden_states"] = x.narrow(axis, 0, 1).expand_as(x).contiguous()
-    monkeypatch.setattr("ropebridge_conformance.zoo.scenarios.base_inputs", lambda *_: given)
+    monkeypatch.setattr("ropebridge_conformance.zoo.calls.base_inputs", lambda *_: given)
     verdict = ask(hook="hook_in")
     assert verdict.outcome == Outcome.VACUOUS
     assert verdict.reason.endswith(f"right hook_in from one turned by one along {name}")

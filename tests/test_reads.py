@@ -21,7 +21,8 @@ from ropebridge_conformance.stages.reads import ReadValues, remembered
 from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.subjects.traces import record
 from ropebridge_conformance.zoo import specimens
-from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, calls, possible
+from ropebridge_conformance.zoo.calls import calls
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, possible
 from ropebridge_conformance.zoo.specimens import CASE_BY_ID, COVER, specimen, tiny_model
 from ropebridge_conformance.zoo.weights import WeightsOnce
 

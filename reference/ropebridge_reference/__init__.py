@@ -9,7 +9,13 @@ from ropebridge_reference.differential import side_by_side, strength, subtract
 from ropebridge_reference.gate import norm_and_gate, open_gate
 from ropebridge_reference.key_bias import bias_keys, of_the_largest
 from ropebridge_reference.latent import make_latent
-from ropebridge_reference.masks import bias_of_mask, causal_bias, padding_bias, selection_bias
+from ropebridge_reference.masks import (
+    bias_of_mask,
+    causal_bias,
+    padding_bias,
+    selection_bias,
+    with_four_axes,
+)
 from ropebridge_reference.memory import Past, recall
 from ropebridge_reference.mix import exclude, mix_values
 from ropebridge_reference.norm import normalise
@@ -68,5 +74,6 @@ __all__ = [
     "temperature_at",
     "turns",
     "unrounded",
+    "with_four_axes",
     "with_rotary_part",
 ]

@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from ropebridge_spec import Variant
 
@@ -31,6 +32,22 @@ def causal_bias(
 def padding_bias(padding: Bool[Tensor, "batch key"]) -> Float[Tensor, "batch 1 1 key"]:
     """Return the bias under which no query sees a key whose entry is False (MASK-3)."""
     return forbid(~padding)[:, None, None, :]
+
+
+def with_four_axes(
+    mask: Shaped[Tensor, "#batch #head #query key"]
+    | Shaped[Tensor, "#batch #query key"]
+    | BlockMask,
+) -> Shaped[Tensor, "#batch #head #query key"]:
+    """Return a mask that says what each query may see, with all four axes (MASK-1): one of three
+    axes is the same for all heads, and a flex BlockMask is what its mask_mod says."""
+    if isinstance(mask, BlockMask):
+        batch, heads = mask.shape[:2]
+        query, key = mask.seq_lengths
+        device = mask.kv_num_blocks.device
+        made: Tensor = create_mask(mask.mask_mod, batch, heads, query, key, device=device)
+        return made
+    return mask.unsqueeze(1) if mask.ndim == 3 else mask
 
 
 def bias_of_mask(

@@ -9,7 +9,8 @@ from ropebridge_conformance.judging.findings import Finding, failed, passed
 from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.stages.context import Expectation
 from ropebridge_conformance.subjects.witness import carried_bounds
-from ropebridge_conformance.zoo.scenarios import Scenario, cache_layer, calls, possible
+from ropebridge_conformance.zoo.calls import cache_layer, calls
+from ropebridge_conformance.zoo.scenarios import Scenario, possible
 from ropebridge_spec import Variant
 
 

@@ -18,7 +18,8 @@ from ropebridge_conformance.judging.compare import Difference
 from ropebridge_conformance.judging.findings import Finding, failed, passed
 from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.subjects.traces import record
-from ropebridge_conformance.zoo.scenarios import CallInputs, Scenario, calls, possible, tables_go_on
+from ropebridge_conformance.zoo.calls import CallInputs, calls
+from ropebridge_conformance.zoo.scenarios import Scenario, possible, tables_go_on
 from ropebridge_conformance.zoo.specimens import specimen
 from ropebridge_spec import Variant, ungrouped
 

@@ -19,7 +19,8 @@ from ropebridge_conformance.stages.context import Context, Expectation, expect
 from ropebridge_conformance.stages.oracle import contexts_after, unchanged
 from ropebridge_conformance.subjects.answers import answered
 from ropebridge_conformance.subjects.traces import Trace, record
-from ropebridge_conformance.zoo.scenarios import OPTED, CallInputs, calls
+from ropebridge_conformance.zoo.calls import CallInputs, calls
+from ropebridge_conformance.zoo.scenarios import OPTED
 from ropebridge_spec import HOOK_BY_NAME, HookSpec, axis_names
 from ropebridge_spec.hooks import resolve
 

@@ -10,7 +10,8 @@ from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.findings import Finding, failed, passed
 from ropebridge_conformance.judging.questions import Question, any_hook, axes_clause, check
 from ropebridge_conformance.subjects.traces import Trace, record
-from ropebridge_conformance.zoo.scenarios import CORE_CALLS, OPTED, calls
+from ropebridge_conformance.zoo.calls import calls
+from ropebridge_conformance.zoo.scenarios import CORE_CALLS, OPTED
 from ropebridge_conformance.zoo.specimens import layer_number
 from ropebridge_spec import HOOK_BY_NAME, Variant, ungrouped
 from ropebridge_spec.hooks import resolve

@@ -11,7 +11,7 @@ from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.findings import Finding, failed, passed
 from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.subjects.traces import Trace, record
-from ropebridge_conformance.zoo.scenarios import calls
+from ropebridge_conformance.zoo.calls import calls
 from ropebridge_spec import HookSpec, Variant
 
 OWN: Mapping[str, tuple[str, ...]] = {

@@ -17,7 +17,7 @@ from ropebridge_conformance.judging.findings import Finding, failed, passed, vac
 from ropebridge_conformance.judging.questions import Question, any_hook, check
 from ropebridge_conformance.subjects.traces import record
 from ropebridge_conformance.subjects.witness import hugging_face
-from ropebridge_conformance.zoo.scenarios import CallInputs, calls
+from ropebridge_conformance.zoo.calls import CallInputs, calls
 from ropebridge_conformance.zoo.specimens import Specimen
 
 ROUNDS = 4

@@ -13,7 +13,8 @@ from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.stages.context import Expectation
 from ropebridge_conformance.subjects.traces import record
 from ropebridge_conformance.subjects.witness import carried_bounds, live_rows
-from ropebridge_conformance.zoo.scenarios import CORE_CALLS, OPTED, calls
+from ropebridge_conformance.zoo.calls import calls
+from ropebridge_conformance.zoo.scenarios import CORE_CALLS, OPTED
 
 
 @check("LOOK-1", scenarios=(*CORE_CALLS, *OPTED))

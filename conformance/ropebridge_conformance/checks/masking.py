@@ -17,10 +17,15 @@ from ropebridge_conformance.judging.verdicts import Outcome
 from ropebridge_conformance.subjects.answers import asking
 from ropebridge_conformance.subjects.traces import Trace, record
 from ropebridge_conformance.subjects.witness import bias_of_call, live_rows
-from ropebridge_conformance.zoo.scenarios import CallInputs, Scenario, calls, own_keys, possible
+from ropebridge_conformance.zoo.calls import CallInputs, calls
+from ropebridge_conformance.zoo.masks import own_keys
+from ropebridge_conformance.zoo.scenarios import FREE_FORMS, Scenario, possible
 from ropebridge_spec import Variant
 
 POISON = 16.0
+OTHER_FORMS = tuple(id for id, _, _ in FREE_FORMS)
+OTHER_PADDING = ("padding_numbers", "padding_floats", "padding_square", "right_padding")
+TWO_DTYPES = ("float32", "bfloat16")
 
 
 def something_is_forbidden(scenario: Scenario, variant: Variant) -> bool:
@@ -162,6 +167,31 @@ def fresh(call: CallInputs, changes: Mapping[str, Any]) -> CallInputs:
 def the_mask_is_the_whole_truth(bench: Bench, q: Question) -> Finding:
     """MASK-1, MASK-5: a mask that differs by head, allows later keys, and adds numbers; scores,
     pattern and z follow it, watched or not."""
+    return judge_visibility(bench, q)
+
+
+@check(
+    "MASK-1",
+    scenarios=OTHER_FORMS,
+    dtypes=("float32", "bfloat16"),
+    where=allows_any_key,
+    also=("MASK-5",),
+)
+def a_mask_in_any_form_is_the_whole_truth(bench: Bench, q: Question) -> Finding:
+    """MASK-1, MASK-5: by head or without heads, one row for all queries or for the batch, booleans
+    or numbers of any floating dtype, -inf, and flex BlockMasks say what they say."""
+    return judge_visibility(bench, q)
+
+
+@check(
+    "MASK-3",
+    scenarios=OTHER_PADDING,
+    dtypes=("float32", "bfloat16"),
+    where=allows_any_key,
+)
+def padding_at_either_end_is_hidden_in_any_form(bench: Bench, q: Question) -> Finding:
+    """MASK-3: a two-axis mask of whole numbers, or of ones and zeros, says what one of booleans
+    does; also where it has as many rows as keys, and where padding comes last."""
     return judge_visibility(bench, q)
 
 

@@ -16,13 +16,8 @@ from ropebridge_conformance.judging.questions import Question, check, value_clau
 from ropebridge_conformance.stages.context import Context, Expectation, expect
 from ropebridge_conformance.stages.oracle import context_of
 from ropebridge_conformance.subjects.traces import record
-from ropebridge_conformance.zoo.scenarios import (
-    Scenario,
-    calls,
-    possible,
-    tables_go_on,
-    takes_tables,
-)
+from ropebridge_conformance.zoo.calls import calls
+from ropebridge_conformance.zoo.scenarios import Scenario, possible, tables_go_on, takes_tables
 from ropebridge_reference import rotate, rows_for, turns
 from ropebridge_spec import HookSpec, Variant, attention_inputs
 

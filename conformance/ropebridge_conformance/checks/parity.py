@@ -19,7 +19,8 @@ from ropebridge_conformance.mutants.catalogue import MUTANT_BY_NAME
 from ropebridge_conformance.stages.context import Expectation
 from ropebridge_conformance.subjects.traces import Trace, record
 from ropebridge_conformance.subjects.witness import carried_bounds, hugging_face, live_rows, truth
-from ropebridge_conformance.zoo.scenarios import CORE_CALLS, CallInputs, calls, takes_tables
+from ropebridge_conformance.zoo.calls import CallInputs, calls
+from ropebridge_conformance.zoo.scenarios import CORE_CALLS, takes_tables
 
 RMS_RATIO, MAX_RATIO = 1.05, 2.0
 WATCHED_RATIO = 1.25

@@ -18,7 +18,8 @@ from ropebridge_conformance.stages.context import Context, expect
 from ropebridge_conformance.stages.oracle import contexts_of
 from ropebridge_conformance.subjects.partial import WrongPart, record_parts
 from ropebridge_conformance.subjects.traces import Edit, Trace
-from ropebridge_conformance.zoo.scenarios import OPTED, calls
+from ropebridge_conformance.zoo.calls import calls
+from ropebridge_conformance.zoo.scenarios import OPTED
 from ropebridge_spec import NARROWED, HookSpec, Watch, axis_of, ungrouped
 
 

@@ -16,7 +16,7 @@ from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Question, any_hook, check
 from ropebridge_conformance.subjects.answers import NotShown
-from ropebridge_conformance.zoo.scenarios import CallInputs, calls
+from ropebridge_conformance.zoo.calls import CallInputs, calls
 from ropebridge_spec import HookSpec, arguments_of
 
 CLAUSE_ID = re.compile(r"\b[A-Z]+-\d+\b")

@@ -11,7 +11,8 @@ from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.subjects.traces import record
-from ropebridge_conformance.zoo.scenarios import Scenario, calls
+from ropebridge_conformance.zoo.calls import calls
+from ropebridge_conformance.zoo.scenarios import Scenario
 from ropebridge_spec import Variant
 
 SOURCES = {"hidden_states": "hook_in", "q_resid": "hook_q_latent"}

@@ -19,7 +19,8 @@ from ropebridge_conformance.stages.context import Expectation, expect
 from ropebridge_conformance.stages.oracle import context_of
 from ropebridge_conformance.subjects.answers import Values
 from ropebridge_conformance.subjects.traces import Trace, record
-from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, Scenario, calls, possible
+from ropebridge_conformance.zoo.calls import calls
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, Scenario, possible
 from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_spec import FAMILIES, Family, Variant, attention_inputs, describe
 

@@ -26,7 +26,8 @@ from ropebridge_conformance.stages.oracle import contexts_of
 from ropebridge_conformance.subjects.answers import asking, is_of_subject
 from ropebridge_conformance.subjects.asked import AskedLayer
 from ropebridge_conformance.subjects.traces import Trace, record
-from ropebridge_conformance.zoo.scenarios import Scenario, calls
+from ropebridge_conformance.zoo.calls import calls
+from ropebridge_conformance.zoo.scenarios import Scenario
 from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_spec import HookSpec, OptIn, Subject, hook_order, ungrouped
 

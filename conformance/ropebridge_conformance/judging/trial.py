@@ -22,8 +22,9 @@ from ropebridge_conformance.stages.context import expect
 from ropebridge_conformance.stages.oracle import contexts_of
 from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.subjects.traces import record
+from ropebridge_conformance.zoo.calls import calls
 from ropebridge_conformance.zoo.scenarios import CORE_CALLS as CORE_SCENARIOS
-from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, Scenario, calls, possible
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, Scenario, possible
 from ropebridge_conformance.zoo.specimens import CORE as CORE_CASES
 from ropebridge_conformance.zoo.specimens import COVER, Specimen, specimen
 

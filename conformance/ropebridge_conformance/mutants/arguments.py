@@ -28,7 +28,7 @@ from ropebridge_conformance.mutants.applies import (
 from ropebridge_conformance.mutants.mutant import Around, Mutant, given_other
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
-from ropebridge_conformance.zoo.scenarios import tables_for
+from ropebridge_conformance.zoo.calls import tables_for
 from ropebridge_spec import Variant, arguments_of, by_role
 from ropebridge_spec.arguments import RENAMED
 

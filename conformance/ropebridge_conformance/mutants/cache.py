@@ -27,7 +27,7 @@ from ropebridge_conformance.mutants.mutant import (
 )
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
-from ropebridge_conformance.zoo.scenarios import cache_layer
+from ropebridge_conformance.zoo.calls import cache_layer
 from ropebridge_reference import (
     rotate,
     turns,

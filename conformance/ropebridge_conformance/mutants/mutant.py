@@ -35,7 +35,12 @@ ARMS = (
 AXES = ("a_hook_has_the_axes_of_the_contract",)
 EDITS = ("a_replacement_is_what_the_rest_of_the_layer_sees",)
 ALONE = ("a_hook_watched_alone_fires_once",)
-MASKS = ("the_mask_is_the_whole_truth", "a_two_axis_mask_says_which_keys_are_padding")
+MASKS = (
+    "the_mask_is_the_whole_truth",
+    "a_two_axis_mask_says_which_keys_are_padding",
+    "a_mask_in_any_form_is_the_whole_truth",
+    "padding_at_either_end_is_hidden_in_any_form",
+)
 LEANING = ("the_errors_of_a_stage_do_not_lean",)
 
 Around = Callable[[ReferenceLayer], Run]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ropebridge_conformance.subjects.traces import Trace, hooks_at
-from ropebridge_conformance.zoo.scenarios import CallInputs, Scenario
+from ropebridge_conformance.zoo.calls import CallInputs
+from ropebridge_conformance.zoo.scenarios import Scenario
 from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_spec import by_role, describe, own_names, parameters_of
 

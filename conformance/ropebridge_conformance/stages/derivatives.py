@@ -43,7 +43,8 @@ from ropebridge_conformance.stages.scores import score_bound
 from ropebridge_conformance.subjects.answers import Values, asking
 from ropebridge_conformance.subjects.asked import in_contract
 from ropebridge_conformance.subjects.traces import Trace
-from ropebridge_conformance.zoo.scenarios import CallInputs, Scenario
+from ropebridge_conformance.zoo.calls import CallInputs
+from ropebridge_conformance.zoo.scenarios import Scenario
 from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_reference import Affine, Weights, turns
 from ropebridge_spec import Gate, Norm, Rotary, Variant, bounds, hook_before

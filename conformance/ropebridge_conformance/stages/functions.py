@@ -18,6 +18,7 @@ class Stages:
 
     causal_bias: Callable[..., Tensor] = reference.causal_bias
     padding_bias: Callable[..., Tensor] = reference.padding_bias
+    with_four_axes: Callable[..., Tensor] = reference.with_four_axes
     bias_of_mask: Callable[..., Tensor] = reference.bias_of_mask
     selection_bias: Callable[..., Tensor] = reference.selection_bias
     make_latent: Callable[..., Tensor] = reference.make_latent

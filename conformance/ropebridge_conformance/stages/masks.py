@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from ropebridge_conformance.mutants.applies import (
+    all_of,
     forbids_keys,
     has,
     has_mask,
@@ -19,19 +21,27 @@ from ropebridge_conformance.mutants.applies import (
     has_own_window,
     has_softcap_and_forbids_keys,
     in_scenarios,
+    precise,
     sees_later_positions,
 )
-from ropebridge_conformance.mutants.mutant import MASKS, Mutant, change
+from ropebridge_conformance.mutants.mutant import MASKS, Mutant, change, given_other
 from ropebridge_conformance.stages.functions import Stages
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
 from ropebridge_conformance.subjects.traces import Trace
 from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_conformance.zoo.visibility import selected_bias
-from ropebridge_reference import bias_of_mask, causal_bias, padding_bias, score_keys, selection_bias
+from ropebridge_reference import (
+    bias_of_mask,
+    causal_bias,
+    padding_bias,
+    score_keys,
+    selection_bias,
+    with_four_axes,
+)
 from ropebridge_spec import MaskError, Variant
 
-MASKING = ("causal_bias", "padding_bias", "bias_of_mask", "selection_bias")
+MASKING = ("causal_bias", "padding_bias", "with_four_axes", "bias_of_mask", "selection_bias")
 """The stages that say what each query may see."""
 
 
@@ -161,6 +171,83 @@ def first_key_always_seen(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
 
 def chunk_one_long(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
     return causal_bias(query, key, replace(reach, chunk=reach.chunk and reach.chunk + 1))
+
+
+def beside_causality(mask: Tensor, queries: int) -> Tensor:
+    """Return booleans: what a mask (..., query or 1, key) allows of earlier keys."""
+    visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    earlier = torch.ones(queries, mask.shape[-1], dtype=torch.bool, device=mask.device)
+    return visible & earlier.tril(mask.shape[-1] - queries)
+
+
+def three_axes_beside_causality(mask: Tensor) -> Tensor:
+    return beside_causality(with_four_axes(mask), mask.shape[-2])
+
+
+def one_query_beside_causality(mask: Tensor) -> Tensor:
+    # in these scenarios there are as many queries as keys
+    return bias_of_mask(mask).masked_fill(~beside_causality(mask, mask.shape[-1]), -math.inf)
+
+
+def flex_mask(mask: BlockMask, says: Callable[..., Tensor]) -> Tensor:
+    """Return (batch, head, query, key): what a function says in place of a flex mask's own."""
+    (batch, heads), (query, key) = mask.shape[:2], mask.seq_lengths
+    device = mask.kv_num_blocks.device
+    made: Tensor = create_mask(says, batch, heads, query, key, device=device)
+    return made
+
+
+def flex_mask_of_first_head(mask: BlockMask) -> Tensor:
+    return flex_mask(mask, lambda b, h, q, k: mask.mask_mod(b, torch.zeros_like(h), q, k))
+
+
+def flex_mask_of_first_row(mask: BlockMask) -> Tensor:
+    return flex_mask(mask, lambda b, h, q, k: mask.mask_mod(torch.zeros_like(b), h, q, k))
+
+
+def flex_mask_transposed(mask: BlockMask) -> Tensor:
+    return flex_mask(mask, lambda b, h, q, k: mask.mask_mod(b, h, k, q))
+
+
+def flex_mask_by_blocks(mask: BlockMask) -> Tensor:
+    query, key = mask.seq_lengths
+    rows, columns = mask.BLOCK_SIZE
+    blocks = mask.to_dense().bool()
+    return blocks.repeat_interleave(rows, 2).repeat_interleave(columns, 3)[..., :query, :key]
+
+
+def only_its_own_lowest_forbids(mask: Tensor) -> Tensor:
+    return mask.double().masked_fill(mask == torch.finfo(mask.dtype).min, -math.inf)
+
+
+def ten_thousand_forbids(mask: Tensor) -> Tensor:
+    return bias_of_mask(mask).masked_fill(mask <= -9000, -math.inf)
+
+
+def infinity_is_cut_off(mask: Tensor) -> Tensor:
+    return mask.double().clamp(min=torch.finfo(mask.dtype).min)
+
+
+def float32_is_rounded(mask: Tensor) -> Tensor:
+    return bias_of_mask(mask.bfloat16()).double()
+
+
+def square_padding_is_of_queries(padding: Tensor) -> Tensor:
+    return (
+        padding_bias(padding)
+        if padding.shape[0] != padding.shape[1]
+        else bias_of_mask(padding[None, None])
+    )
+
+
+def padding_comes_first(padding: Tensor) -> Tensor:
+    return padding_bias(padding.cumsum(-1) > 0)
+
+
+def numbers_say_what_is_padding(
+    layer: ReferenceLayer, inputs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    return {**inputs, "attention_mask": inputs["attention_mask"] == 0}
 
 
 def any_mask_is_taken(layer: ReferenceLayer) -> Run:
@@ -426,6 +513,136 @@ MUTANTS: tuple[Mutant, ...] = (
         has_own_chunks,
         change(causal_bias=chunk_one_long),
         clause="MASK-2",
+        foil=False,
+    ),
+    Mutant(
+        "three_axes_beside_causality",
+        "causality holds beside a mask without heads",
+        "hook_attn_scores",
+        in_scenarios("mask_no_heads", "mask_no_heads_booleans"),
+        change(with_four_axes=three_axes_beside_causality),
+        clause="MASK-1",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "one_query_beside_causality",
+        "causality holds beside a mask of one row for all queries",
+        "hook_attn_scores",
+        in_scenarios("mask_one_query"),
+        change(bias_of_mask=one_query_beside_causality),
+        clause="MASK-1",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "flex_mask_of_first_head",
+        "a flex mask is asked about the first head alone",
+        "hook_attn_scores",
+        in_scenarios("mask_block"),
+        change(with_four_axes=flex_mask_of_first_head),
+        clause="MASK-1",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "flex_mask_of_first_row",
+        "a flex mask is asked about the first row of the batch alone",
+        "hook_attn_scores",
+        in_scenarios("mask_block"),
+        change(with_four_axes=flex_mask_of_first_row),
+        clause="MASK-1",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "flex_mask_transposed",
+        "a flex mask is asked with query and key the other way about",
+        "hook_attn_scores",
+        in_scenarios("mask_block"),
+        change(with_four_axes=flex_mask_transposed),
+        clause="MASK-1",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "flex_mask_by_blocks",
+        "of a flex mask only its blocks count, and all that is in them is seen",
+        "hook_attn_scores",
+        in_scenarios("mask_block"),
+        change(with_four_axes=flex_mask_by_blocks),
+        clause="MASK-1",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "only_its_own_lowest_forbids",
+        "no entry forbids but the very lowest number of the mask's dtype",
+        "hook_attn_scores",
+        in_scenarios("mask_bfloat16_lowest"),
+        change(bias_of_mask=only_its_own_lowest_forbids),
+        clause="MASK-5",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "ten_thousand_forbids",
+        "a bias of minus ten thousand forbids",
+        "hook_attn_scores",
+        in_scenarios("mask_large_numbers"),
+        change(bias_of_mask=ten_thousand_forbids),
+        clause="MASK-5",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "infinity_is_cut_off",
+        "an entry of -inf is a large number, and does not forbid",
+        "hook_attn_scores",
+        in_scenarios("mask_infinite"),
+        change(bias_of_mask=infinity_is_cut_off),
+        clause="MASK-5",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "float32_is_rounded",
+        "a bias in float32 is rounded to bfloat16",
+        "hook_attn_scores",
+        all_of(in_scenarios("mask_float32"), precise),
+        change(bias_of_mask=float32_is_rounded),
+        clause="MASK-5",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "square_padding_is_of_queries",
+        "a two-axis mask of as many rows as keys is taken for one of queries",
+        "hook_attn_scores",
+        in_scenarios("padding_square"),
+        change(padding_bias=square_padding_is_of_queries),
+        clause="MASK-3",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "padding_comes_first",
+        "padding is looked for before the first real key alone",
+        "hook_attn_scores",
+        in_scenarios("right_padding"),
+        change(padding_bias=padding_comes_first),
+        clause="MASK-3",
+        arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "numbers_say_what_is_padding",
+        "of a two-axis mask of numbers, 1 says that a key is padding",
+        "hook_attn_scores",
+        in_scenarios("padding_numbers", "padding_floats"),
+        around=given_other(numbers_say_what_is_padding),
+        clause="MASK-3",
+        arms=MASKS,
         foil=False,
     ),
     Mutant(

@@ -46,7 +46,7 @@ from ropebridge_conformance.stages.context import (
 )
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
-from ropebridge_conformance.zoo.scenarios import cache_layer
+from ropebridge_conformance.zoo.calls import cache_layer
 from ropebridge_reference import rotate, rows_for, turns
 from ropebridge_spec import Rotary, bounds, hook_before
 

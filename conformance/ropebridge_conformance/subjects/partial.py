@@ -11,7 +11,7 @@ from torch import Tensor
 from ropebridge_conformance.subjects.answers import answered, shown
 from ropebridge_conformance.subjects.parts import places
 from ropebridge_conformance.subjects.traces import Edit, Trace
-from ropebridge_conformance.zoo.scenarios import CallInputs
+from ropebridge_conformance.zoo.calls import CallInputs
 from ropebridge_spec import NARROWED, HookSpec, Selection, Variant, Watch, axis_of
 
 EVEN, ODD = slice(0, None, 2), slice(1, None, 2)

@@ -16,7 +16,7 @@ from torch.nn.functional import dropout
 from ropebridge_conformance.stages.functions import STAGES, Stages
 from ropebridge_conformance.stages.page import layer_of
 from ropebridge_conformance.subjects.parts import Hooks, by_name
-from ropebridge_conformance.zoo.scenarios import CallInputs, cache_layer, tables_for, tables_of
+from ropebridge_conformance.zoo.calls import CallInputs, cache_layer, tables_for, tables_of
 from ropebridge_conformance.zoo.selection import call_selector, picked
 from ropebridge_conformance.zoo.specimens import layer_number
 from ropebridge_conformance.zoo.visibility import bias_of

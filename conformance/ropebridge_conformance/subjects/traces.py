@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ropebridge_conformance.subjects.answers import NotShown, Values, answered, shown
 from ropebridge_conformance.subjects.asked import in_contract
-from ropebridge_conformance.zoo.scenarios import CallInputs
+from ropebridge_conformance.zoo.calls import CallInputs
 
 Edit = Callable[[Tensor], Tensor | None]
 

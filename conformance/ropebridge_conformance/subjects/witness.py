@@ -12,7 +12,8 @@ from transformers import DynamicCache
 
 from ropebridge_conformance.stages.oracle import EndToEnd, context_of, end_to_end
 from ropebridge_conformance.subjects.traces import Trace
-from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, CallInputs
+from ropebridge_conformance.zoo.calls import CallInputs
+from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID
 from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_conformance.zoo.visibility import selected_bias
 from ropebridge_conformance.zoo.weights import read_weights

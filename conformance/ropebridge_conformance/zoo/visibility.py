@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from ropebridge_conformance.stages.functions import STAGES, Stages
 from ropebridge_conformance.zoo.selection import picked_for
@@ -11,7 +12,7 @@ from ropebridge_spec import MaskError, Variant
 
 
 def selected_bias(
-    mask: Tensor | None,
+    mask: Tensor | BlockMask | None,
     x: Tensor,
     first: int,
     variant: Variant,
@@ -26,7 +27,7 @@ def selected_bias(
 
 
 def bias_of(
-    mask: Tensor | None,
+    mask: Tensor | BlockMask | None,
     first: int,
     pos: int,
     variant: Variant,
@@ -39,14 +40,16 @@ def bias_of(
     keys, reach = first + pos + source, reach_bias(first, pos, variant, device, stages, source)
     if mask is None:
         return reach
-    if mask.ndim == 2 and mask.shape[1] == keys:
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == keys:
         return reach + stages.padding_bias(mask != 0)
-    if mask.ndim != 4 or mask.shape[2:] != (pos, keys):
+    shape = mask.shape if isinstance(mask, Tensor) else (*mask.shape[:2], *mask.seq_lengths)
+    if len(shape) not in (3, 4) or shape[-2] not in (1, pos) or shape[-1] != keys:
         raise MaskError(
-            f"attention_mask has shape {tuple(mask.shape)}; clause MASK-4 requires None, (batch,"
-            f" {keys}) or (.., .., {pos}, {keys})"
+            f"attention_mask has shape {tuple(shape)}; clause MASK-4 requires None, (batch,"
+            f" {keys}), (batch, {pos}, {keys}), (batch, head or 1, {pos} or 1, {keys}) or a"
+            " BlockMask of that shape"
         )
-    return stages.bias_of_mask(mask)
+    return stages.bias_of_mask(stages.with_four_axes(mask)).expand(-1, -1, pos, -1)
 
 
 def reach_bias(
