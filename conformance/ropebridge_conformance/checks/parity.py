@@ -39,7 +39,7 @@ def whole_call(bench: Bench, q: Question) -> CallInputs:
     """Return the scenario's positions in one call without a cache: what its steps must add up to
     (CACHE-1)."""
     layer = bench.layer(q.specimen, q.situation.opted_in)
-    return calls(replace(q.situation, steps=0), q.specimen, layer)[0]
+    return calls(replace(q.situation, steps=0, cache="growing"), q.specimen, layer)[0]
 
 
 @check("PAR-1", scenarios=(*CORE_CALLS, "random_tables"), where=takes_tables, about="class")

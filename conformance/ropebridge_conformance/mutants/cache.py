@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from ropebridge_conformance.mutants.applies import (
     all_of,
+    has,
+    in_scenarios,
     many_kv_heads,
     opts_in_to_nothing,
     precise,
@@ -21,17 +24,23 @@ from ropebridge_conformance.mutants.applies import (
 )
 from ropebridge_conformance.mutants.mutant import (
     EDITS,
+    STEPS,
     Around,
     Mutant,
     change,
+    given_other,
 )
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
 from ropebridge_conformance.zoo.calls import cache_layer
+from ropebridge_conformance.zoo.scenarios import SPARE
 from ropebridge_reference import (
+    causal_bias,
+    make_pattern,
     rotate,
     turns,
 )
+from ropebridge_spec import Variant
 
 
 def recall_new_first(past: Tensor, new: Tensor) -> Tensor:
@@ -100,6 +109,46 @@ def values_forgotten(
     layer: ReferenceLayer, inputs: Mapping[str, Any], keys: Tensor, values: Tensor
 ) -> tuple[Tensor, Tensor]:
     return keys, torch.zeros_like(values)
+
+
+def last_of_several_cached(
+    layer: ReferenceLayer, inputs: Mapping[str, Any], keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor]:
+    seen = inputs["cache"].get_seq_length(cache_layer(inputs, layer.module, layer.variant))
+    if seen == keys.shape[2]:
+        return keys, values
+    last = torch.arange(keys.shape[2], device=keys.device)[:, None] == keys.shape[2] - 1
+    return keys * last, values * last
+
+
+def steps_count_from_zero(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
+    return causal_bias(query - query[0], key, reach)
+
+
+def steps_see_all(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
+    last = query if query[0] == 0 else query[-1].expand_as(query)
+    return causal_bias(last, key, reach)
+
+
+def steps_forget_the_window(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
+    return causal_bias(query, key, reach if query[0] == 0 else replace(reach, window=None))
+
+
+def window_counts_from_the_first_key_kept(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
+    return causal_bias(query, key - key[0], reach)
+
+
+def unwritten_keys_take_part(s: Tensor, sinks: Tensor | None) -> Tensor:
+    room = s.new_zeros((*s.shape[:3], SPARE))
+    return make_pattern(torch.cat([s, room], -1), sinks)[..., : s.shape[-1]]
+
+
+def padding_in_the_first_call_alone(
+    layer: ReferenceLayer, inputs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    mask = inputs["attention_mask"]
+    first = mask.shape[-1] == mask.shape[-2]
+    return inputs if first else {**inputs, "attention_mask": torch.ones_like(mask)}
 
 
 def keys_as_they_were(layer: ReferenceLayer) -> Run:
@@ -192,6 +241,70 @@ MUTANTS: tuple[Mutant, ...] = (
         reads_own_cache,
         around=caches(values_forgotten),
         clause="CACHE-1",
+    ),
+    Mutant(
+        "steps_count_from_zero",
+        "without a mask the positions of a step count from 0",
+        "hook_attn_scores",
+        in_scenarios("decode_no_mask", "decode_several"),
+        change(causal_bias=steps_count_from_zero),
+        clause="CACHE-1",
+        arms=STEPS,
+    ),
+    Mutant(
+        "steps_see_all",
+        "several positions after a cache see one another whatever their order",
+        "hook_attn_scores",
+        in_scenarios("decode_several", "decode_static"),
+        change(causal_bias=steps_see_all),
+        clause="CACHE-1",
+        arms=STEPS,
+    ),
+    Mutant(
+        "steps_forget_the_window",
+        "a window holds in the first call alone",
+        "hook_attn_scores",
+        all_of(has("window"), in_scenarios("decode_several", "decode_into_window")),
+        change(causal_bias=steps_forget_the_window),
+        clause="CACHE-1",
+        arms=STEPS,
+    ),
+    Mutant(
+        "window_counts_from_the_first_key_kept",
+        "the first key that a sliding cache kept is taken for position 0",
+        "hook_attn_scores",
+        all_of(has("window"), in_scenarios("decode_sliding")),
+        change(causal_bias=window_counts_from_the_first_key_kept),
+        clause="CACHE-1",
+        arms=STEPS,
+    ),
+    Mutant(
+        "unwritten_keys_take_part",
+        "keys that a static cache has room for take part in the softmax",
+        "hook_pattern",
+        in_scenarios("decode_static", "decode_static_mask"),
+        change(make_pattern=unwritten_keys_take_part),
+        clause="CACHE-1",
+        arms=STEPS,
+        foil=False,
+    ),
+    Mutant(
+        "padding_in_the_first_call_alone",
+        "the mask of a step is not read",
+        "hook_attn_scores",
+        in_scenarios("decode_left_padding"),
+        around=given_other(padding_in_the_first_call_alone),
+        clause="CACHE-1",
+        arms=STEPS,
+    ),
+    Mutant(
+        "last_of_several_cached",
+        "of several positions after a cache only the last is kept",
+        "hook_attn_scores",
+        all_of(in_scenarios("decode_several"), reads_own_cache),
+        around=caches(last_of_several_cached),
+        clause="CACHE-1",
+        arms=STEPS,
     ),
     Mutant(
         "edits_not_cached",

@@ -41,6 +41,7 @@ MASKS = (
     "a_mask_in_any_form_is_the_whole_truth",
     "padding_at_either_end_is_hidden_in_any_form",
 )
+STEPS = ("steps_of_any_kind_give_what_the_whole_gives",)
 LEANING = ("the_errors_of_a_stage_do_not_lean",)
 
 Around = Callable[[ReferenceLayer], Run]

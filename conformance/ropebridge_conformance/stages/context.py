@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ropebridge_conformance.stages.carried import (
     WithError,
@@ -63,6 +64,7 @@ class Context:
         of earlier calls. positions: (batch or 1, pos), of the queries. added_value: (batch, pos,
         added_head, d_head_v), what the model adds to the value.
     opted_in: what the layer was built with. dtype: that the layer computes in.
+    first_key: the position of the first key along the axis of keys.
     before_edit: what hook points held that were edited in this call. in_parts: hooks were given
         parts, so that z may come from a kernel that makes no pattern.
     stages: the functions that values are made by; a foil has a mutant's.
@@ -84,6 +86,7 @@ class Context:
     added_value: Tensor | None = None
     before_edit: Mapping[str, Tensor] = field(default_factory=dict)
     in_parts: bool = False
+    first_key: int = 0
     stages: Stages = STAGES
     expected: dict[str, Expectation] = field(default_factory=dict, compare=False)
     reads: dict[str, set[str]] = field(default_factory=dict, compare=False)
@@ -139,7 +142,7 @@ class Context:
         if self.variant.shared_kv_argument and self.past is not None:
             return self.past.key
         own: WithError = self.own_key
-        return own if self.past is None else self.past.key.beside(own, self.stages.recall)
+        return self.held(None if self.past is None else self.past.key, own)
 
     @remembered
     def all_values(self) -> WithError:
@@ -147,7 +150,17 @@ class Context:
         if self.variant.shared_kv_argument and self.past is not None:
             return self.past.value
         own: WithError = self.own_value
-        return own if self.past is None else self.past.value.beside(own, self.stages.recall)
+        return self.held(None if self.past is None else self.past.value, own)
+
+    def held(self, past: WithError | None, own: WithError) -> WithError:
+        """Return keys or values along the axis of keys: earlier ones and this call's, without those
+        that the cache forgot, and 0 where it has room for more."""
+        joined = own if past is None else past.beside(own, self.stages.recall)
+        room = self.bias.shape[-1] - (joined.value.shape[1] - self.first_key)
+        if not room and not self.first_key:
+            return joined
+        # (batch, key, kv_head, width)
+        return joined.map(lambda x: pad(x[:, self.first_key :], (0, 0, 0, 0, 0, room)))
 
     @remembered
     def score_bias(self) -> Tensor:

@@ -48,8 +48,8 @@ MASKING = ("causal_bias", "padding_bias", "with_four_axes", "bias_of_mask", "sel
 def bias_in(trace: Trace, specimen: Specimen, stages: Stages) -> Tensor:
     """Return what is added to the scores of a call, (batch or 1, head or 1, query, key)."""
     given, call, variant = trace.call.given, trace.call, specimen.variant
-    x, others = given["hidden_states"], call.source_length(variant)
-    return selected_bias(given["attention_mask"], x, call.first_query, variant, stages, others)
+    x, mask = given["hidden_states"], given["attention_mask"]
+    return selected_bias(mask, x, call.span(variant), variant, stages)
 
 
 # Faults that prove the judge at this stage.

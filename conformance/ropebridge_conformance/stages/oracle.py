@@ -145,6 +145,7 @@ def context_of(
         },
         bias=bias_in(trace, specimen, STAGES),
         past=past,
+        first_key=call.first_key,
         positions=call.positions(variant),
         opted_in=scenario.opted_in,
         dtype=str(specimen.dtype).removeprefix("torch."),

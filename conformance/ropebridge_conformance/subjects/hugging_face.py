@@ -24,7 +24,7 @@ from transformers import AttentionInterface
 
 from ropebridge_conformance.subjects.layouts import FINITE_MASK, HEADS_FIRST, Layout, translated
 from ropebridge_conformance.zoo.specimens import layer_number
-from ropebridge_conformance.zoo.visibility import bias_of
+from ropebridge_conformance.zoo.visibility import Span, bias_of
 from ropebridge_spec import HookFunction, OptIn, UnsupportedAttention, Variant, by_role, describe
 
 INTERFACE = "ropebridge_seen"
@@ -74,11 +74,13 @@ GAPS = {
 
 @dataclass(frozen=True)
 class Seen:
-    """Hold the hooks of one call, the layouts they are shown through, and the layer's number."""
+    """Hold the hooks of one call, the layouts they are shown through, the layer's number, and how
+    many keys that a cache gives back stand before the call's own."""
 
     hooks: tuple[tuple[str, HookFunction], ...]
     layouts: Mapping[str, Layout]
     number: int
+    before: int = 0
 
     def show(self, name: str, value: Tensor, layout: Layout | None = None) -> Tensor:
         """Return what the hooks at a hook point leave of a value."""
@@ -138,9 +140,12 @@ def attention_seen(
         type(module).__module__
     ].eager_attention_forward
     query = ropebridge_seen.show("hook_rot_q", query, HEADS_FIRST)
-    own = key[:, :, key.shape[2] - query.shape[2] :]
+    # (batch, kv_head, key, d_head): those of earlier calls, this call's, and room for more
+    earlier, own, room = key.tensor_split(
+        [ropebridge_seen.before, ropebridge_seen.before + query.shape[2]], dim=2
+    )
     left = ropebridge_seen.show("hook_rot_k", own, HEADS_FIRST)
-    key = key if left is own else torch.cat([key[:, :, : key.shape[2] - query.shape[2]], left], 2)
+    key = key if left is own else torch.cat([earlier, left, room], 2)
     with SoftmaxSeen(ropebridge_seen, sinks=hasattr(module, "sinks")):
         z, pattern = eager(module, query, key, value, mask, **options)
     return ropebridge_seen.show("hook_z", z), pattern
@@ -160,12 +165,14 @@ class SeenLayer:
         self, inputs: Mapping[str, Any], hooks: Sequence[tuple[str, HookFunction]] = ()
     ) -> tuple[Tensor, Tensor | None]:
         """Return one call, with hooks that are gone after it."""
-        seen = Seen(tuple(hooks), self.layouts, layer_number(self.module) or 0)
+        span, number = self.span(inputs), layer_number(self.module) or 0
+        before = span.first_query - span.first_key
+        seen = Seen(tuple(hooks), self.layouts, number, before)
         with ExitStack() as stack:
             for handle in self.hooked(seen):
                 stack.callback(handle.remove)
             out, weights = self.module(
-                **{**inputs, "attention_mask": self.mask(inputs)}, ropebridge_seen=seen
+                **{**inputs, "attention_mask": self.mask(inputs, span)}, ropebridge_seen=seen
             )
         return out, weights
 
@@ -193,12 +200,20 @@ class SeenLayer:
         )
         return found
 
-    def mask(self, inputs: Mapping[str, Any]) -> Tensor:
+    def span(self, inputs: Mapping[str, Any]) -> Span:
+        """Return where the queries and keys of a call stand, as its cache says."""
+        pos, cache = inputs["hidden_states"].shape[1], by_role(inputs, self.variant).get("cache")
+        if cache is None:
+            return Span(0, pos)
+        number = self.module.layer_idx
+        keys, first_key = cache.get_mask_sizes(pos, number)
+        return Span(int(cache.get_seq_length(number)), pos, int(first_key), int(keys))
+
+    def mask(self, inputs: Mapping[str, Any], span: Span) -> Tensor:
         """Return the additive mask (batch or 1, 1, query, key) that the model around hands down to
         eager attention."""
-        x, cache = inputs["hidden_states"], by_role(inputs, self.variant).get("cache")
-        first = 0 if cache is None else cache.get_seq_length(self.module.layer_idx)
-        bias = bias_of(inputs["attention_mask"], first, x.shape[1], self.variant, x.device)
+        x = inputs["hidden_states"]
+        bias = bias_of(inputs["attention_mask"], span, self.variant, x.device)
         return bias.masked_fill(bias == -torch.inf, torch.finfo(x.dtype).min).to(x.dtype)
 
     def norm_layouts(self) -> dict[str, Layout]:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
+from torch.nn.functional import dropout, pad
 
 from ropebridge_conformance.stages.functions import STAGES, Stages
 from ropebridge_conformance.stages.page import layer_of
+from ropebridge_conformance.subjects.kept import read_cache
 from ropebridge_conformance.subjects.parts import Hooks, by_name
 from ropebridge_conformance.zoo.calls import CallInputs, cache_layer, tables_for, tables_of
 from ropebridge_conformance.zoo.selection import call_selector, picked
@@ -23,7 +24,6 @@ from ropebridge_conformance.zoo.visibility import bias_of
 from ropebridge_conformance.zoo.weights import WeightsOnce
 from ropebridge_reference import (
     Output,
-    Past,
     Select,
     Weights,
 )
@@ -139,6 +139,10 @@ def as_it_is(layer: ReferenceLayer) -> Run:
     return layer.call
 
 
+UNSEEN = {"hook_attn_scores": -torch.inf, "hook_pattern": 0.0}
+"""What hook points with an axis of keys hold of one that nobody may see."""
+
+
 @dataclass(frozen=True, eq=False)
 class ReferenceLayer:
     """Run the reference around one attention module."""
@@ -180,20 +184,11 @@ class ReferenceLayer:
         refuse_unknown([name for name, _ in (*whole, *backward)], list(self.points))
         x, cache = inputs["hidden_states"], inputs.get("cache")
         layer = cache_layer(inputs, self.module, self.variant)
-        past = CallInputs(inputs, first_query=0, keys=0).given_kv(self.variant) or self._past(
-            cache, layer
-        )
-        first = self._first(past, x.shape[1])
-        call = self._with_tables(CallInputs(inputs, first_query=first, keys=0))
-        bias = bias_of(
-            inputs["attention_mask"],
-            first,
-            x.shape[1],
-            self.variant,
-            x.device,
-            self.factory.stages,
-            call.source_length(self.variant),
-        )
+        kept = read_cache(inputs, self.variant, layer)
+        call = self._with_tables(CallInputs(inputs, first_query=kept.first_query, keys=0))
+        span = replace(kept.span, source=call.source_length(self.variant))
+        bias = bias_of(inputs["attention_mask"], span, self.variant, x.device, self.factory.stages)
+        bias = bias[..., : bias.shape[-1] - kept.room]
         added = call.added_value(self.variant)
 
         patterns: list[Tensor] = []
@@ -204,55 +199,52 @@ class ReferenceLayer:
             self.factory.weights(self._weights.read(), self.variant),
             self.variant,
             positions=call.positions(self.variant),
-            past=past,
+            past=kept.past,
             source=call.source(self.variant),
             added_value=added if added is None else added.to(x.dtype),
             select=self._select(call, bias),
             opted_in=self.opted_in,
-            at=self._shown_to(whole, backward, patterns),
+            at=self._shown_to(whole, backward, patterns, kept.room),
         )
-        self._leave(inputs, cache, layer, first, made)
+        self._leave(inputs, cache, layer, kept.before, made)
         # a copy: the caller may write into it, and what hooks were shown stays as it was (EDIT-2)
         out = dropout(made.out.clone(), self.variant.output_dropout, self.module.training)
         return out, patterns[0] if inputs.get("output_attentions") else None
 
     def _shown_to(
-        self, whole: Hooks, backward: Hooks, patterns: list[Tensor]
+        self, whole: Hooks, backward: Hooks, patterns: list[Tensor], room: int
     ) -> Callable[[str, Tensor], Tensor]:
         """Return what shows a value to the hooks of its point, and then to those of its gradient;
         the pattern that they leave is added to a list, before training drops out what goes on to
-        the values (DROP-1)."""
+        the values (DROP-1). Keys that a cache has room for are shown beside those there were, and
+        nobody sees them."""
 
         def of(name: str, hooks: Hooks) -> list[HookFunction]:
             number = layer_number(self.module) or 0
             return [partial(called_by_number, fn, number) for hook, fn in hooks if hook == name]
 
         def at(name: str, value: Tensor) -> Tensor:
+            unseen = UNSEEN.get(name)
+            if room and unseen is not None:
+                value = pad(value, (0, room), value=unseen)  # (batch, head, query, key)
             shown = self.factory.show(name, value, of(name, whole))
             shown = shown_backwards(name, shown, of(name, backward))
-            if name != "hook_pattern":
-                return shown
-            patterns.append(shown)
-            return dropout(shown, self.variant.dropout, self.module.training)
+            if name == "hook_pattern":
+                patterns.append(shown)
+                shown = dropout(shown, self.variant.dropout, self.module.training)
+            return shown if unseen is None else shown[..., : shown.shape[-1] - room]
 
         return at
 
-    def _first(self, past: Past | None, pos: int) -> int:
-        """Return the position of a call's first query: where its keys are handed down, its own are
-        the last of them."""
-        if past is None:
-            return 0
-        return past.key.shape[1] - (pos if self.variant.shared_kv_argument else 0)
-
     def _leave(
-        self, inputs: Mapping[str, Any], cache: Any, layer: int, first: int, made: Output
+        self, inputs: Mapping[str, Any], cache: Any, layer: int, before: int, made: Output
     ) -> None:
         """Leave the call's keys and values in the cache (CACHE-1), and for later layers (KV-1)."""
         pair = [heads.transpose(1, 2) for heads in (made.past.key, made.past.value)]
         if self.variant.calling.kept_kv_argument is not None:
             inputs[self.variant.calling.kept_kv_argument][shared_key(self.module)] = tuple(pair)
         if cache is not None and not self.variant.shared_kv_argument:
-            cache.update(*(heads[:, :, first:] for heads in pair), layer)
+            cache.update(*(heads[:, :, before:] for heads in pair), layer)
 
     def _with_tables(self, call: CallInputs) -> CallInputs:
         """Return the call, with the tables that a layer makes for itself of its positions where it
@@ -294,12 +286,6 @@ class ReferenceLayer:
             return picked(picks, selector, self.variant, bias.shape[-1])
 
         return select
-
-    def _past(self, cache: Any, layer: int) -> Past | None:
-        if cache is None or cache.get_seq_length(layer) == 0:
-            return None
-        held = cache.layers[layer]
-        return Past(held.keys.transpose(1, 2), held.values.transpose(1, 2))
 
 
 def called_by_number(fn: HookFunction, number: int, tensor: Tensor, hook: Any) -> Any:

@@ -63,9 +63,8 @@ def bias_of_call(specimen: Specimen, call: CallInputs) -> Tensor:
     return selected_bias(
         call.given["attention_mask"],
         call.given["hidden_states"],
-        call.first_query,
+        call.span(specimen.variant),
         specimen.variant,
-        source=call.source_length(specimen.variant),
     )
 
 

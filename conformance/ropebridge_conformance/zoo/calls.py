@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicSlidingWindowLayer, StaticLayer
 
 from ropebridge_conformance.subjects.answers import asking
 from ropebridge_conformance.zoo.masks import FORMS, mask_of
-from ropebridge_conformance.zoo.scenarios import CACHE_OFFSET, SOURCE, Scenario
+from ropebridge_conformance.zoo.scenarios import CACHE_OFFSET, SOURCE, SPARE, Scenario
 from ropebridge_conformance.zoo.selection import numbers
 from ropebridge_conformance.zoo.specimens import Specimen
-from ropebridge_conformance.zoo.visibility import bias_of
+from ropebridge_conformance.zoo.visibility import Span, bias_of
 from ropebridge_conformance.zoo.weights import adapted_layer
 from ropebridge_reference import Past
 from ropebridge_spec import (
@@ -38,13 +40,15 @@ class CallInputs:
 
     given: the arguments, tables, mask and cache under the contract's names for them
         (`ropebridge_spec.arguments.RENAMED`).
-    first_query: position of the first query. keys: how many keys its last query may see at most.
+    first_query: position of the first query. keys: how long the axis of keys is. first_key:
+        position of the first of them (`Span`).
     names: role -> the name that the layer's class has for it, None where it takes no such argument.
     """
 
     given: Mapping[str, Any]
     first_query: int = field(kw_only=True)  # by name: two numbers are easily swapped
     keys: int = field(kw_only=True)
+    first_key: int = field(default=0, kw_only=True)
     names: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
@@ -66,6 +70,12 @@ class CallInputs:
         the value (PROJ-1)."""
         given: Tensor | None = self.given[variant.added_value] if variant.added_value else None
         return None if given is None else given.double().unflatten(-1, (variant.kv_heads, -1))
+
+    def span(self, variant: Variant) -> Span:
+        """Return where its queries and keys stand."""
+        source = self.source_length(variant)
+        pos = self.given["hidden_states"].shape[1]
+        return Span(self.first_query, pos, self.first_key, self.keys - source, source)
 
     def source(self, variant: Variant) -> Tensor | None:
         """Return (batch, source, d_model): the states of another sequence (KV-2)."""
@@ -128,33 +138,77 @@ class CallInputs:
 
 
 def calls(scenario: Scenario, specimen: Specimen, layer: Any, seed: int = 0) -> list[CallInputs]:
-    """Return the calls of a scenario, in order; a scenario with steps shares one fresh cache
-    between them.
+    """Return the calls of a scenario, in order; those of a scenario with steps share a new
+    cache.
 
     Built on the layer's own `get_random_inputs` where it has one; masks, paddings and their tables
     are the judge's.
     """
     base, variant = base_inputs(scenario, specimen, layer, seed), specimen.variant
-    beside: dict[str, Any] = {"cache": DynamicCache()} if scenario.steps else {}
+    beside: dict[str, Any] = {}
     if variant.calling.layer is not None:
         beside[variant.calling.layer] = adapted_layer(specimen.module)[0]
     if variant.calling.cache_offset is not None:
         beside[variant.calling.cache_offset] = CACHE_OFFSET
-    first = scenario.pos - scenario.steps
-    spans = [(0, first), *((i, i + 1) for i in range(first, scenario.pos))]
-    made = [
-        {**cut(base, variant, *span), **beside, **shared(specimen, base, span[1])} for span in spans
-    ]
-    other = 0 if variant.source is None else SOURCE
-    return [
-        CallInputs(
-            handed(specimen, in_form(given, scenario), first),
-            first_query=first,
-            keys=stop + other,
-            names=specimen.names,
+    if scenario.steps:
+        beside["cache"] = new_cache(scenario, specimen, beside)
+    made = []
+    for start, stop in spans_of(scenario):
+        given = {**cut(base, variant, start, stop), **beside, **shared(specimen, base, stop)}
+        first_key, keys = keys_held(scenario, variant, start, stop)
+        given = with_keys(given, first_key, keys)
+        made.append(
+            CallInputs(
+                handed(specimen, in_form(given, scenario), start),
+                first_query=start,
+                first_key=first_key,
+                keys=keys,
+                names=specimen.names,
+            )
         )
-        for given, (first, stop) in zip(made, spans, strict=True)
-    ]
+    return made
+
+
+def spans_of(scenario: Scenario) -> list[tuple[int, int]]:
+    """Return the first position of each call, and the one after its last."""
+    first = scenario.pos - scenario.steps
+    later = range(first, scenario.pos, scenario.step)
+    return [(0, first), *((at, min(at + scenario.step, scenario.pos)) for at in later)]
+
+
+def keys_held(scenario: Scenario, variant: Variant, start: int, stop: int) -> tuple[int, int]:
+    """Return the position of the first key that a call's cache gives back, and how many it
+    does."""
+    other = 0 if variant.source is None else SOURCE
+    if scenario.cache == "static":
+        return 0, scenario.pos + SPARE
+    if scenario.cache == "sliding" and variant.window is not None:
+        first = max(start - variant.window + 1, 0)
+        return first, stop - first
+    return 0, stop + other
+
+
+def new_cache(scenario: Scenario, specimen: Specimen, beside: Mapping[str, Any]) -> Cache:
+    """Return a cache with nothing in it, of the scenario's kind, for a layer that is called
+    beside it with these arguments."""
+    window = specimen.variant.window
+    layers = range(cache_layer(beside, specimen.module, specimen.variant) + 1)
+    if scenario.cache == "static":
+        return Cache([StaticLayer(scenario.pos + SPARE) for _ in layers])
+    if scenario.cache == "sliding" and window is not None:
+        return Cache([DynamicSlidingWindowLayer(window) for _ in layers])
+    return DynamicCache()
+
+
+def with_keys(given: dict[str, Any], first: int, keys: int) -> dict[str, Any]:
+    """Return the inputs of a call with its mask cut to the keys that the cache gives back, those
+    that are not written yet forbidden."""
+    mask = given["attention_mask"]
+    if mask is None:
+        return given
+    mask = mask[..., first:]
+    lowest = 0.0 if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    return {**given, "attention_mask": pad(mask, (0, keys - mask.shape[-1]), value=lowest)}
 
 
 def in_form(given: dict[str, Any], scenario: Scenario) -> dict[str, Any]:
@@ -179,9 +233,8 @@ def handed(specimen: Specimen, given: dict[str, Any], first: int) -> dict[str, A
     selector, x = specimen.variant.selector, given["hidden_states"]
     if selector is None or selector.picks_argument is None:
         return given
-    visible = (
-        bias_of(given["attention_mask"], first, x.shape[1], specimen.variant, x.device) > -torch.inf
-    )
+    span = Span(first, x.shape[1])
+    visible = bias_of(given["attention_mask"], span, specimen.variant, x.device) > -torch.inf
     return {
         **given,
         selector.picks_argument: numbers(selector, visible.expand(x.shape[0], -1, -1, -1), first),

@@ -15,12 +15,12 @@ BATCH, POS = 3, 13
 
 SOURCE = 5
 
-CACHE_OFFSET = 1
+CACHE_OFFSET, SPARE = 1, 3
 
 """Longer than the zoo's window, and odd; as many rows as no layer of the zoo has kv heads, so that
 the two axes cannot be changed for one another, and masks can differ in the batch. Another
 sequence has SOURCE positions. Where a family adds an offset to the layer's number in the cache, it
-is CACHE_OFFSET."""
+is CACHE_OFFSET; a static cache has room for SPARE positions more than there are."""
 
 
 MaskForm = Literal[
@@ -50,7 +50,9 @@ class Scenario:
     form: what is made of that mask when it is handed down (`zoo.masks.FORMS`).
     bias: what an additive mask adds where a key may be seen.
     left_padding, right_padding: positions the last of the batch is padded by, before and after.
-    steps: how many of the last positions come one by one, with a cache.
+    steps: how many of the last positions come with a cache. step: how many at once. cache: keeps
+        all keys; has room for more than there are; or, in a layer with a window, keeps those alone
+        that a later query may see.
     opted_in: hook points made on request.
     first: the position that the rotary tables begin at.
     tables: whether the rotary tables are the model's own, or random numbers, no two alike, as an
@@ -65,6 +67,8 @@ class Scenario:
     left_padding: int = 0
     right_padding: int = 0
     steps: int = 0
+    step: int = 1
+    cache: Literal["growing", "static", "sliding"] = "growing"
     opted_in: tuple[OptIn, ...] = ()
     batch: int = BATCH
     pos: int = POS
@@ -143,6 +147,62 @@ SCENARIOS: tuple[Scenario, ...] = (
         "the last of the batch is padded by three positions; two-axis mask",
         mask="padding",
         left_padding=3,
+    ),
+    Scenario("decode_no_mask", "the same without a mask", mask="none", steps=2),
+    Scenario(
+        "decode_left_padding",
+        "the same, the last of the batch padded by three positions; boolean mask",
+        mask="boolean",
+        left_padding=3,
+        steps=2,
+    ),
+    Scenario(
+        "decode_several",
+        "seven positions, then three and three at once, without a mask",
+        mask="none",
+        steps=6,
+        step=3,
+    ),
+    Scenario(
+        "decode_into_window",
+        "three positions, then six one by one, without a mask: fewer than a window, then more",
+        mask="none",
+        pos=9,
+        steps=6,
+    ),
+    Scenario(
+        "decode_static",
+        "seven positions, then two at once, and two, from a cache with room for more; no mask",
+        mask="none",
+        pos=11,
+        steps=4,
+        step=2,
+        cache="static",
+    ),
+    Scenario(
+        "decode_static_mask",
+        "the same with a mask of all that the cache has room for",
+        pos=11,
+        steps=4,
+        step=2,
+        cache="static",
+    ),
+    Scenario(
+        "decode_sliding",
+        "seven positions, then two at once, and two, from a cache of the window alone; no mask",
+        mask="none",
+        pos=11,
+        steps=4,
+        step=2,
+        cache="sliding",
+    ),
+    Scenario(
+        "decode_sliding_mask",
+        "the same with a mask of those keys",
+        pos=11,
+        steps=4,
+        step=2,
+        cache="sliding",
     ),
     *(
         Scenario(id, f"that mask, handed down as {says}", mask="free", form=form)
