@@ -12,6 +12,11 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
 
+from ropebridge.subject import Factory
+from ropebridge_conformance.checks import CHECK_BY_NAME
+from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.verdicts import Outcome
+from ropebridge_conformance.zoo.specimens import CASE_BY_ID
 from ropebridge_spec import MaskError
 
 pytestmark = pytest.mark.slow
@@ -453,3 +458,14 @@ def test_a_long_flex_mask_is_made_block_by_block(bridge: Any) -> None:
         bridge, {**long, "attention_mask": ((distance >= 0) & (distance < 7))[None, None]}
     )
     torch.testing.assert_close(output(bridge, {**long, "attention_mask": mask}), wanted)
+
+
+@pytest.mark.slow
+def test_room_that_a_static_cache_has_is_hidden_beside_a_bias_of_keys() -> None:
+    """SCORE-5, CACHE-1: which keys have the largest bias is asked of all of them, also where no row
+    sees the last; watched or not."""
+    check = CHECK_BY_NAME["steps_of_any_kind_give_what_the_whole_gives"]
+    questions = check.questions(CASE_BY_ID["doge_0"], "float32", "cpu")
+    found = {q.scenario: check(Bench(Factory()), q).outcome for q in questions}
+    assert found.pop("decode_static_mask") == Outcome.PASS
+    assert set(found.values()) == {Outcome.PASS}

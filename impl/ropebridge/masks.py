@@ -139,11 +139,11 @@ class Visibility(NamedTuple):
     def keys_of(self, rows: slice) -> slice:
         """Return the keys that any of these rows may see; never none, so that every block has a
         shape."""
+        if self.key_bias is not None or self.beyond:
+            return slice(0, self.key)
         if self.mask is not None:
             run = slice(0, self.key) if self.extents is None else self.extents.keys(rows)
             return run if run.start < run.stop else slice(0, 1)
-        if self.key_bias is not None or self.beyond:
-            return slice(0, self.key)
         first, _ = self._span(self.first_query + rows.start)
         _, stop = self._span(self.first_query + rows.stop - 1)
         start = min(max(first - self.first_key, 0), self.key - 1)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ropebridge_conformance.zoo.scenarios import Scenario
+from ropebridge_conformance.zoo.selection import PICKED
 from ropebridge_conformance.zoo.specimens import Specimen
 from ropebridge_conformance.zoo.weights import read_weights
 from ropebridge_spec import hook_order, ungrouped
@@ -23,6 +24,11 @@ def always(specimen: Specimen, scenario: Scenario) -> bool:
 def rotates(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers that rotate by tables."""
     return specimen.variant.rotary is not None
+
+
+def picks_some_of_many(specimen: Specimen, scenario: Scenario) -> bool:
+    """Accept layers with a selector that picks fewer keys than its first call has queries."""
+    return specimen.variant.selector is not None and scenario.pos - scenario.steps > PICKED
 
 
 def reads_copies(specimen: Specimen, scenario: Scenario) -> bool:

@@ -255,7 +255,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "steps_see_all",
         "several positions after a cache see one another whatever their order",
         "hook_attn_scores",
-        in_scenarios("decode_several", "decode_static"),
+        all_of(shares_nothing, in_scenarios("decode_several", "decode_static")),
         change(causal_bias=steps_see_all),
         clause="CACHE-1",
         arms=STEPS,

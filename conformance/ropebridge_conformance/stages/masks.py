@@ -21,6 +21,7 @@ from ropebridge_conformance.mutants.applies import (
     has_own_window,
     has_softcap_and_forbids_keys,
     in_scenarios,
+    picks_some_of_many,
     precise,
     sees_later_positions,
 )
@@ -285,7 +286,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "picks_of_next_query",
         "each query sees what was picked for the one before",
         "hook_attn_scores",
-        has("selector"),
+        picks_some_of_many,
         change(selection_bias=picks_of_next_query),
         clause="SEL-1",
     ),

@@ -152,14 +152,18 @@ def calls(scenario: Scenario, specimen: Specimen, layer: Any, seed: int = 0) -> 
         beside[variant.calling.cache_offset] = CACHE_OFFSET
     if scenario.steps:
         beside["cache"] = new_cache(scenario, specimen, beside)
-    made = []
+    made, other = [], 0 if variant.source is None else SOURCE
     for start, stop in spans_of(scenario):
         given = {**cut(base, variant, start, stop), **beside, **shared(specimen, base, stop)}
         first_key, keys = keys_held(scenario, variant, start, stop)
         given = with_keys(given, first_key, keys)
         made.append(
             CallInputs(
-                handed(specimen, in_form(given, scenario), start),
+                handed(
+                    specimen,
+                    in_form(given, scenario),
+                    Span(start, stop - start, first_key, keys - other),
+                ),
                 first_query=start,
                 first_key=first_key,
                 keys=keys,
@@ -227,17 +231,18 @@ def cache_layer(given: Mapping[str, Any], module: Any, variant: Variant) -> int:
     return number_in_cache(module, named, offset)
 
 
-def handed(specimen: Specimen, given: dict[str, Any], first: int) -> dict[str, Any]:
+def handed(specimen: Specimen, given: dict[str, Any], span: Span) -> dict[str, Any]:
     """Return the inputs of a call, with an earlier layer's picks where the layer is handed them
     (SEL-1)."""
     selector, x = specimen.variant.selector, given["hidden_states"]
     if selector is None or selector.picks_argument is None:
         return given
-    span = Span(first, x.shape[1])
     visible = bias_of(given["attention_mask"], span, specimen.variant, x.device) > -torch.inf
     return {
         **given,
-        selector.picks_argument: numbers(selector, visible.expand(x.shape[0], -1, -1, -1), first),
+        selector.picks_argument: numbers(
+            selector, visible.expand(x.shape[0], -1, -1, -1), span.first_query
+        ),
     }
 
 

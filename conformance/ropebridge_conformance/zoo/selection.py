@@ -43,15 +43,18 @@ def pin(module: Any, selector: Selector | None) -> None:
 
 def extent(given: Mapping[str, Any]) -> tuple[Tensor, int]:
     """Return what may be seen (batch, 1, query, key), as far as the selector is told, and the
-    position of the first query."""
-    x, mask = given["hidden_states"], given.get("attention_mask")
+    position of the first query: told, or else that of the last keys that may be seen."""
+    x, mask, ids = given["hidden_states"], given.get("attention_mask"), given.get("position_ids")
+    # the first row of a batch is never padded
+    first = None if ids is None else int(ids.flatten()[0])
     if mask is None:
-        # the first row of a batch is never padded
-        keys = int(given["position_ids"][0, 0]) + x.shape[1]
+        keys = (first or 0) + x.shape[1]
         mask = torch.ones(x.shape[0], x.shape[1], keys, dtype=torch.bool, device=x.device)
     visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     visible = visible if visible.ndim == 4 else visible.unsqueeze(1)
-    return visible.expand(x.shape[0], -1, -1, -1), visible.shape[-1] - x.shape[1]
+    if first is None:
+        first = int(visible[0, 0, -1].nonzero().max()) + 1 - x.shape[1]
+    return visible.expand(x.shape[0], -1, -1, -1), first
 
 
 def numbers(selector: Selector, visible: Tensor, first: int) -> Tensor:
