@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ropebridge_conformance.checks import (
     caching,
     costs,
+    edit_forms,
     edits,
     firing,
     gradients,
@@ -28,6 +29,7 @@ TOPICS = (
     firing,
     values,
     edits,
+    edit_forms,
     parts,
     looking,
     parity,

@@ -3,14 +3,18 @@ pattern."""
 
 from __future__ import annotations
 
+from itertools import combinations, product
+
 import torch
 
+from ropebridge_conformance.checks.edits import GRAD_MODES, edit_in_place, replace_all
 from ropebridge_conformance.checks.parity import joined, whole_call
 from ropebridge_conformance.judging.bench import Bench
-from ropebridge_conformance.judging.compare import compare
-from ropebridge_conformance.judging.findings import Finding, failed, passed
+from ropebridge_conformance.judging.compare import compare, fits
+from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Question, check
-from ropebridge_conformance.stages.context import Expectation
+from ropebridge_conformance.stages.context import Expectation, expect
+from ropebridge_conformance.subjects.answers import NotShown
 from ropebridge_conformance.subjects.traces import record
 from ropebridge_conformance.subjects.witness import carried_bounds, live_rows
 from ropebridge_conformance.zoo.calls import calls
@@ -56,13 +60,67 @@ def looking_where_nothing_is_made_changes_no_bit(bench: Bench, q: Question) -> F
 
 @check("PAT-3", scenarios=("prefill", "decode"))
 def returned_weights_are_the_pattern(bench: Bench, q: Question) -> Finding:
-    """PAT-3: the attention weights that a call returns when asked are hook_pattern, bit for bit."""
-    layer = bench.layer(q.specimen, q.situation.opted_in)
-    for trace in record(
-        layer, calls(q.situation, q.specimen, layer), ["hook_pattern"], output_attentions=True
-    ):
-        if trace.weights is None:
-            return failed("output_attentions=True gave no weights", divergent="hook_pattern")
-        if not torch.equal(trace.weights, trace.values["hook_pattern"]):
-            return failed("the returned weights are not hook_pattern", divergent="hook_pattern")
+    """PAT-3: the attention weights that a call returns when asked are hook_pattern, bit for bit, as
+    hooks left it, replaced or edited in place."""
+    layer, edits = bench.layer(q.specimen, q.situation.opted_in), (None, replace_all, edit_in_place)
+    for edit in edits:
+        for trace in record(
+            layer,
+            calls(q.situation, q.specimen, layer),
+            ["hook_pattern"],
+            {} if edit is None else {"hook_pattern": edit},
+            output_attentions=True,
+        ):
+            if trace.weights is None:
+                return failed("output_attentions=True gave no weights", divergent="hook_pattern")
+            if not torch.equal(trace.weights, trace.values["hook_pattern"]):
+                as_left = "" if edit is None else ", as an edit left it"
+                return failed(
+                    f"the returned weights are not hook_pattern{as_left}", divergent="hook_pattern"
+                )
     return passed()
+
+
+FUSED = ("hook_attn_scores", "hook_pattern", "hook_z")
+
+
+@check("LOOK-1", scenarios=("prefill", "decode"), dtypes=("float32",))
+def what_is_shown_does_not_depend_on_who_watches(bench: Bench, q: Question) -> Finding:
+    """LOOK-1: each hook point watched alone, and every two of scores, pattern and z, are shown what
+    they are beside all others, within what rounding may carry through; with gradients, without, and
+    in inference mode."""
+    layer = bench.layer(q.specimen, q.situation.opted_in)
+    names = bench.watched(q.specimen, q.situation, "all")
+    bounds = [
+        {name: 2 * expect(name, nothing_seen).bound for name in names}
+        for nothing_seen in (c.but(values={}) for c in bench.contexts(q.specimen, q.situation))
+    ]
+    beside_all = bench.traces(q.specimen, q.situation, "all")
+    alone = [(name,) for name in names]
+    pairs = [pair for pair in combinations(FUSED, 2) if set(pair) <= set(names)]
+    worst = None
+    for (mode, begin), watch in product(GRAD_MODES.items(), (*alone, *pairs)):
+        asked = calls(q.situation, q.specimen, layer)
+        if mode == "with gradients":
+            asked[0].given["hidden_states"].requires_grad_(True)
+        with begin():
+            traces = record(layer, asked, watch)
+        for trace, full, bound in zip(traces, beside_all, bounds, strict=True):
+            for name in watch:
+                if name not in trace.values:
+                    raise NotShown(name)
+                wanted = Expectation(full.values[name].double(), bound[name])
+                difference = compare(trace.values[name], wanted)
+                if not difference.fits:
+                    return failed(
+                        f"{name}, watched {' with '.join(watch)} alone, {mode}, is"
+                        f" {difference.ratio:.3g} bounds away from what it is beside all others",
+                        difference,
+                        divergent=name,
+                    )
+                worst = difference if worst is None or difference.ratio > worst.ratio else worst
+    for name in names:
+        value = beside_all[0].values[name].double()
+        if fits(value.roll(1, -1), Expectation(value, bounds[0][name])):
+            return vacuous(f"{name} turned by one along its last axis would have passed")
+    return passed(worst)

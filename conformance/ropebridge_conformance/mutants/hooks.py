@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,17 +17,19 @@ from ropebridge_conformance.mutants.applies import (
     makes_kv,
     opts_in_to,
     rotates,
+    scales_scores,
 )
 from ropebridge_conformance.mutants.mutant import (
     ALONE,
     AXES,
     EDITS,
+    Around,
     Mutant,
     hooked_as,
 )
 from ropebridge_conformance.subjects.parts import Hooks, name_of
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run, Show, show
-from ropebridge_spec import HookFunction, hook_order
+from ropebridge_spec import HookFunction, Variant, hook_order
 
 
 def drops_edits(hook: str) -> Show:
@@ -214,6 +218,118 @@ def editing_moves_the_input(layer: ReferenceLayer) -> Run:
         return layer.call(
             {**inputs, "hidden_states": inputs["hidden_states"] * factor}, hooks, backward
         )
+
+    return run
+
+
+def first_replacement_wins(hook: str) -> Show:
+    """Make a fault: once a hook gave something back, those after it are shown that and change
+    nothing."""
+
+    def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
+        if name != hook:
+            return show(name, value, hooks)
+        for at, fn in enumerate(hooks):
+            left = show(name, value, [fn])
+            if not torch.equal(left, value):
+                show(name, left, hooks[at + 1 :])
+                return left
+        return value
+
+    return shown
+
+
+def each_is_shown_the_first(hook: str) -> Show:
+    """Make a fault: each hook is shown the value as it was; what the last leaves goes on."""
+
+    def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
+        if name != hook:
+            return show(name, value, hooks)
+        left = value
+        for fn in hooks:
+            left = show(name, value, [fn])
+        return left
+
+    return shown
+
+
+def one_hook_at(hook: str) -> Callable[[Hooks], Hooks]:
+    """Make a fault: of the hooks at a point the last takes the place of those before."""
+
+    def kept(hooks: Hooks) -> Hooks:
+        own = [pair for pair in hooks if name_of(pair[0]) == hook]
+        return [pair for pair in hooks if pair not in own[:-1]]
+
+    return kept
+
+
+def drops_under_gradients(hook: str) -> Show:
+    """Make a fault: where a gradient is taken, what hooks leave is thrown away."""
+
+    def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
+        dropped = name == hook and value.requires_grad
+        return drops_edits(hook)(name, value, hooks) if dropped else show(name, value, hooks)
+
+    return shown
+
+
+def in_place_dropped_under_gradients(hook: str) -> Show:
+    """Make a fault: where a gradient is taken, what hooks leave in place is thrown away."""
+
+    def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
+        dropped = name == hook and value.requires_grad
+        return in_place_dropped(hook)(name, value, hooks) if dropped else show(name, value, hooks)
+
+    return shown
+
+
+def doubled_in_inference_mode(hook: str) -> Show:
+    """Make a fault: in inference mode a value is doubled."""
+
+    def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
+        twice = name == hook and torch.is_inference_mode_enabled()
+        return show(name, value * 2 if twice else value, hooks)
+
+    return shown
+
+
+def alone_otherwise(watched: tuple[str, ...], other: Callable[[Variant], Variant]) -> Around:
+    """Make a fault: where these hook points are watched, and no others, the layer computes what
+    another description says."""
+
+    def around(layer: ReferenceLayer) -> Run:
+        def run(
+            inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+        ) -> tuple[Tensor, Tensor | None]:
+            alone = {name_of(hook) for hook, _ in hooks} == set(watched)
+            own = replace(layer, variant=other(layer.variant)) if alone else layer
+            return own.call(inputs, hooks, backward)
+
+        return run
+
+    return around
+
+
+def unrotated(variant: Variant) -> Variant:
+    """Return a layer that rotates nothing: it turns pairs of no width."""
+    return replace(variant, rotary=None)
+
+
+def unscaled(variant: Variant) -> Variant:
+    """Return a layer that does not scale its scores."""
+    return replace(variant, scale=1.0)
+
+
+def weights_before_an_edit(layer: ReferenceLayer) -> Run:
+    """Make a fault: the weights that are returned are those of a call without hooks."""
+
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
+        own = {**inputs, "cache": copy.deepcopy(inputs.get("cache"))}
+        _, weights = layer.call(own, [], [])
+        out, _ = layer.call(inputs, hooks, backward)
+        return out, weights
 
     return run
 
@@ -439,6 +555,98 @@ MUTANTS: tuple[Mutant, ...] = (
         around=editing_moves_the_input,
         clause="EDIT-1",
         arms=EDITS,
+    ),
+    Mutant(
+        "first_replacement_wins",
+        "of two hooks at hook_q the first to give something back counts",
+        "hook_q",
+        show=first_replacement_wins("hook_q"),
+        clause="EDIT-1",
+        arms=("of_two_hooks_at_one_point_both_count",),
+    ),
+    Mutant(
+        "second_hook_sees_the_first_value",
+        "at hook_z each hook is shown the value as it was",
+        "hook_z",
+        show=each_is_shown_the_first("hook_z"),
+        clause="EDIT-1",
+        arms=("of_two_hooks_at_one_point_both_count",),
+    ),
+    Mutant(
+        "one_hook_at_a_point",
+        "of two hooks at hook_pattern the last one added is called alone",
+        "hook_pattern",
+        around=hooked_as(one_hook_at("hook_pattern")),
+        clause="EDIT-1",
+        arms=("of_two_hooks_at_one_point_both_count",),
+    ),
+    Mutant(
+        "edit_through_a_view_lost",
+        "hook_z is shown a transpose of what lies in memory, and a reshape is a copy",
+        "hook_z",
+        show=shows_a_transpose("hook_z"),
+        clause="EDIT-2",
+        arms=("an_edit_through_a_view_is_an_edit_in_place",),
+    ),
+    Mutant(
+        "edit_lost_under_gradients",
+        "where gradients are taken an edit at hook_v is dropped",
+        "hook_v",
+        makes_kv,
+        show=drops_under_gradients("hook_v"),
+        clause="EDIT-1",
+        arms=("an_edit_counts_where_gradients_are_taken",),
+    ),
+    Mutant(
+        "edit_in_place_lost_under_gradients",
+        "where gradients are taken an edit in place at hook_pattern is dropped",
+        "hook_pattern",
+        show=in_place_dropped_under_gradients("hook_pattern"),
+        clause="EDIT-2",
+        arms=("an_edit_counts_where_gradients_are_taken",),
+    ),
+    Mutant(
+        "z_alone_is_of_unrotated_query",
+        "where hook_z alone is watched nothing is rotated",
+        "hook_z",
+        rotates,
+        around=alone_otherwise(("hook_z",), unrotated),
+        clause="LOOK-1",
+        arms=("what_is_shown_does_not_depend_on_who_watches",),
+    ),
+    Mutant(
+        "scores_alone_are_not_scaled",
+        "where hook_attn_scores alone is watched the scores are not scaled",
+        "hook_attn_scores",
+        scales_scores,
+        around=alone_otherwise(("hook_attn_scores",), unscaled),
+        clause="LOOK-1",
+        arms=("what_is_shown_does_not_depend_on_who_watches",),
+    ),
+    Mutant(
+        "pattern_and_z_of_unscaled_scores",
+        "where pattern and z are watched, and no scores, these are not scaled",
+        "hook_pattern",
+        scales_scores,
+        around=alone_otherwise(("hook_pattern", "hook_z"), unscaled),
+        clause="LOOK-1",
+        arms=("what_is_shown_does_not_depend_on_who_watches",),
+    ),
+    Mutant(
+        "pattern_is_doubled_in_inference_mode",
+        "in inference mode hook_pattern is doubled",
+        "hook_pattern",
+        show=doubled_in_inference_mode("hook_pattern"),
+        clause="LOOK-1",
+        arms=("what_is_shown_does_not_depend_on_who_watches",),
+    ),
+    Mutant(
+        "weights_are_those_before_an_edit",
+        "the returned weights are the pattern before an edit",
+        "hook_pattern",
+        around=weights_before_an_edit,
+        clause="PAT-3",
+        arms=("returned_weights_are_the_pattern",),
     ),
     Mutant(
         "query_promoted",

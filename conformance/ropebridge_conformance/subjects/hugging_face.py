@@ -54,6 +54,13 @@ GAPS = {
     "a_hook_is_shown_a_contiguous_tensor_of_its_own": (
         "modules hand on the tensors that hooks on them were shown"
     ),
+    "an_edit_through_a_view_is_an_edit_in_place": (
+        "modules hand on transposes of what lies in memory, and a reshape of one is a copy"
+    ),
+    "an_edit_counts_where_gradients_are_taken": (
+        "modules are handed the caller's own tensors, which must not be written into where they"
+        " require a gradient"
+    ),
     "EDIT-3": "hooks of torch take any replacement",
     "SCORE-3": "hooks of torch take any replacement",
     "SCORE-6": "hooks of torch take any replacement",
