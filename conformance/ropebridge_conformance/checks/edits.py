@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from ropebridge_conformance.checks.values import across_gaps, held_at
 from ropebridge_conformance.judging.bench import Bench, Watch
@@ -115,24 +114,6 @@ def an_edit_at_one_position_is_what_the_rest_of_the_layer_sees(
     )
 
 
-@check("EDIT-2", scenarios=("prefill", "split"), hooks=any_hook, dtypes=("float32",))
-def an_edit_in_place_stays_in_the_layer(bench: Bench, q: Question) -> Finding:
-    """EDIT-2: hidden states, tables and mask that the caller holds are, to the bit, what they were,
-    whatever hooks wrote into what they were shown."""
-    assert q.hook is not None
-    layer = bench.layer(q.specimen, q.situation.opted_in)
-    call = calls(q.situation, q.specimen, layer)[0]
-    before = [(tensor, tensor.clone()) for tensor in held(call)]
-    record(layer, [call], bench.watched(q.specimen, q.situation, "all"), {q.hook: edit_in_place})
-    if all(torch.equal(tensor, as_it_was) for tensor, as_it_was in before):
-        return passed()
-    return failed(
-        f"an edit in place at {q.hook} changed what the caller holds; clause EDIT-2 requires that"
-        " it stays in the layer",
-        divergent=q.hook,
-    )
-
-
 GRAD_MODES: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
     "with gradients": torch.enable_grad,
     "under no_grad": torch.no_grad,
@@ -207,11 +188,6 @@ def what_is_not_its_own(
     if not torch.equal(value, copies[hook]):
         return "was shown what holds something else after the call"
     return None
-
-
-def held(call: CallInputs) -> list[Tensor]:
-    """Return the tensors that the caller of a layer holds."""
-    return [leaf for leaf in tree_leaves(dict(call.given)) if isinstance(leaf, Tensor)]
 
 
 @check("EDIT-1", scenarios=("prefill", "no_mask", "decode"), hooks=unfused)

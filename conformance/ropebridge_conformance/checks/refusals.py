@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropebridge_conformance.checks.gradients import on_the_way
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Question, any_hook, check
@@ -35,7 +36,7 @@ ONCE = ("float32",)
 def a_hook_point_that_is_not_there_is_refused(bench: Bench, q: Question) -> Finding:
     """FIRE-3: a hook that could never fire is an error, and not a call without it."""
     layer, call = prepared(bench, q)
-    gaps = bench.gaps(q.specimen)
+    before, gaps = layer.run(call.inputs)[0], bench.gaps(q.specimen)
     there = {*gaps, *(hook.name for hook in bench.hooks_of(q.specimen, q.situation))}
     for name in sorted({"hook_nowhere", "hook_result", "hook_attn_in"} - there):
         if refusal(layer, call, name, lambda tensor: None) is None:
@@ -43,7 +44,24 @@ def a_hook_point_that_is_not_there_is_refused(bench: Bench, q: Question) -> Find
                 f"a hook at {name}, which the layer does not have, was neither called nor refused",
                 divergent="hook_in",
             )
-    return passed()
+    return harmless(layer, call, before)
+
+
+@check("FIRE-3", scenarios=("prefill",), hooks=on_the_way, dtypes=ONCE)
+def a_backward_hook_that_cannot_fire_is_refused(bench: Bench, q: Question) -> Finding:
+    """FIRE-3: a backward hook in a call of which no gradient is taken is an error."""
+    assert q.hook is not None
+    layer, call = prepared(bench, q)
+    before = layer.run(call.inputs)[0]
+    asked = [(q.hook, lambda gradient, hook: None)]
+    with torch.no_grad():
+        words = words_of(lambda: layer.run(call.inputs, (), asked))
+    if words is None:
+        return failed(
+            f"a backward hook at {q.hook}, where no gradient is taken, was not refused",
+            divergent=q.hook,
+        )
+    return harmless(layer, call, before)
 
 
 @check("EDIT-3", scenarios=("prefill",), hooks=any_hook, dtypes=ONCE, also=("FIRE-4",))
@@ -52,6 +70,7 @@ def a_replacement_that_does_not_fit_is_refused(bench: Bench, q: Question) -> Fin
     name a clause."""
     assert q.hook is not None
     layer, call = prepared(bench, q)
+    before = layer.run(call.inputs)[0]
     for what, unfit in UNFIT.items():
         words = refusal(layer, call, q.hook, unfit)
         if words is None:
@@ -65,7 +84,7 @@ def a_replacement_that_does_not_fit_is_refused(bench: Bench, q: Question) -> Fin
                 f"the refusal of another {what} at {q.hook} names no clause: {words}",
                 divergent=q.hook,
             )
-    return passed()
+    return harmless(layer, call, before)
 
 
 @check("SCORE-3", scenarios=("prefill",), hooks=scores_alone)
@@ -73,6 +92,7 @@ def scores_that_are_no_numbers_are_refused(bench: Bench, q: Question) -> Finding
     """SCORE-3: NaN and +inf, given back or left in place, are refused; -inf forbids a key, and is
     not."""
     layer, call = prepared(bench, q)
+    before = layer.run(call.inputs)[0]
     for value in (torch.nan, torch.inf):
         for edit in (spoil(value), spoil_in_place(value)):
             if refusal(layer, call, "hook_attn_scores", edit) is None:
@@ -82,13 +102,11 @@ def scores_that_are_no_numbers_are_refused(bench: Bench, q: Question) -> Finding
                     divergent="hook_attn_scores",
                 )
     words = refusal(layer, call, "hook_attn_scores", spoil(-torch.inf))
-    return (
-        passed()
-        if words is None
-        else failed(
+    if words is not None:
+        return failed(
             f"-inf, which forbids a key, was refused: {words}", divergent="hook_attn_scores"
         )
-    )
+    return harmless(layer, call, before)
 
 
 @check("SCORE-6", scenarios=("left_padding",), hooks=scores_alone)
@@ -139,13 +157,14 @@ def a_mask_that_does_not_fit_is_refused(bench: Bench, q: Question) -> Finding:
     layer, call = prepared(bench, q)
     if words_of(lambda: layer.run(call.inputs)) is not None:
         return vacuous("the layer refuses a mask that fits")
+    before = layer.run(call.inputs)[0]
     for what, mask in unfit_masks(call):
         if words_of(partial(layer.run, with_mask(call, mask))) is None:
             return failed(
                 f"a mask that is {what} was taken; clause MASK-4 requires that it is refused",
                 divergent="hook_attn_scores",
             )
-    return passed()
+    return harmless(layer, call, before)
 
 
 @check("ARG-1", scenarios=("prefill",), dtypes=ONCE)
@@ -162,22 +181,24 @@ def an_argument_that_is_not_understood_is_refused(bench: Bench, q: Question) -> 
                 " refused",
                 divergent="hook_in",
             )
-    harmless = {
+    ignored = {
         name: True
         for name, argument in arguments_of(q.specimen.variant).items()
         if argument.use == "ignored"
     }
-    words = words_of(partial(layer.run, {**call.inputs, **harmless}))
+    words = words_of(partial(layer.run, {**call.inputs, **ignored}))
     if words is not None:
         return failed(
             f"arguments that are safe to ignore were refused: {words}", divergent="hook_in"
         )
-    same = torch.equal(layer.run(call.inputs)[0], before)
-    return (
-        passed()
-        if same
-        else failed("after a refusal the same call gave something else", divergent="hook_out")
-    )
+    return harmless(layer, call, before)
+
+
+def harmless(layer: Any, call: CallInputs, before: Tensor) -> Finding:
+    """Return whether a call without hooks gives, to the bit, what it gave before the refusals."""
+    if torch.equal(layer.run(call.inputs)[0], before):
+        return passed()
+    return failed("after a refusal the same call gave something else", divergent="hook_out")
 
 
 REFUSED: dict[str, object] = {
@@ -208,6 +229,7 @@ def unfit_masks(call: CallInputs) -> Iterator[tuple[str, object]]:
 
 UNFIT: dict[str, Unfit] = {
     "shape": lambda tensor: tensor[..., :-1],
+    "shape, which would broadcast,": lambda tensor: one_of_many(tensor),
     "number of axes": lambda tensor: tensor[None],
     "dtype": lambda tensor: tensor.to(
         torch.float16 if tensor.dtype != torch.float16 else torch.float64
@@ -215,6 +237,12 @@ UNFIT: dict[str, Unfit] = {
     "device": lambda tensor: tensor.to("meta"),
     "kind": lambda tensor: 0.0,
 }
+
+
+def one_of_many(tensor: Tensor) -> Tensor:
+    """Return the first along the last axis that has several."""
+    axis = max(axis for axis in range(tensor.ndim) if tensor.shape[axis] > 1)
+    return tensor.narrow(axis, 0, 1)
 
 
 def spoil(value: float) -> Unfit:

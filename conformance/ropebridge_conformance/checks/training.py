@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ropebridge_conformance.judging.bench import Bench, Watch
 from ropebridge_conformance.judging.compare import compare
-from ropebridge_conformance.judging.findings import Finding, failed, passed
+from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Question, check
 from ropebridge_conformance.stages.context import Expectation, expect
 from ropebridge_conformance.stages.oracle import context_of
-from ropebridge_conformance.subjects.answers import Values
+from ropebridge_conformance.subjects.answers import Values, asking
 from ropebridge_conformance.subjects.traces import Trace, record
+from ropebridge_conformance.subjects.witness import live_rows
 from ropebridge_conformance.zoo.calls import calls
 from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, Scenario, possible
 from ropebridge_conformance.zoo.specimens import Specimen
@@ -128,21 +129,21 @@ def unlikely(gone: Tensor, of: int) -> bool:
     return abs(int(gone.sum()) / of - RATE) * 2 * math.sqrt(of) > SURE
 
 
-def run(bench: Bench, q: Question, watch: Watch, *, train: bool) -> tuple[Trace, Specimen]:
-    """Return the scenario's call of a layer with dropout, its values edited."""
+def run(
+    bench: Bench, q: Question, watch: Watch, *, train: bool, taking_gradients: bool = False
+) -> tuple[Trace, Specimen]:
+    """Return the scenario's call of a layer with dropout: its values edited, or with hidden states
+    that require a gradient."""
     own = with_dropout(q.specimen, "dropout", train=train)
     layer = bench.build(own, q.situation.opted_in)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        return (
-            record(
-                layer,
-                calls(q.situation, own, layer),
-                bench.watched(own, q.situation, watch),
-                {attention_inputs(own.variant)[2]: one_hot},
-            )[0],
-            own,
-        )
+        (call,) = calls(q.situation, own, layer)
+        call.given["hidden_states"].requires_grad_(taking_gradients)
+        names = bench.watched(own, q.situation, watch)
+        edits = {} if taking_gradients else {attention_inputs(own.variant)[2]: one_hot}
+        (trace,) = record(layer, [call], names, edits)
+        return trace, own
 
 
 def one_hot(v: Tensor) -> Tensor:
@@ -171,6 +172,51 @@ def set_path(module: Any, path: str, value: float) -> None:
     for name in way:
         module = getattr(module, name)
     setattr(module, last, value)
+
+
+@check("MASK-6", scenarios=("left_padding",), dtypes=("float32",), where=drops_patterns)
+def a_row_that_sees_no_key_is_zero_in_training(bench: Bench, q: Question) -> Finding:
+    """MASK-6: pattern and z of such a row are exactly 0 under dropout too, watched or not, and the
+    gradient is finite."""
+    for watch in WATCHES:
+        trace, own = run(bench, q, watch, train=True, taking_gradients=True)
+        dead = ~live_rows(own, trace.call)
+        if not dead.any():
+            return vacuous("every row sees a key")
+        for name, axis in (("hook_pattern", 2), ("hook_z", 1)):
+            value = trace.values.get(name)
+            if value is not None and value.transpose(1, axis)[dead].count_nonzero():
+                return failed(
+                    f"in training {name} is not 0 in a row that sees no key (watching {watch})",
+                    divergent=name,
+                )
+        assert trace.out is not None
+        with asking():
+            (gradient,) = torch.autograd.grad(
+                trace.out.square().sum(), trace.call.given["hidden_states"]
+            )
+        if not gradient.isfinite().all() or not gradient.count_nonzero():
+            return failed(
+                f"in training the gradient is 0 or not finite (watching {watch})",
+                divergent="hook_pattern",
+            )
+    return passed()
+
+
+@check("PAT-3", scenarios=("prefill",), dtypes=("float32", "bfloat16"), where=drops_patterns)
+def returned_weights_are_the_pattern_before_dropout(bench: Bench, q: Question) -> Finding:
+    """PAT-3: in training too the weights that a call returns when asked are hook_pattern."""
+    own = with_dropout(q.specimen, "dropout", train=True)
+    layer = bench.build(own, q.situation.opted_in)
+    asked = calls(q.situation, own, layer)
+    (trace,) = record(layer, asked, ["hook_pattern"], output_attentions=True)
+    if trace.weights is None:
+        return failed("output_attentions=True gave no weights", divergent="hook_pattern")
+    if not torch.equal(trace.weights, trace.values["hook_pattern"]):
+        return failed(
+            "in training the returned weights are not hook_pattern", divergent="hook_pattern"
+        )
+    return passed()
 
 
 @check("DROP-2", scenarios=("prefill",), dtypes=("float32",), where=drops_outputs)

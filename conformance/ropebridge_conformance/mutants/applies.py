@@ -201,6 +201,12 @@ def has_bias(role: str) -> Applies:
     return applies
 
 
+def gives_back_its_width(specimen: Specimen, scenario: Scenario) -> bool:
+    """Accept layers whose output is as wide as their input."""
+    v = specimen.variant
+    return v.d_out in (None, v.d_model)
+
+
 def half_precision(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers in a dtype other than float32."""
     return specimen.dtype != torch.float32

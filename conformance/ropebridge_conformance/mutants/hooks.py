@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from ropebridge_conformance.mutants.applies import (
+    all_of,
     always,
+    gives_back_its_width,
     half_precision,
+    has_mask,
     makes_kv,
     opts_in_to,
+    reads_own_cache,
     rotates,
     scales_scores,
+    shares_nothing,
 )
 from ropebridge_conformance.mutants.mutant import (
     ALONE,
@@ -29,7 +34,8 @@ from ropebridge_conformance.mutants.mutant import (
 )
 from ropebridge_conformance.subjects.parts import Hooks, name_of
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run, Show, show
-from ropebridge_spec import HookFunction, Variant, hook_order
+from ropebridge_conformance.zoo.calls import cache_layer
+from ropebridge_spec import ContractError, HookFunction, Variant, hook_order
 
 
 def drops_edits(hook: str) -> Show:
@@ -330,6 +336,108 @@ def weights_before_an_edit(layer: ReferenceLayer) -> Run:
         _, weights = layer.call(own, [], [])
         out, _ = layer.call(inputs, hooks, backward)
         return out, weights
+
+    return run
+
+
+def edited(hooks: Hooks, hook: str) -> bool:
+    """Return whether two hooks are at a point: the judge edits, and looks at what is left."""
+    return [name_of(at) for at, _ in hooks].count(hook) > 1
+
+
+def edit_reaches_a_raw_hook(layer: ReferenceLayer) -> Run:
+    """Make a fault: the tensor that a module gave is shown to hook_q itself."""
+
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
+        module: Any = layer.module.get_submodule(layer.variant.roles["q"])
+        projected = module(inputs["hidden_states"])
+        made = layer.call(inputs, hooks, backward)
+        if edited(hooks, "hook_q"):
+            projected.mul_(2)
+        return made
+
+    return run
+
+
+def edit_reaches_earlier_keys(layer: ReferenceLayer) -> Run:
+    """Make a fault: an edit of this call's keys is one of all keys in the cache."""
+
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
+        made, cache = layer.call(inputs, hooks, backward), inputs.get("cache")
+        if cache is not None and edited(hooks, "hook_rot_k"):
+            held = cache.layers[cache_layer(inputs, layer.module, layer.variant)]
+            held.keys[:, :, : -inputs["hidden_states"].shape[1]] *= 2
+        return made
+
+    return run
+
+
+def mask_is_written_to(layer: ReferenceLayer) -> Run:
+    """Make a fault: the mask is cut off where it lies."""
+
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
+        made = layer.call(inputs, hooks, backward)
+        inputs["attention_mask"].clamp_(min=-10_000)
+        return made
+
+    return run
+
+
+def input_is_written_to(layer: ReferenceLayer) -> Run:
+    """Make a fault: the output takes the place of the hidden states."""
+
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
+        out, pattern = layer.call(inputs, hooks, backward)
+        inputs["hidden_states"].copy_(out)
+        return out, pattern
+
+    return run
+
+
+def stretches(hook: str) -> Show:
+    """Make a fault: a replacement that can be stretched to the value's shape is."""
+
+    def stretched(fn: HookFunction, value: Tensor) -> HookFunction:
+        def called(tensor: Tensor, hook: Any) -> Any:
+            left = fn(tensor, hook=hook)
+            fits = isinstance(left, Tensor) and left.ndim == value.ndim
+            small = fits and all(a in (1, b) for a, b in zip(left.shape, value.shape, strict=True))
+            return left.expand_as(value).contiguous() if small else left
+
+        return called
+
+    return lambda name, value, hooks: show(
+        name, value, [stretched(fn, value) for fn in hooks] if name == hook else hooks
+    )
+
+
+def backward_hooks_passed_over(layer: ReferenceLayer) -> Run:
+    """Make a fault: where no gradient is taken, backward hooks are passed over."""
+    return lambda inputs, hooks, backward: layer.call(
+        inputs, hooks, backward if torch.is_grad_enabled() else ()
+    )
+
+
+def changed_by_a_refusal(layer: ReferenceLayer) -> Run:
+    """Make a fault: what a refused call had begun stays in the layer."""
+
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
+        try:
+            out, pattern = layer.call(inputs, hooks, backward)
+        except ContractError:
+            object.__setattr__(layer, "refused", True)
+            raise
+        return (out / 2 if getattr(layer, "refused", False) else out), pattern
 
     return run
 
@@ -647,6 +755,67 @@ MUTANTS: tuple[Mutant, ...] = (
         around=weights_before_an_edit,
         clause="PAT-3",
         arms=("returned_weights_are_the_pattern",),
+    ),
+    Mutant(
+        "edit_reaches_a_raw_hook",
+        "what a raw hook on the query projection was given is what hook_q edits",
+        "hook_q",
+        makes_kv,
+        around=edit_reaches_a_raw_hook,
+        clause="EDIT-2",
+        arms=("an_edit_in_place_stays_in_the_layer",),
+    ),
+    Mutant(
+        "edit_reaches_earlier_keys",
+        "an edit at hook_rot_k moves the keys that earlier calls left in the cache",
+        "hook_rot_k",
+        all_of(reads_own_cache, shares_nothing),
+        around=edit_reaches_earlier_keys,
+        clause="EDIT-2",
+        arms=("an_edit_in_place_stays_in_the_layer",),
+    ),
+    Mutant(
+        "mask_is_written_to",
+        "the caller's mask is cut off at minus ten thousand",
+        "hook_in",
+        has_mask("additive"),
+        around=mask_is_written_to,
+        clause="EDIT-2",
+        arms=("a_call_changes_none_of_its_inputs",),
+    ),
+    Mutant(
+        "input_is_written_to",
+        "the caller's hidden states are overwritten by the output",
+        "hook_in",
+        gives_back_its_width,
+        around=input_is_written_to,
+        clause="EDIT-2",
+        arms=("a_call_changes_none_of_its_inputs",),
+    ),
+    Mutant(
+        "a_broadcast_is_taken",
+        "a replacement of another shape is stretched to fit hook_v",
+        "hook_v",
+        makes_kv,
+        show=stretches("hook_v"),
+        clause="EDIT-3",
+        arms=("a_replacement_that_does_not_fit_is_refused",),
+    ),
+    Mutant(
+        "backward_hooks_passed_over",
+        "where no gradient is taken backward hooks are passed over",
+        "hook_in",
+        around=backward_hooks_passed_over,
+        clause="FIRE-3",
+        arms=("a_backward_hook_that_cannot_fire_is_refused",),
+    ),
+    Mutant(
+        "a_refusal_leaves_something_behind",
+        "after a refusal the layer goes on at half its scale",
+        "hook_out",
+        around=changed_by_a_refusal,
+        clause="EDIT-3",
+        arms=("a_replacement_that_does_not_fit_is_refused",),
     ),
     Mutant(
         "query_promoted",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
+from ropebridge_conformance.mutants.applies import has_rows_that_see_nothing
 from ropebridge_conformance.mutants.mutant import (
     Around,
     Mutant,
@@ -18,6 +19,7 @@ from ropebridge_conformance.mutants.mutant import (
     described_as,
 )
 from ropebridge_conformance.stages.functions import STAGES
+from ropebridge_conformance.stages.pattern import pattern_uniform_where_dead
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run, as_it_is, show
 from ropebridge_conformance.zoo.scenarios import Scenario
@@ -153,6 +155,24 @@ def output_dropped_before_its_hook(rate: float) -> Mapping[str, Callable[..., Te
     return {"project_output": lambda z, W, b: dropout(project_output(z, W, b), rate)}
 
 
+def dead_rows_spread(rate: float) -> Mapping[str, Callable[..., Tensor]]:
+    return {"make_pattern": pattern_uniform_where_dead}
+
+
+def returned_after_dropout(layer: ReferenceLayer) -> Run:
+    """Make a fault: the weights that are returned are those that dropout left."""
+
+    def run(
+        inputs: Mapping[str, Any], hooks: Hooks, backward: Hooks
+    ) -> tuple[Tensor, Tensor | None]:
+        out, weights = layer.call(inputs, hooks, backward)
+        if layer.module.training and weights is not None:
+            weights = dropout(weights, layer.variant.dropout)
+        return out, weights
+
+    return run
+
+
 def drops_out(specimen: Specimen, scenario: Scenario) -> bool:
     """Accept layers that drop out their output."""
     return specimen.variant.output_dropout > 0
@@ -253,6 +273,23 @@ MUTANTS: tuple[Mutant, ...] = (
         around=trained_with(dropped_before_its_hook),
         clause="DROP-1",
         arms=TRAINING,
+    ),
+    Mutant(
+        "dead_rows_spread_in_training",
+        "in training a row that sees no key spreads its weight over all keys",
+        "hook_pattern",
+        has_rows_that_see_nothing,
+        around=trained_with(dead_rows_spread),
+        clause="MASK-6",
+        arms=("a_row_that_sees_no_key_is_zero_in_training",),
+    ),
+    Mutant(
+        "returned_after_dropout",
+        "in training the weights that are returned are those that dropout left",
+        "hook_pattern",
+        around=returned_after_dropout,
+        clause="PAT-3",
+        arms=("returned_weights_are_the_pattern_before_dropout",),
     ),
     Mutant(
         "dropped_and_not_doubled",

@@ -42,6 +42,7 @@ MASKS = (
     "padding_at_either_end_is_hidden_in_any_form",
 )
 STEPS = ("steps_of_any_kind_give_what_the_whole_gives",)
+LENGTHS = ("a_call_of_any_length_holds_what_its_clauses_say",)
 LEANING = ("the_errors_of_a_stage_do_not_lean",)
 
 Around = Callable[[ReferenceLayer], Run]

@@ -25,7 +25,7 @@ from ropebridge_conformance.mutants.applies import (
     precise,
     sees_later_positions,
 )
-from ropebridge_conformance.mutants.mutant import MASKS, Mutant, change, given_other
+from ropebridge_conformance.mutants.mutant import LENGTHS, MASKS, Mutant, change, given_other
 from ropebridge_conformance.stages.functions import Stages
 from ropebridge_conformance.subjects.parts import Hooks
 from ropebridge_conformance.subjects.reference import ReferenceLayer, Run
@@ -249,6 +249,22 @@ def numbers_say_what_is_padding(
     layer: ReferenceLayer, inputs: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     return {**inputs, "attention_mask": inputs["attention_mask"] == 0}
+
+
+def second_block_reads_the_first(query: Tensor, key: Tensor, reach: Variant) -> Tensor:
+    return causal_bias(torch.where(query < 64, query, query - 64), key, reach)
+
+
+def mask_of_128_keys(mask: Tensor) -> Tensor:
+    bias = bias_of_mask(mask).clone()
+    bias[..., 128:] = 0.0
+    return bias
+
+
+def dead_blocks_see_all(mask: Tensor) -> Tensor:
+    bias = bias_of_mask(mask)
+    first = (bias[:, :, :64] == -math.inf).all(-1).all(-1)  # (batch or 1, head or 1)
+    return bias.masked_fill(first[..., None, None], 0.0)
 
 
 def any_mask_is_taken(layer: ReferenceLayer) -> Run:
@@ -644,6 +660,36 @@ MUTANTS: tuple[Mutant, ...] = (
         around=given_other(numbers_say_what_is_padding),
         clause="MASK-3",
         arms=MASKS,
+        foil=False,
+    ),
+    Mutant(
+        "second_block_reads_the_first",
+        "queries from the 64th on see what those 64 before them do",
+        "hook_attn_scores",
+        in_scenarios("length_65"),
+        change(causal_bias=second_block_reads_the_first),
+        clause="MASK-2",
+        arms=LENGTHS,
+        foil=False,
+    ),
+    Mutant(
+        "mask_of_128_keys",
+        "keys from the 128th on are seen by all queries",
+        "hook_attn_scores",
+        in_scenarios("length_130"),
+        change(bias_of_mask=mask_of_128_keys),
+        clause="MASK-1",
+        arms=LENGTHS,
+        foil=False,
+    ),
+    Mutant(
+        "dead_blocks_see_all",
+        "a query of a row of the batch of which 64 queries see nothing sees all",
+        "hook_attn_scores",
+        in_scenarios("length_130"),
+        change(bias_of_mask=dead_blocks_see_all),
+        clause="MASK-6",
+        arms=LENGTHS,
         foil=False,
     ),
     Mutant(

@@ -14,6 +14,7 @@ from ropebridge_conformance.mutants.applies import (
     has,
     has_all_positions,
     has_padding,
+    in_scenarios,
     makes_kv,
     many_pairs,
     one_table,
@@ -29,6 +30,7 @@ from ropebridge_conformance.mutants.applies import (
 )
 from ropebridge_conformance.mutants.mutant import (
     AXES,
+    LENGTHS,
     Around,
     Mutant,
     change,
@@ -210,7 +212,22 @@ def unrotated(role: Literal["k", "v"]) -> Around:
     return around
 
 
+def one_position_unturned(x: Tensor, turn: Tensor, rotary: Rotary) -> Tensor:
+    return x if x.shape[1] == 1 else rotate(x, turn, rotary)
+
+
 MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "one_position_unturned",
+        "a single position is not turned",
+        "hook_rot_q",
+        all_of(rotates, in_scenarios("length_1")),
+        change(rotate=one_position_unturned),
+        clause="ROT-1",
+        arms=LENGTHS,
+        foil=False,
+        also=("hook_rot_k",),
+    ),
     Mutant(
         "other_copies",
         "pairs read another copy of a frequency than the class does",

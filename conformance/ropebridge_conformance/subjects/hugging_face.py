@@ -61,6 +61,7 @@ GAPS = {
         "modules are handed the caller's own tensors, which must not be written into where they"
         " require a gradient"
     ),
+    "returned_weights_are_the_pattern_before_dropout": "weights are returned after dropout",
     "EDIT-3": "hooks of torch take any replacement",
     "SCORE-3": "hooks of torch take any replacement",
     "SCORE-6": "hooks of torch take any replacement",
