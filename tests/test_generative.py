@@ -8,11 +8,11 @@ import pytest
 from hypothesis import example, find, given, settings
 
 from ropebridge.subject import Factory as Bridge
+from ropebridge_conformance.judging.profiles import PROFILES
 from ropebridge_conformance.mutants.catalogue import MUTANT_BY_NAME
 from ropebridge_conformance.strategies import (
     CORPUS,
     MINIMAL,
-    PROFILES,
     Drawn,
     drawn_layers,
     first_fault,
@@ -32,12 +32,15 @@ def fault(subject, drawn: Drawn):
     return first_fault(subject(families={"ToyAttention": drawn.variant}), drawn)
 
 
+@pytest.mark.timeout(600)  # all draws of a profile are one test
 @SUBJECTS
 @settings(PROFILE)
 @given(drawn=drawn_layers())
 @example(drawn=CORPUS[0])
 @example(drawn=CORPUS[1])
 @example(drawn=CORPUS[2])
+@example(drawn=CORPUS[-2])
+@example(drawn=CORPUS[-1])
 def test_any_layer_is_computed_stage_by_stage_as_the_contract_says(subject, drawn):
     assert fault(subject, drawn) is None
 
@@ -63,9 +66,10 @@ def test_a_failure_shrinks_to_a_small_layer():
 
 
 def test_the_profiles_draw_more_and_more():
-    counts = [settings.get_profile(f"ropebridge-{name}").max_examples for name in PROFILES]
-    assert list(PROFILES) == ["smoke", "default", "soak"]
-    assert counts == sorted(counts)
+    names = [profile.name for profile in PROFILES]
+    counts = [settings.get_profile(f"ropebridge-{name}").max_examples for name in names]
+    assert names == ["smoke", "default", "soak"]
+    assert counts == sorted(counts) == [profile.examples for profile in PROFILES]
     assert not settings.get_profile("ropebridge-soak").derandomize
 
 

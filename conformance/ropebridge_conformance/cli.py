@@ -24,6 +24,7 @@ from rich.progress import (
 )
 
 from ropebridge_conformance.cli_results import add_to, refusing
+from ropebridge_conformance.cli_soak import add_soak_to
 from ropebridge_conformance.judging.clauses import clauses_told
 from ropebridge_conformance.judging.ids import DTYPES, IdError, read_id
 from ropebridge_conformance.judging.judge import single_threaded
@@ -70,6 +71,7 @@ app = typer.Typer(
     help="Judge hooks on rotary attention.",
 )
 add_to(app)
+add_soak_to(app)
 console = Console()
 errors = Console(stderr=True)
 

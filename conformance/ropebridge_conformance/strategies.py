@@ -10,55 +10,51 @@ For anyone who wants to try an implementation on layers that no family has:
     def test_my_bridge(drawn):
         assert first_fault(MyFactory(families={"ToyAttention": drawn.variant}), drawn) is None
 
-What is drawn is a configuration: sizes, features, dtype, mask, cache and a seed. Tensors come of
-the seed, so a failure shrinks to the smallest layer that shows it, and not to tensors of noughts.
-Every variant is drawn from the simplest choice on.
+What is drawn is a configuration: sizes, features, dtype, mask, cache, hooks and a seed. Tensors
+come of the seed, so a failure shrinks to the smallest layer that shows it, and not to tensors of
+noughts. Every variant is drawn from the simplest choice on.
 
-`register_profiles()` makes three profiles: `smoke` (25 examples), `default` (120, always the same),
-`soak` (2,000, new ones every time).
+`register_profiles()` makes three profiles: `ropebridge-smoke` (10 examples), `ropebridge-default`
+(120, always the same), `ropebridge-soak` (2,000, new ones every time). `ropebridge soak` draws
+until it is stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor, nn
 
-from ropebridge_conformance.judging.bench import Bench, Watch, hooks_of
+from ropebridge_conformance.judging.bench import Bench, hooks_of
 from ropebridge_conformance.judging.compare import compare
+from ropebridge_conformance.judging.profiles import register_profiles as register_profiles
 from ropebridge_conformance.stages.context import expect
-from ropebridge_conformance.zoo.scenarios import Scenario, possible
+from ropebridge_conformance.stages.oracle import contexts_of
+from ropebridge_conformance.subjects.traces import record
+from ropebridge_conformance.zoo.calls import calls
+from ropebridge_conformance.zoo.scenarios import FREE_FORMS, MaskForm, Scenario, possible
 from ropebridge_conformance.zoo.specimens import Specimen
-from ropebridge_spec import Gate, Latent, Norm, OptIn, Rotary, Subject, Temperature, Variant
-
-PROFILES: Mapping[str, Mapping[str, Any]] = {
-    "smoke": {"max_examples": 25, "derandomize": True},
-    "default": {"max_examples": 120, "derandomize": True},
-    "soak": {"max_examples": 2000, "derandomize": False},
-}
-"""How many layers each profile draws, and whether they are the same ones every time."""
+from ropebridge_spec import (
+    Gate,
+    Latent,
+    Norm,
+    OptIn,
+    Rotary,
+    Subject,
+    Temperature,
+    Variant,
+    hook_order,
+    ungrouped,
+)
 
 Place = tuple[Literal["head", "flat"], bool]
 """What a norm is taken over, and whether each head has a weight of its own."""
 Weight = Literal["scale", "one_plus", "none"]
-
-
-def register_profiles() -> None:
-    """Register `smoke`, `default` and `soak` with hypothesis, none of them with a deadline: a first
-    call is slow."""
-    for name, options in PROFILES.items():
-        settings.register_profile(
-            f"ropebridge-{name}",
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow],
-            **options,
-        )
 
 
 class DrawnNorm(nn.Module):
@@ -200,13 +196,18 @@ class ToyRotary(nn.Module):
 @dataclass(frozen=True)
 class Drawn:
     """Hold a layer that was drawn, and how it is to be called; `specimen` makes it, the same one
-    every time."""
+    every time.
+
+    watch: hook points that are watched, and no others, in another run than that in which all are;
+        None is all but scores and pattern.
+    """
 
     variant: Variant
     scenario: Scenario
     dtype: str = "float32"
     bias: bool = False
     seed: int = 0
+    watch: tuple[str, ...] | None = None
 
     @property
     def specimen(self) -> Specimen:
@@ -371,28 +372,60 @@ OPTED: tuple[tuple[OptIn, ...], ...] = (
 )
 
 
-def masks() -> SearchStrategy[str]:
-    """Return the forms in which a mask is handed down, none among them."""
-    return st.sampled_from(["additive", "boolean", "none", "free", "padding"])
+PADDING_FORMS: tuple[MaskForm, ...] = ("as it is", "whole numbers", "floats")
 
 
-def caches() -> SearchStrategy[int]:
-    """Return how many of the last positions come one by one, from a cache; 0 is no cache."""
-    return st.integers(0, 2)
+@st.composite
+def masks(draw: DrawFn, pos: int) -> dict[str, Any]:
+    """Return a mask over so many positions, as fields of a `Scenario`: none, or what it says, in
+    which form it is handed down, and by how many positions the last of the batch is padded."""
+    mask = draw(st.sampled_from(["additive", "boolean", "none", "free", "padding"]))
+    forms = ["as it is", *(form for _, _, form in FREE_FORMS)] if mask == "free" else PADDING_FORMS
+    padded = mask in ("additive", "boolean", "padding")
+    return {
+        "mask": mask,
+        "form": draw(st.sampled_from(forms)) if mask in ("free", "padding") else "as it is",
+        "left_padding": draw(st.integers(0, pos - 1)) if padded else 0,
+        "right_padding": draw(st.integers(0, 1)) if padded else 0,
+    }
 
 
-def scenarios() -> SearchStrategy[Scenario]:
+@st.composite
+def caches(draw: DrawFn, pos: int) -> dict[str, Any]:
+    """Return how the last of so many positions come from a cache, as fields of a `Scenario`: none
+    of them, or in one call or two, so many at once, from a cache of any kind."""
+    later = draw(st.integers(0, 2))
+    if later == 0:
+        return {}
+    step = draw(st.integers(1, (pos - 1) // later))
+    kinds = st.sampled_from(["growing", "static", "sliding"])
+    return {"steps": later * step, "step": step, "cache": draw(kinds)}
+
+
+def hook_sets(
+    variant: Variant, opted_in: tuple[OptIn, ...] = ()
+) -> SearchStrategy[tuple[str, ...]]:
+    """Return some of the hook points that a layer has, in contract order: all but scores and
+    pattern, where a kernel may make neither, or any."""
+    names = [hook.name for hook in hook_order(ungrouped(variant, opted_in), opted_in)]
+    some = st.lists(st.sampled_from(names), unique=True)
+    fused = [name for name in names if name not in ("hook_attn_scores", "hook_pattern")]
+    chosen = st.just(fused) | some
+    return chosen.map(lambda chosen: tuple(name for name in names if name in chosen))
+
+
+@st.composite
+def scenarios(draw: DrawFn) -> Scenario:
     """Return any way of calling that the judge has, in any size."""
-    return st.builds(
-        Scenario,
-        id=st.just("drawn"),
-        says=st.just("drawn"),
-        mask=masks(),
-        left_padding=st.just(0),
-        steps=caches(),
-        opted_in=st.sampled_from(OPTED),
-        batch=st.integers(1, 3),
-        pos=st.integers(3, 9),
+    pos = draw(st.integers(3, 9))
+    return Scenario(
+        id="drawn",
+        says="drawn",
+        opted_in=draw(st.sampled_from(OPTED)),
+        batch=draw(st.integers(1, 3)),
+        pos=pos,
+        **draw(masks(pos)),
+        **draw(caches(pos)),
     )
 
 
@@ -406,7 +439,14 @@ def drawn_layers(draw: DrawFn) -> Drawn:
     """Return a layer, and a way to call it that it allows."""
     variant = draw(variants())
     scenario = draw(scenarios().filter(lambda scenario: possible(scenario, variant)))
-    return Drawn(variant, scenario, draw(dtypes()), draw(st.booleans()), draw(st.integers(0, 9)))
+    return Drawn(
+        variant,
+        scenario,
+        draw(dtypes()),
+        draw(st.booleans()),
+        draw(st.integers(0, 9)),
+        draw(hook_sets(variant, scenario.opted_in)),
+    )
 
 
 MINIMAL = Variant(d_model=1, heads=1, kv_heads=1, d_head=2, d_head_v=1, scale=1.0)
@@ -449,6 +489,26 @@ LOW_RANK = Variant(
 )
 
 
+CANCELLED = Variant(
+    d_model=22,
+    heads=6,
+    kv_heads=3,
+    d_head=7,
+    d_head_v=6,
+    scale=0.3,
+    norm=Norm("rms", "head", 1e-5, "none", bias=True, per_head=True, after_rotation=True),
+    rotary=Rotary("half", 4, "half", "float32", "trailing"),
+    k_multiplier=0.7,
+    v_multiplier=1.3,
+    gate=Gate("gate_proj", bias="gate_bias"),
+    temperature=Temperature(0.3, 1.0, 1),
+    softcap=0.5,
+    sinks="sinks",
+    window=3,
+)
+"""A norm whose bias cancels what it is added to, so that little is left beside the error."""
+
+
 def called(**how: Any) -> Scenario:
     """Return a scenario without a name."""
     return Scenario("drawn", "", **how)
@@ -470,6 +530,28 @@ CORPUS: tuple[Drawn, ...] = (
     Drawn(ENCODER, called(mask="none", batch=1), "float64", seed=6),
     Drawn(LOW_RANK, called(steps=2), "float32", bias=True, seed=7),
     Drawn(LOW_RANK, called(mask="free"), "bfloat16", seed=8),
+    Drawn(
+        CANCELLED,
+        called(
+            left_padding=4,
+            steps=6,
+            step=3,
+            cache="static",
+            opted_in=("attn_in", "attn_result"),
+            batch=2,
+            pos=8,
+        ),
+        "float32",
+        bias=True,
+        seed=2,
+    ),
+    Drawn(
+        FULL,
+        called(mask="free", form="BlockMask", pos=9, steps=4, step=2, cache="sliding"),
+        "float32",
+        seed=9,
+        watch=("hook_rot_k", "hook_pattern", "hook_z"),
+    ),
 )
 """Layers that are always tried, whatever is drawn: hypothesis draws others on another machine."""
 
@@ -478,22 +560,20 @@ def first_fault(subject: Subject, drawn: Drawn) -> str | None:
     """Return what is wrong with a subject on a drawn layer, at the first stage that is: out of
     order, or outside its bound; None if nothing is.
 
-    Everything is watched, and then everything but scores and pattern.
+    Everything is watched, and then what the layer was drawn with: by default everything but scores
+    and pattern.
     """
-    layer, scenario, bench = drawn.specimen, drawn.scenario, Bench(subject)
-    order = [hook.name for hook in hooks_of(layer, scenario)]
-    watches: tuple[Watch, ...] = ("all", "fused")
-    for watch in watches:
-        traces = bench.traces(layer, scenario, watch)
-        for trace, context in zip(traces, bench.contexts(layer, scenario, watch), strict=True):
-            if trace.fired != [
-                name
-                for name in order
-                if watch == "all" or name not in ("hook_attn_scores", "hook_pattern")
-            ]:
-                return f"fired {trace.fired}"
+    own, scenario, bench = drawn.specimen, drawn.scenario, Bench(subject)
+    order = tuple(hook.name for hook in hooks_of(own, scenario))
+    fused = tuple(name for name in order if name not in ("hook_attn_scores", "hook_pattern"))
+    layer = bench.layer(own, scenario.opted_in)
+    for watch in (order, fused if drawn.watch is None else drawn.watch):
+        traces = record(layer, calls(scenario, own, layer), watch)
+        for trace, context in zip(traces, contexts_of(traces, own, scenario), strict=True):
+            if tuple(trace.fired) != watch:
+                return f"fired {trace.fired}, and {watch} is watched"
             for name in trace.fired:
                 difference = compare(trace.values[name], expect(name, context))
                 if not difference.fits:
-                    return f"{name} is off by {difference.ratio} bounds ({watch})"
+                    return f"{name} is off by {difference.ratio} bounds (watching {watch})"
     return None

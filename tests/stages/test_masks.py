@@ -11,7 +11,7 @@ from ropebridge_conformance.zoo.calls import calls
 from ropebridge_conformance.zoo.masks import FAR_DOWN, FORMS
 from ropebridge_conformance.zoo.scenarios import FREE_FORMS, SCENARIO_BY_ID, MaskForm
 from ropebridge_conformance.zoo.specimens import Specimen, specimen
-from ropebridge_conformance.zoo.visibility import bias_of
+from ropebridge_conformance.zoo.visibility import Span, bias_of
 from ropebridge_spec import MaskError
 
 
@@ -24,7 +24,7 @@ def meant(own: Specimen, scenario: str) -> Tensor:
     """What the judge reads of a scenario's mask, (batch or 1, head or 1, query, key)."""
     (call,) = calls(SCENARIO_BY_ID[scenario], own, None)
     x, mask = call.given["hidden_states"], call.given["attention_mask"]
-    return bias_of(mask, 0, x.shape[1], own.variant, x.device)
+    return bias_of(mask, Span(0, x.shape[1]), own.variant, x.device)
 
 
 def free(own: Specimen) -> Tensor:
@@ -87,4 +87,4 @@ def test_right_padding_hides_the_last_keys_of_the_last_row() -> None:
 )
 def test_the_judge_reads_no_mask_of_another_shape(mask: Tensor) -> None:
     with pytest.raises(MaskError, match=r"MASK-4 requires None, .batch, 13., .batch, 13, 13."):
-        bias_of(mask, 0, 13, layer().variant, torch.device("cpu"))
+        bias_of(mask, Span(0, 13), layer().variant, torch.device("cpu"))

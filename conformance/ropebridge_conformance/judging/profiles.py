@@ -44,13 +44,25 @@ PROFILES: tuple[Profile, ...] = (
 PROFILE_BY_NAME: Mapping[ProfileName, Profile] = {profile.name: profile for profile in PROFILES}
 
 
-def use_hypothesis_profile(profile: Profile) -> None:
-    """Register every profile with hypothesis as `ropebridge-smoke` and so on, and load this one:
-    the same draws on every machine."""
-    from hypothesis import settings
+def register_profiles() -> None:
+    """Register every profile with hypothesis as `ropebridge-smoke` and so on: the same draws on
+    every machine, but for `soak`, which draws new ones every time; none has a deadline, because a
+    first call is slow."""
+    from hypothesis import HealthCheck, settings
 
     for each in PROFILES:
         settings.register_profile(
-            f"ropebridge-{each.name}", max_examples=each.examples, deadline=None, derandomize=True
+            f"ropebridge-{each.name}",
+            max_examples=each.examples,
+            deadline=None,
+            derandomize=each.name != "soak",
+            suppress_health_check=[HealthCheck.too_slow],
         )
+
+
+def use_hypothesis_profile(profile: Profile) -> None:
+    """Register every profile with hypothesis, and load this one."""
+    from hypothesis import settings
+
+    register_profiles()
     settings.load_profile(f"ropebridge-{profile.name}")

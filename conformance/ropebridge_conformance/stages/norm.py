@@ -64,13 +64,15 @@ def carry_norm(
         + (error.mean(-1, keepdim=True) if norm.kind == "layer" else 0)
     )
     weight = factor_of(affine, norm, like=value)
+    # a bias may cancel the product, whose error stays
+    product = value if affine.bias is None else weight * unit
     own = bounds.norm(
-        value, centring(flat, weight, norm), terms=flat.shape[-1], roundings=2, dtype=dtype
+        product, centring(flat, weight, norm), terms=flat.shape[-1], roundings=2, dtype=dtype
     )
     own = own + (
         0
         if affine.bias is None
-        else bounds.rounded(weight * unit + affine.bias.abs(), times=1, dtype=dtype)
+        else bounds.rounded(product + affine.bias.abs(), times=1, dtype=dtype)
     )
     return WithError(value.reshape(x.value.shape), (weight * spread + own).reshape(x.value.shape))
 

@@ -186,10 +186,17 @@ def keys_held(scenario: Scenario, variant: Variant, start: int, stop: int) -> tu
     other = 0 if variant.source is None else SOURCE
     if scenario.cache == "static":
         return 0, scenario.pos + SPARE
-    if scenario.cache == "sliding" and variant.window is not None:
+    if slides(scenario, variant):
+        assert variant.window is not None
         first = max(start - variant.window + 1, 0)
         return first, stop - first
     return 0, stop + other
+
+
+def slides(scenario: Scenario, variant: Variant) -> bool:
+    """Return whether a call's cache keeps the window alone. One of a single position keeps
+    everything: transformers' `DynamicSlidingWindowLayer` cuts at -0 there."""
+    return scenario.cache == "sliding" and variant.window is not None and variant.window > 1
 
 
 def new_cache(scenario: Scenario, specimen: Specimen, beside: Mapping[str, Any]) -> Cache:
@@ -199,7 +206,8 @@ def new_cache(scenario: Scenario, specimen: Specimen, beside: Mapping[str, Any])
     layers = range(cache_layer(beside, specimen.module, specimen.variant) + 1)
     if scenario.cache == "static":
         return Cache([StaticLayer(scenario.pos + SPARE) for _ in layers])
-    if scenario.cache == "sliding" and window is not None:
+    if slides(scenario, specimen.variant):
+        assert window is not None
         return Cache([DynamicSlidingWindowLayer(window) for _ in layers])
     return DynamicCache()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ropebridge_spec import Selector, Variant, selector_arguments
 
@@ -34,11 +35,17 @@ def pin(module: Any, selector: Selector | None) -> None:
     signature = inspect.signature(own.forward)
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
-        own.seen = signature.bind(*args, **kwargs).arguments
+        own.seen = tree_map(detached, signature.bind(*args, **kwargs).arguments)
         return numbers(selector, *extent(own.seen))
 
     forward.__signature__ = signature  # type: ignore[attr-defined]
     own.forward = forward
+
+
+def detached(leaf: Any) -> Any:
+    """Return a tensor outside the graph of gradients, so that the module that holds it can be
+    copied; anything else as it is."""
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def extent(given: Mapping[str, Any]) -> tuple[Tensor, int]:
