@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from ropebridge_conformance.stages.carried import (
 from ropebridge_conformance.stages.functions import STAGES, Stages
 from ropebridge_conformance.stages.reads import ReadValues, remembered
 from ropebridge_reference import Weights, join_source, of_the_largest
-from ropebridge_spec import HOOK_BY_NAME, OptIn, Role, Variant, attention_inputs, hook_before
+from ropebridge_spec import HOOK_BY_NAME, OptIn, Role, Variant, hook_chain
 
 PAST = "past"
 """What stands for the keys and values of earlier calls among the names of values."""
@@ -121,7 +122,7 @@ class Context:
     @remembered
     def query(self) -> WithError:
         """Return what scores are made of, times the query's temperature."""
-        own = self.heads(attention_inputs(self.variant)[0])
+        own = self.heads(hook_chain_of("q", self.variant)[-1])
         return own.map(
             lambda x: self.stages.scale_by_temperature(x, self.positions, self.variant.temperature)
         )
@@ -129,12 +130,12 @@ class Context:
     @remembered
     def own_key(self) -> WithError:
         """Return the keys that this call adds, as scores read them."""
-        return self.heads(attention_inputs(self.variant)[1])
+        return self.heads(hook_chain_of("k", self.variant)[-1])
 
     @remembered
     def own_value(self) -> WithError:
         """Return the values that this call adds, as they are mixed."""
-        return self.heads(attention_inputs(self.variant)[2])
+        return self.heads(hook_chain_of("v", self.variant)[-1])
 
     @remembered
     def keys(self) -> WithError:
@@ -185,13 +186,18 @@ class Context:
 
     def heads_before(self, hook: str) -> WithError:
         """Return the heads that a norm or a rotation is given."""
-        return self.heads(hook_before(hook, self.variant))
+        return self.heads(self.hook_before(hook))
+
+    def hook_before(self, hook: str) -> str:
+        """Return the hook point whose heads a norm or a rotation is given."""
+        chain = hook_chain_of(role_of(hook), self.variant)
+        return chain[chain.index(hook) - 1]
 
     def clips(self, hook: str) -> float | None:
         """Return the bound that a hook point's value is clipped to (CLIP-1): query and key where
         they go to rotation, the value where it is projected."""
         role = role_of(hook)
-        last = "hook_v" if role == "v" else hook_before(f"hook_rot_{role}", self.variant)
+        last = "hook_v" if role == "v" else self.hook_before(f"hook_rot_{role}")
         return self.variant.clip if hook == last else None
 
     def input_of(self, role: str) -> WithError:
@@ -208,6 +214,9 @@ class Context:
             x = x.beside(other, lambda own, states: join_source(own, states, source))
         return for_heads(x, self.variant.heads if role == "q" else self.variant.kv_heads)
 
+
+hook_chain_of = lru_cache(maxsize=64)(hook_chain)
+"""`hook_chain`, worked out once for a variant: stages ask for it many times a call."""
 
 Oracle = Callable[[str, Context], Expectation]
 STAGE_ORACLES: dict[str, Oracle] = {}
