@@ -6,17 +6,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ropebridge_conformance.judging.bench import Bench
+from ropebridge_conformance.judging.compare import Difference, compare
 from ropebridge_conformance.judging.findings import Finding, failed, passed, vacuous
 from ropebridge_conformance.judging.questions import Question, any_hook, check
+from ropebridge_conformance.subjects.answers import NotShown
 from ropebridge_conformance.subjects.traces import record
-from ropebridge_conformance.subjects.witness import hugging_face
+from ropebridge_conformance.subjects.witness import carried_bounds, hugging_face
 from ropebridge_conformance.zoo.calls import CallInputs, calls
 from ropebridge_conformance.zoo.specimens import Specimen
 
@@ -28,53 +30,94 @@ class Raised(Exception):
     """Report what a hook of the judge raises."""
 
 
+@dataclass(frozen=True)
+class Twin:
+    """Hold a layer around a copy of a module, with weights of its own, and a call of it."""
+
+    specimen: Specimen
+    layer: Any
+    call: CallInputs
+
+    def run(self) -> Tensor:
+        """Return the output of its call."""
+        out: Tensor = self.layer.run(self.call.inputs)[0]
+        return out
+
+    def run_edited(self) -> Tensor:
+        """Return the output of its call with an edit.
+
+        Raises:
+            NotShown: the hook did not fire.
+        """
+        (trace,) = record(self.layer, [self.call], [EDITED], {EDITED: lambda tensor: tensor * 2})
+        assert trace.out is not None
+        return trace.out
+
+    def difference(self, out: Tensor) -> Difference:
+        """Return how far an output is from what its own weights give."""
+        dtype = str(self.specimen.dtype).removeprefix("torch.")
+        return compare(out, carried_bounds(self.specimen, self.call, dtype).out)
+
+
+def twin(bench: Bench, q: Question, seed: int) -> Twin:
+    """Return a layer that is a copy of the question's, and a call of its own; each seed has other
+    weights, and 0 those of the module."""
+    own = replace(q.specimen, module=copy.deepcopy(q.specimen.module))
+    with torch.no_grad():
+        for parameter in own.module.parameters():
+            parameter.mul_(1 + seed / 4)
+    layer = bench.build(own, q.situation.opted_in)
+    return Twin(own, layer, calls(q.situation, own, layer, seed)[0])
+
+
 @check("ISO-1", scenarios=("prefill", "no_mask"), dtypes=("float32",))
 def layers_do_not_see_each_other(bench: Bench, q: Question) -> Finding:
-    """ISO-1: two layers, one of them edited, called one inside the other and side by side in
-    threads, give what each gives alone."""
-    (edited, one), (plain, other) = (twin(bench, q, seed) for seed in (0, 1))
-    within: list[Tensor] = []
-    alone = scaled_at_one_hook(edited, one), plain.run(other.inputs)[0]
-    if torch.equal(alone[0], edited.run(one.inputs)[0]):
+    """ISO-1: two layers of other weights, one of them edited, called by turns, one inside the other
+    and side by side in threads, give what each gives alone, and what its weights say."""
+    edited, plain = (twin(bench, q, seed) for seed in (0, 1))
+    unedited, alone = edited.run(), (edited.run_edited(), plain.run())
+    if torch.equal(alone[0], unedited):
         return vacuous("the edit changed nothing")
-
-    def call_the_other(tensor: Tensor, hook: Any) -> Tensor:
-        within.append(plain.run(other.inputs)[0])
-        return double(tensor, hook)
-
-    inside = edited.run(one.inputs, [(EDITED, call_the_other)])[0]
-    if len(within) != 1 or not (torch.equal(inside, alone[0]) and torch.equal(within[0], alone[1])):
-        return failed(
-            "of two layers, one called within the other's hook, one gave something else than alone",
-            divergent=EDITED,
-        )
-    with ThreadPoolExecutor(2) as pool:
-        both = [
-            pool.submit(repeat, run)
-            for run in (
-                lambda: edited.run(one.inputs, [(EDITED, double)])[0],
-                lambda: plain.run(other.inputs)[0],
-            )
-        ]
-        outs = [future.result() for future in both]
-    if all(
-        torch.equal(out, wanted) for made, wanted in zip(outs, alone, strict=True) for out in made
-    ):
-        return passed()
-    return failed(
-        "a layer gave something else while another ran in another thread", divergent=EDITED
-    )
+    for own, out in ((edited, unedited), (plain, alone[1])):
+        difference = own.difference(out)
+        if not difference.fits:
+            words = "of two layers one does not give what its own weights say"
+            return failed(words, difference, divergent=EDITED)
+    pairs = {
+        "called by turns": [(edited.run_edited(), plain.run()) for _ in range(2)],
+        "one called within the other's hook": one_within_the_other(edited, plain),
+        "called in two threads": side_by_side(edited, plain),
+    }
+    for how, outs in pairs.items():
+        if not all(torch.equal(a, alone[0]) and torch.equal(b, alone[1]) for a, b in outs):
+            words = f"of two layers, {how}, one gave something else than alone"
+            return failed(words, divergent=EDITED)
+    return passed()
 
 
-def scaled_at_one_hook(layer: Any, call: CallInputs) -> Tensor:
-    """Return the output of a call with its edit.
+def one_within_the_other(edited: Twin, plain: Twin) -> list[tuple[Tensor, Tensor]]:
+    """Return what two layers give of which one is called in a hook of the other.
 
     Raises:
-        NotShown: the hook did not fire.
+        NotShown: the hook did not fire once.
     """
-    (trace,) = record(layer, [call], [EDITED], {EDITED: lambda tensor: tensor * 2})
-    assert trace.out is not None
-    return trace.out
+    within: list[Tensor] = []
+
+    def call_the_other(tensor: Tensor, hook: Any) -> Tensor:
+        within.append(plain.run())
+        return tensor * 2
+
+    inside, _ = edited.layer.run(edited.call.inputs, [(EDITED, call_the_other)])
+    if len(within) != 1:
+        raise NotShown(EDITED)
+    return [(inside, within[0])]
+
+
+def side_by_side(edited: Twin, plain: Twin) -> list[tuple[Tensor, Tensor]]:
+    """Return what two layers give, each called several times in a thread of its own."""
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(repeat, run) for run in (edited.run_edited, plain.run)]
+        return list(zip(*(future.result() for future in runs), strict=True))
 
 
 def repeat(run: Callable[[], Tensor]) -> list[Tensor]:
@@ -82,24 +125,13 @@ def repeat(run: Callable[[], Tensor]) -> list[Tensor]:
     return [run() for _ in range(ROUNDS)]
 
 
-def double(tensor: Tensor, hook: Any) -> Tensor:
-    """Return an edit that scales."""
-    return tensor * 2
-
-
-def twin(bench: Bench, q: Question, seed: int) -> tuple[Any, CallInputs]:
-    """Return a layer around a copy of the module, and a call of its own."""
-    own = replace(q.specimen, module=copy.deepcopy(q.specimen.module))
-    layer = bench.build(own, q.situation.opted_in)
-    return layer, calls(q.situation, own, layer, seed)[0]
-
-
 @check("ISO-1", scenarios=("prefill",), hooks=any_hook, dtypes=("float32",))
 def a_hook_that_raises_leaves_nothing_behind(bench: Bench, q: Question) -> Finding:
     """ISO-1: the exception comes out of the call, and the next call, with a hook elsewhere, is what
     it was before: the raising hook is gone."""
     assert q.hook is not None
-    layer, call = twin(bench, q, 0)
+    own = twin(bench, q, 0)
+    layer, call = own.layer, own.call
     names = bench.watched(q.specimen, q.situation, "all")
     before = record(layer, [call], names)[0]
 

@@ -155,6 +155,17 @@ def output_dropped_before_its_hook(rate: float) -> Mapping[str, Callable[..., Te
     return {"project_output": lambda z, W, b: dropout(project_output(z, W, b), rate)}
 
 
+def first_layer_serves_all() -> Around:
+    """Make a fault: every layer computes with the weights of the first that was called."""
+    first: list[ReferenceLayer] = []
+
+    def around(layer: ReferenceLayer) -> Run:
+        first.append(layer)
+        return replace(layer, module=first[0].module).call
+
+    return around
+
+
 def dead_rows_spread(rate: float) -> Mapping[str, Callable[..., Tensor]]:
     return {"make_pattern": pattern_uniform_where_dead}
 
@@ -215,6 +226,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "one layer's edit is made in another's next call",
         "hook_z",
         around=remembers_the_last_edit(),
+        clause="ISO-1",
+        arms=("layers_do_not_see_each_other",),
+    ),
+    Mutant(
+        "first_layer_serves_all",
+        "every layer computes with the weights of the first that was called",
+        "hook_z",
+        around=first_layer_serves_all(),
         clause="ISO-1",
         arms=("layers_do_not_see_each_other",),
     ),
