@@ -25,7 +25,6 @@ from ropebridge_spec import Variant
 POISON = 16.0
 OTHER_FORMS = tuple(id for id, _, _ in FREE_FORMS)
 OTHER_PADDING = ("padding_numbers", "padding_floats", "padding_square", "right_padding")
-TWO_DTYPES = ("float32", "bfloat16")
 
 
 def something_is_forbidden(scenario: Scenario, variant: Variant) -> bool:
