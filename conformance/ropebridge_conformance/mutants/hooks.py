@@ -269,24 +269,11 @@ def one_hook_at(hook: str) -> Callable[[Hooks], Hooks]:
     return kept
 
 
-def drops_under_gradients(hook: str) -> Show:
-    """Make a fault: where a gradient is taken, what hooks leave is thrown away."""
-
-    def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
-        dropped = name == hook and value.requires_grad
-        return drops_edits(hook)(name, value, hooks) if dropped else show(name, value, hooks)
-
-    return shown
-
-
-def in_place_dropped_under_gradients(hook: str) -> Show:
-    """Make a fault: where a gradient is taken, what hooks leave in place is thrown away."""
-
-    def shown(name: str, value: Tensor, hooks: Sequence[HookFunction]) -> Tensor:
-        dropped = name == hook and value.requires_grad
-        return in_place_dropped(hook)(name, value, hooks) if dropped else show(name, value, hooks)
-
-    return shown
+def under_gradients(wrong: Show) -> Show:
+    """Make a fault that is there only where a gradient is taken."""
+    return lambda name, value, hooks: (
+        wrong(name, value, hooks) if value.requires_grad else show(name, value, hooks)
+    )
 
 
 def doubled_in_inference_mode(hook: str) -> Show:
@@ -701,7 +688,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "where gradients are taken an edit at hook_v is dropped",
         "hook_v",
         makes_kv,
-        show=drops_under_gradients("hook_v"),
+        show=under_gradients(drops_edits("hook_v")),
         clause="EDIT-1",
         arms=("an_edit_counts_where_gradients_are_taken",),
     ),
@@ -709,7 +696,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "edit_in_place_lost_under_gradients",
         "where gradients are taken an edit in place at hook_pattern is dropped",
         "hook_pattern",
-        show=in_place_dropped_under_gradients("hook_pattern"),
+        show=under_gradients(in_place_dropped("hook_pattern")),
         clause="EDIT-2",
         arms=("an_edit_counts_where_gradients_are_taken",),
     ),

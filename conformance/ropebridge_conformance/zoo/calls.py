@@ -152,21 +152,17 @@ def calls(scenario: Scenario, specimen: Specimen, layer: Any, seed: int = 0) -> 
         beside[variant.calling.cache_offset] = CACHE_OFFSET
     if scenario.steps:
         beside["cache"] = new_cache(scenario, specimen, beside)
-    made, other = [], 0 if variant.source is None else SOURCE
+    made = []
     for start, stop in spans_of(scenario):
         given = {**cut(base, variant, start, stop), **beside, **shared(specimen, base, stop)}
-        first_key, keys = keys_held(scenario, variant, start, stop)
-        given = with_keys(given, first_key, keys)
+        span = span_of(scenario, variant, start, stop)
+        given = in_form(with_keys(given, span), scenario)
         made.append(
             CallInputs(
-                handed(
-                    specimen,
-                    in_form(given, scenario),
-                    Span(start, stop - start, first_key, keys - other),
-                ),
+                handed(specimen, given, span),
                 first_query=start,
-                first_key=first_key,
-                keys=keys,
+                first_key=span.first_key,
+                keys=span.all_keys,
                 names=specimen.names,
             )
         )
@@ -180,47 +176,49 @@ def spans_of(scenario: Scenario) -> list[tuple[int, int]]:
     return [(0, first), *((at, min(at + scenario.step, scenario.pos)) for at in later)]
 
 
-def keys_held(scenario: Scenario, variant: Variant, start: int, stop: int) -> tuple[int, int]:
-    """Return the position of the first key that a call's cache gives back, and how many it
-    does."""
-    other = 0 if variant.source is None else SOURCE
+def span_of(scenario: Scenario, variant: Variant, start: int, stop: int) -> Span:
+    """Return where queries and keys of a call stand, with the keys that its cache gives back."""
+    first_key, keys = 0, stop
+    window = window_kept(scenario, variant)
     if scenario.cache == "static":
-        return 0, scenario.pos + SPARE
-    if slides(scenario, variant):
-        assert variant.window is not None
-        first = max(start - variant.window + 1, 0)
-        return first, stop - first
-    return 0, stop + other
+        keys = scenario.pos + SPARE
+    elif window is not None:
+        first_key = max(start - window + 1, 0)
+        keys = stop - first_key
+    other = 0 if variant.source is None else SOURCE
+    return Span(start, stop - start, first_key, keys, other)
 
 
-def slides(scenario: Scenario, variant: Variant) -> bool:
-    """Return whether a call's cache keeps the window alone. One of a single position keeps
-    everything: transformers' `DynamicSlidingWindowLayer` cuts at -0 there."""
-    return scenario.cache == "sliding" and variant.window is not None and variant.window > 1
+def window_kept(scenario: Scenario, variant: Variant) -> int | None:
+    """Return the window that is all that a scenario's cache keeps; None where it keeps more. A
+    window of one position keeps everything: transformers' `DynamicSlidingWindowLayer` cuts at -0
+    there."""
+    slides = scenario.cache == "sliding" and variant.window != 1
+    return variant.window if slides else None
 
 
 def new_cache(scenario: Scenario, specimen: Specimen, beside: Mapping[str, Any]) -> Cache:
     """Return a cache with nothing in it, of the scenario's kind, for a layer that is called
     beside it with these arguments."""
-    window = specimen.variant.window
+    window = window_kept(scenario, specimen.variant)
     layers = range(cache_layer(beside, specimen.module, specimen.variant) + 1)
     if scenario.cache == "static":
         return Cache([StaticLayer(scenario.pos + SPARE) for _ in layers])
-    if slides(scenario, specimen.variant):
-        assert window is not None
+    if window is not None:
         return Cache([DynamicSlidingWindowLayer(window) for _ in layers])
     return DynamicCache()
 
 
-def with_keys(given: dict[str, Any], first: int, keys: int) -> dict[str, Any]:
+def with_keys(given: dict[str, Any], span: Span) -> dict[str, Any]:
     """Return the inputs of a call with its mask cut to the keys that the cache gives back, those
     that are not written yet forbidden."""
     mask = given["attention_mask"]
     if mask is None:
         return given
-    mask = mask[..., first:]
+    mask = mask[..., span.first_key :]
+    room = span.all_keys - mask.shape[-1]
     lowest = 0.0 if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    return {**given, "attention_mask": pad(mask, (0, keys - mask.shape[-1]), value=lowest)}
+    return {**given, "attention_mask": pad(mask, (0, room), value=lowest)}
 
 
 def in_form(given: dict[str, Any], scenario: Scenario) -> dict[str, Any]:

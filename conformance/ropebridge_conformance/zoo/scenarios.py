@@ -148,10 +148,15 @@ SCENARIOS: tuple[Scenario, ...] = (
         mask="padding",
         left_padding=3,
     ),
-    Scenario("decode_no_mask", "the same without a mask", mask="none", steps=2),
+    Scenario(
+        "decode_no_mask",
+        "eleven positions, then two one by one, without a mask",
+        mask="none",
+        steps=2,
+    ),
     Scenario(
         "decode_left_padding",
-        "the same, the last of the batch padded by three positions; boolean mask",
+        "eleven positions, then two, the last of the batch padded by three; boolean mask",
         mask="boolean",
         left_padding=3,
         steps=2,
@@ -181,7 +186,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "decode_static_mask",
-        "the same with a mask of all that the cache has room for",
+        "as decode_static, with a mask of all that the cache has room for",
         pos=11,
         steps=4,
         step=2,
@@ -198,14 +203,14 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "decode_sliding_mask",
-        "the same with a mask of those keys",
+        "as decode_sliding, with a mask of those keys",
         pos=11,
         steps=4,
         step=2,
         cache="sliding",
     ),
     *(
-        Scenario(id, f"that mask, handed down as {says}", mask="free", form=form)
+        Scenario(id, f"the mask of `free`, handed down as {says}", mask="free", form=form)
         for id, says, form in FREE_FORMS
     ),
     Scenario(

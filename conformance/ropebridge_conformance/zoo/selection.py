@@ -26,9 +26,10 @@ LOTS = torch.rand(16, BLOCK_HEADS, 64, 64, generator=torch.Generator().manual_se
 """A lot for every batch row, selector head, query position and key."""
 
 
-def pin(module: Any, selector: Selector | None) -> None:
+def pin(module: Any, variant: Variant) -> None:
     """Let a layer's selector, if it has one, pick by lot; `seen` on it holds what it was last
     given."""
+    selector, of_keys = variant.selector, variant.calling.tables_of == "keys"
     if selector is None or selector.picks_argument is not None:
         return
     own = getattr(module, selector.module)
@@ -36,7 +37,7 @@ def pin(module: Any, selector: Selector | None) -> None:
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         own.seen = tree_map(detached, signature.bind(*args, **kwargs).arguments)
-        return numbers(selector, *extent(own.seen))
+        return numbers(selector, *extent(own.seen, of_keys))
 
     forward.__signature__ = signature  # type: ignore[attr-defined]
     own.forward = forward
@@ -48,9 +49,10 @@ def detached(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
-def extent(given: Mapping[str, Any]) -> tuple[Tensor, int]:
+def extent(given: Mapping[str, Any], of_keys: bool) -> tuple[Tensor, int]:
     """Return what may be seen (batch, 1, query, key), as far as the selector is told, and the
-    position of the first query: told, or else that of the last keys that may be seen."""
+    position of the first query: told, or else that of the last keys that there are tables for
+    (`of_keys`), or of all."""
     x, mask, ids = given["hidden_states"], given.get("attention_mask"), given.get("position_ids")
     # the first row of a batch is never padded
     first = None if ids is None else int(ids.flatten()[0])
@@ -60,7 +62,8 @@ def extent(given: Mapping[str, Any]) -> tuple[Tensor, int]:
     visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     visible = visible if visible.ndim == 4 else visible.unsqueeze(1)
     if first is None:
-        first = int(visible[0, 0, -1].nonzero().max()) + 1 - x.shape[1]
+        keys = given["position_embeddings"][0].shape[-2] if of_keys else visible.shape[-1]
+        first = keys - x.shape[1]
     return visible.expand(x.shape[0], -1, -1, -1), first
 
 

@@ -180,7 +180,7 @@ def specimen(case_id: str, dtype: torch.dtype, device: str) -> Specimen:
     module, rotary = copy.deepcopy(layer_of(case_id))
     module = module.to(device=device, dtype=dtype).eval()
     variant = describe(module)
-    pin(module, variant.selector)
+    pin(module, variant)
     if variant.calling.table_buffer is not None:
         rotary = Sinusoids(getattr(module, variant.calling.table_buffer))
     return Specimen(module, rotary.to(device), variant, dtype, torch.device(device), case_id)
