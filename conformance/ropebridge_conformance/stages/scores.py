@@ -77,11 +77,35 @@ def scores_before_rounding(c: Context) -> tuple[Tensor, Tensor]:
     1). Gradients flow to the scores that were shown."""
     shown = c.values["hook_attn_scores"]
     with torch.no_grad():
-        unrounded = c.stages.score_keys(c.query.value, c.keys.value, c.score_bias, c.variant)
-        untouched = shown == c.before_edit.get("hook_attn_scores", shown)
-        lost = torch.where(untouched & shown.isfinite(), unrounded - shown, 0.0)
+        untouched = (shown == c.before_edit.get("hook_attn_scores", shown)) & shown.isfinite()
+        unrounded = scores_that_round_to(shown, untouched, c)
+        lost = torch.where(untouched, unrounded - shown, 0.0)
         off = score_bound(c, unrounded, "float32").amax(-1, keepdim=True)
     return shown + lost, off
+
+
+def scores_that_round_to(shown: Tensor, untouched: Tensor, c: Context) -> Tensor:
+    """Return the scores of query and key, of the three ways of scaling them the one of which most
+    untouched scores round to what was shown: the product is scaled, or first the query, or first
+    the key, each rounded to the layer's dtype (SCORE-1)."""
+    q, k, variant, bias = c.query, c.keys, c.variant, c.score_bias
+    dtype: torch.dtype = getattr(torch, c.dtype)
+
+    def missed(scores: Tensor) -> int:
+        return int(((scores.to(dtype) != shown) & untouched).sum())
+
+    unfolded = c.stages.score_keys(q.value, k.value, bias, variant)
+    if not (q.is_exact and k.is_exact) or missed(unfolded) == 0:
+        return unfolded
+    bare = replace(variant, scale=1.0)
+    scaled_q = (q.value.to(dtype) * variant.scale).to(shown.dtype)
+    scaled_k = (k.value.to(dtype) * variant.scale).to(shown.dtype)
+    return min(
+        unfolded,
+        c.stages.score_keys(scaled_q, k.value, bias, bare),
+        c.stages.score_keys(q.value, scaled_k, bias, bare),
+        key=missed,
+    )
 
 
 def carry_key_bias(v: WithError, weights: Weights, variant: Variant, dtype: str) -> WithError:

@@ -1,0 +1,62 @@
+"""The annotations of the reference are the documentation of its shapes. Checking them at every call
+takes as long as the mathematics, so it is done in processes of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+CHECKED = "--jaxtyping-packages=ropebridge_reference,beartype.beartype"
+ALL_STAGES = (
+    "--pyargs",
+    "ropebridge_conformance",
+    "--ropebridge-subject=ropebridge_conformance.subjects.reference:Factory",
+    "--ropebridge-dtype=bfloat16",
+    "--ropebridge-device=cpu",
+    "-k",
+    "hooks_fire_once_in_contract_order or an_edit_of_a_part",
+)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tests/annotated/shapes.py", "tests/test_reference.py", "tests/test_gradcheck.py"),
+        ALL_STAGES,
+    ],
+    ids=["alone", "core_layers"],
+)
+def test_shapes_and_dtypes_are_what_the_annotations_say(words):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", CHECKED, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_a_wrong_shape_is_refused_where_annotations_are_checked_and_there_alone():
+    """The file of wrong shapes fails where nothing checks them: it can fail."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/annotated/shapes.py",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "DID NOT RAISE" in done.stdout
