@@ -3,47 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
-from os import cpu_count
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import transformers
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from ropebridge_conformance.cli_results import add_to, refusing
+from ropebridge_conformance.cli_common import (
+    CORES,
+    Devices,
+    Dtypes,
+    Families,
+    Jobs,
+    bar,
+    console,
+    errors,
+    refusing,
+)
+from ropebridge_conformance.cli_mutants import add_mutants_to
+from ropebridge_conformance.cli_results import add_to
 from ropebridge_conformance.cli_soak import add_soak_to
 from ropebridge_conformance.judging.clauses import clauses_told
-from ropebridge_conformance.judging.ids import DTYPES, IdError, read_id
-from ropebridge_conformance.judging.judge import single_threaded
+from ropebridge_conformance.judging.ids import IdError, read_id
 from ropebridge_conformance.judging.known_failures import KnownFailuresError, read_known_failures
-from ropebridge_conformance.judging.planning import PlanError, Selection, refuse_unknown
+from ropebridge_conformance.judging.planning import PlanError, Selection
 from ropebridge_conformance.judging.pool import Pool
 from ropebridge_conformance.judging.profiles import PROFILE_BY_NAME, ProfileName
 from ropebridge_conformance.judging.running import Begun, Run, begin, carried_out
 from ropebridge_conformance.judging.shards import ShardError, read_shard
-from ropebridge_conformance.judging.trial import (
-    Trial,
-    correct_runs,
-    false_alarms,
-    survives,
-    try_mutant,
-)
 from ropebridge_conformance.judging.verdicts import BAD, Verdict
-from ropebridge_conformance.mutants.catalogue import MUTANT_BY_NAME
-from ropebridge_conformance.mutants.equivalent import EQUIVALENTS
 from ropebridge_conformance.plugin import DEFAULT_SUBJECTS
 from ropebridge_conformance.results.causes import causes_of, told
 from ropebridge_conformance.results.coverage import (
@@ -58,8 +47,7 @@ from ropebridge_conformance.results.coverage import (
 )
 from ropebridge_conformance.results.explanation import explanation
 from ropebridge_conformance.results.files import ResultsError, read_results
-from ropebridge_conformance.results.kills import equivalent_table, kill_table
-from ropebridge_conformance.results.tables import dtype_tables, hook_tables, mutant_table, summary
+from ropebridge_conformance.results.tables import dtype_tables, hook_tables, summary
 from ropebridge_conformance.zoo.names import UnknownFamily, refuse_unknown_families
 from ropebridge_conformance.zoo.recipes import RECIPES
 from ropebridge_spec import UnknownHook
@@ -71,28 +59,8 @@ app = typer.Typer(
     help="Judge hooks on rotary attention.",
 )
 add_to(app)
+add_mutants_to(app)
 add_soak_to(app)
-console = Console()
-errors = Console(stderr=True)
-
-Dtypes = Annotated[
-    list[str] | None, typer.Option("--dtype", help="only this dtype; may be repeated")
-]
-Families = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--family", help="only this case or family, or 'all'; may be repeated (default: the core)"
-    ),
-]
-Devices = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--device", help="only this device; may be repeated (default: all that are present)"
-    ),
-]
-Jobs = Annotated[int, typer.Option("--jobs", min=1, help="processes")]
-CORES = cpu_count() or 1
-T = TypeVar("T")
 
 
 @app.command()
@@ -154,6 +122,13 @@ def check(
             help="only the question of this id, as reports and pytest print it; may be repeated",
         ),
     ] = None,
+    shuffle: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SEED",
+            help="ask about layers, and the questions about each, in a random order of this seed",
+        ),
+    ] = None,
     installed: Annotated[
         bool,
         typer.Option(
@@ -190,6 +165,7 @@ def check(
             known,
             jobs,
             timeout,
+            shuffle,
         )
     raise typer.Exit(judge_all(run, results))
 
@@ -235,18 +211,6 @@ def counted(begun: Begun, verdicts: Iterable[Verdict]) -> list[Verdict]:
                 description=f"judging {verdict.subject}, {verdict.family}, {verdict.dtype}",
             )
     return made
-
-
-def bar() -> Progress:
-    """Return a progress bar with counts and times."""
-    columns = (
-        TextColumn("{task.description:<40}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=errors, refresh_per_second=2)
 
 
 def report(verdicts: Sequence[Verdict], clauses: object = None) -> None:
@@ -340,70 +304,6 @@ def show(results: Annotated[Path, typer.Argument(help="a results file")]) -> Non
     provenance, verdicts = results_of(results)
     console.print(provenance)
     report(verdicts, provenance.get("clauses"))
-
-
-@app.command()
-def mutants(dtype: Dtypes = None, jobs: Jobs = CORES) -> None:
-    """Judge the judge: every mutant must be killed at its stage, and the unmutated reference must
-    pass."""
-    with refusing(PlanError):
-        refuse_unknown("dtype", dtype or (), DTYPES)
-    chosen = dtype or list(DTYPES)
-    with bar() as progress, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        pending = [pool.submit(one_trial, mutant, d) for mutant in MUTANT_BY_NAME for d in chosen]
-        alarms = [
-            pool.submit(count, d) for d in chosen for count in (count_false_alarms, count_outside)
-        ]
-        task = progress.add_task("trying mutants", total=len(pending) + len(alarms))
-        trials = [advance(progress, task, future.result()) for future in pending]
-        control = [advance(progress, task, future.result()) for future in alarms]
-    shown = [trial for trial in trials if trial.exercised]
-    killed, named = sum(t.killed for t in shown), sum(t.named for t in shown)
-    verdicts, runs = (
-        [sum(pair[i] for pair in pairs) for i in (0, 1)] for pairs in (control[::2], control[1::2])
-    )
-    false = verdicts[1] + runs[1]
-    for table in (mutant_table(trials), equivalent_table(), kill_table(trials)):
-        console.print(table)
-    console.print(
-        f"{len(MUTANT_BY_NAME)} mutants: {killed} of {len(shown)} trials killed, {named} at the"
-        " right stage"
-    )
-    console.print(
-        f"control: {false} false alarms in {verdicts[0]} verdicts, and in {runs[0]} correct runs on"
-        " other inputs"
-    )
-    raise typer.Exit(0 if killed == named == len(shown) and not false else 1)
-
-
-def advance(progress: Progress, task: TaskID, value: T) -> T:
-    """Count one step, and hand its value on."""
-    progress.advance(task)
-    return value
-
-
-def one_trial(name: str, dtype: str) -> Trial:
-    """Return a mutant in one dtype, by name: functions do not travel between processes."""
-    single_threaded()
-    return try_mutant(MUTANT_BY_NAME[name], dtype)
-
-
-def count_false_alarms(dtype: str) -> tuple[int, int]:
-    """Return how many verdicts the unmutated reference was given, and how many of them were bad."""
-    single_threaded()
-    verdicts = list(false_alarms((dtype,)))
-    return len(verdicts), sum(v.outcome in BAD for v in verdicts)
-
-
-def count_outside(dtype: str) -> tuple[int, int]:
-    """Return how many correct runs there were, and how many of them had a stage outside its bound;
-    and the equivalent changes that were killed."""
-    single_threaded()
-    runs = list(correct_runs(dtype))
-    killed = [
-        v for equivalent in EQUIVALENTS for v in survives(equivalent, dtype) if v.outcome in BAD
-    ]
-    return len(runs), sum(stage is not None for stage in runs) + len(killed)
 
 
 @app.command()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from ropebridge_conformance.cli_common import console, refusing
 from ropebridge_conformance.results.badge import badge
 from ropebridge_conformance.results.combining import CombineError, combined
 from ropebridge_conformance.results.files import Recorder, ResultsError, read_results
@@ -18,20 +16,7 @@ from ropebridge_conformance.results.junit import junit
 from ropebridge_conformance.results.page import write_page
 from ropebridge_conformance.results.tables import summary
 
-console = Console()
-errors = Console(stderr=True)
-
 Results = Annotated[Path, typer.Argument(help="a results file")]
-
-
-@contextmanager
-def refusing(*kinds: type[Exception]) -> Iterator[None]:
-    """End the command with exit code 2, and what is wrong, where one of these is raised."""
-    try:
-        yield
-    except kinds as error:
-        errors.print(str(error), markup=False, soft_wrap=True)
-        raise typer.Exit(2) from error
 
 
 def combine_command(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ropebridge_conformance.cli_results import refusing
+from ropebridge_conformance.cli_common import refusing
 from ropebridge_conformance.judging.judge import single_threaded
 from ropebridge_conformance.plugin import DEFAULT_SUBJECTS
 from ropebridge_conformance.subjects.loading import SubjectError

@@ -33,7 +33,7 @@ class Profile:
 PROFILES: tuple[Profile, ...] = (
     Profile(
         "smoke",
-        ("llama", "gemma2_local", "gemma3_local", "gpt_oss_local"),
+        ("qwen3", "gemma2_local", "gpt_oss_local"),
         ("float32", "bfloat16"),
         repeated=False,
         examples=10,

@@ -3,9 +3,10 @@ soon as it is given."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,7 +30,8 @@ class Run:
     """Hold what a run is to do.
 
     subjects: import paths. jobs: processes. timeout: seconds for a subject to be loaded, and to
-        answer one question.
+        answer one question. order: the seed of a random order of layers, and of the questions about
+        each, so that none leans on what came before it; None is the plan's own order.
     """
 
     subjects: Sequence[str]
@@ -39,6 +41,7 @@ class Run:
     known: Sequence[KnownFailure]
     jobs: int
     timeout: float
+    order: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Begun:
             put = tuple(q for q in unit.questions if self.run.selection.wants(q, name))
             if put:
                 made.append(Task(unit.subject, name, unit.key, put, tuple(self.run.known)))
-        return made
+        return made if self.run.order is None else shuffled(made, self.run.order)
 
     @property
     def expected(self) -> int:
@@ -96,6 +99,7 @@ class Begun:
             "expected": self.expected,
             "clauses": self.clauses,
             "conventions": self.conventions,
+            "order": self.run.order,
         }
         return header(self.run.subjects, devices, run)
 
@@ -113,6 +117,17 @@ class Begun:
     def clauses(self) -> list[str]:
         """Return the clauses that are asked about."""
         return clauses_asked(question for task in self.tasks for question in task.questions)
+
+
+def shuffled(tasks: Sequence[Task], seed: int) -> list[Task]:
+    """Return tasks, and the questions of each, in a random order."""
+    draw = random.Random(seed)
+    mixed = [
+        replace(task, questions=tuple(draw.sample(task.questions, len(task.questions))))
+        for task in tasks
+    ]
+    draw.shuffle(mixed)
+    return mixed
 
 
 def begin(run: Run, pool: Pool) -> Begun:

@@ -3,7 +3,7 @@ must pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -31,6 +31,10 @@ from ropebridge_conformance.zoo.specimens import COVER, Specimen, specimen
 SEEDS = range(1, 12)
 """Of the inputs of correct runs: with the core layers and scenarios these are more than five
 hundred a dtype."""
+
+HONEST_ON = ("llama", "gemma2_local", "gpt_oss_local")
+"""Layers on which changes that are no faults are tried: a plain one, one with a softcap and a
+window, one with sinks and biases."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +134,13 @@ def first_outside(own: Specimen, scenario: Scenario, seed: int) -> str | None:
     return None
 
 
-def survives(equivalent: Equivalent, dtype: str, device: str = "cpu") -> Iterator[Verdict]:
-    """Yield the verdicts on a change that is no fault, on the first layer that can show it: none
-    may be bad."""
+def survives(
+    equivalent: Equivalent, dtype: str, device: str = "cpu", cases: Collection[str] = HONEST_ON
+) -> Iterator[Verdict]:
+    """Yield the verdicts on a change that is no fault, on those of the layers that it changes
+    anything of, or on the first other that it does: none may be bad."""
     bench = Bench(equivalent.mutant.subject())
-    for question in next(by_case(equivalent.mutant, dtype, device)):
-        yield judge(bench, question)
+    layers = list(by_case(equivalent.mutant, dtype, device))
+    for questions in [one for one in layers if one[0].case in cases] or layers[:1]:
+        for question in questions:
+            yield judge(bench, question)
