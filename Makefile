@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 FAMILIES ?=
+DTYPES ?=
 RESULTS ?= results/run.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help quick quick-tests quick-zoo run test format lint hooks wheel legs leg-oldest leg-newest real spec sequences fairness kernels mutants coverage subjects bench bench-compare bench-scaling gpu clean
+.PHONY: help quick quick-tests quick-zoo run test every format lint hooks wheel legs leg-oldest leg-newest real spec sequences fairness kernels mutants coverage subjects bench bench-compare bench-scaling gpu clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s:
@@ -21,7 +22,7 @@ help: ## what there is
 	touch $@
 
 run: .venv/installed ## judge reference and bridge on the zoo of tiny random layers
-	$(BIN)/ropebridge check --jobs $(JOBS) --results $(RESULTS) $(addprefix --family ,$(FAMILIES))
+	$(BIN)/ropebridge check --jobs $(JOBS) --results $(RESULTS) $(addprefix --family ,$(FAMILIES)) $(addprefix --dtype ,$(DTYPES))
 	$(if $(filter all,$(FAMILIES)),$(BIN)/pytest -q -n $(JOBS) tests/test_generation.py)
 
 quick: .venv/installed ## the fast tests, and the core zoo in float32, side by side
@@ -29,14 +30,17 @@ quick: .venv/installed ## the fast tests, and the core zoo in float32, side by s
 
 quick-tests: .venv/installed
 	@mkdir -p results
-	@$(BIN)/pytest -q -m 'not slow' > results/quick.txt 2>&1 || { cat results/quick.txt; exit 1; }
+	@$(BIN)/pytest -q -m 'not slow and not every' > results/quick.txt 2>&1 || { cat results/quick.txt; exit 1; }
 	@tail -n 1 results/quick.txt
 
 quick-zoo: .venv/installed
 	@$(BIN)/ropebridge check --dtype float32 --jobs $(JOBS) --results results/quick.jsonl
 
-test: .venv/installed ## the test suite
-	$(BIN)/pytest -n $(JOBS)
+test: .venv/installed ## the test suite, of many alike a few
+	$(BIN)/pytest -n $(JOBS) -m 'not every'
+
+every: .venv/installed ## what the test suite leaves out: every family, every hook point, every mutant
+	$(BIN)/pytest -n $(JOBS) -m every
 
 format: .venv/installed ## lay the code out as `make lint` wants it
 	$(BIN)/ruff check --fix --quiet
@@ -69,14 +73,14 @@ subjects: .venv/installed ## judge Hugging Face's own eager attention, and write
 	$(BIN)/python -m ropebridge_conformance.results.subject_report results/hugging_face.jsonl \
 		--known-failures conformance/ropebridge_conformance/subjects/hugging_face.toml --page docs/subjects/hugging_face.md
 
-sequences: .venv/installed ## the public API in any order: 1,000 sequences (`make test` tries 50)
+sequences: .venv/installed ## the public API in any order: 1,000 sequences (`make test` tries 25)
 	ROPEBRIDGE_SEQUENCES=1000 $(BIN)/pytest -q --timeout 3600 tests/test_stateful.py
 
 fairness: .venv/installed ## a subject with one hook point missing, or one stage wrong, each in turn
-	ROPEBRIDGE_EVERY=1 $(BIN)/pytest -q -n $(JOBS) tests/subjects/test_gaps.py tests/subjects/test_blame.py
+	$(BIN)/pytest -q -n $(JOBS) tests/subjects/test_gaps.py tests/subjects/test_blame.py
 
 kernels: .venv/installed ## each kernel of the bridge, forced, on the whole core of the zoo
-	ROPEBRIDGE_EVERY=1 $(BIN)/pytest -q -n $(JOBS) tests/kernels/test_paths.py
+	$(BIN)/pytest -q -n $(JOBS) tests/kernels/test_paths.py
 
 mutants: .venv/installed ## judge the judge: every mutant must be killed at its stage
 	$(BIN)/ropebridge mutants --jobs $(JOBS)

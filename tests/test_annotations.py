@@ -41,6 +41,7 @@ def test_shapes_and_dtypes_are_what_the_annotations_say(words):
     assert done.returncode == 0, done.stdout[-3000:]
 
 
+@pytest.mark.every
 def test_a_wrong_shape_is_refused_where_annotations_are_checked_and_there_alone():
     """The file of wrong shapes fails where nothing checks them: it can fail."""
     done = subprocess.run(

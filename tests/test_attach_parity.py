@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from few import FAMILIES, FOUR
 from ropebridge import attach
 
 pytestmark = pytest.mark.slow
@@ -19,8 +20,13 @@ does."""
 
 REFUSES_SDPA = {"gemma2", "gpt_oss"}
 KERNELS = [
-    pytest.param(family, attn, id=f"{family}-{attn}")
-    for family in ("llama", "mistral", "gemma2", "gemma3", "qwen3", "olmo2", "cohere", "gpt_oss")
+    pytest.param(
+        family,
+        attn,
+        id=f"{family}-{attn}",
+        marks=() if family in FOUR else pytest.mark.every,
+    )
+    for family in FAMILIES
     for attn in ("eager", "sdpa")
     if attn == "eager" or family not in REFUSES_SDPA
 ]

@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from few import FAMILIES, few
 from ropebridge import attach
 
 pytestmark = pytest.mark.slow
 
 POS = 600
+COMPILED = ("gemma2",)
 
 
 class Largest(TorchDispatchMode):
@@ -62,6 +64,7 @@ def _compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("family", few(COMPILED, FAMILIES))
 @pytest.mark.usefixtures("_compiler")
 @torch.no_grad()
 def test_a_bridged_model_compiles_as_the_model_alone_does(
@@ -77,6 +80,7 @@ def test_a_bridged_model_compiles_as_the_model_alone_does(
         )
 
 
+@pytest.mark.parametrize("family", few(COMPILED, FAMILIES))
 @pytest.mark.usefixtures("_compiler")
 @torch.no_grad()
 def test_a_layer_compiles_into_one_graph_and_its_hooks_fire(bridge_layer: Any, family: str) -> None:

@@ -87,6 +87,7 @@ def test_a_new_function_is_no_new_graph(model: Any, tokens: Tensor) -> None:
     assert counter.graphs == 1
 
 
+@pytest.mark.every
 def test_parts_and_reductions_are_shown_in_a_graph(model: Any, tokens: Tensor) -> None:
     bridged, counter = attach(model, verify=False), Counter()
     compiled = torch.compile(model, backend=counter, fullgraph=True)
@@ -112,6 +113,7 @@ def test_parts_and_reductions_are_shown_in_a_graph(model: Any, tokens: Tensor) -
     torch.testing.assert_close(edited, right, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.every
 def test_layers_share_a_graph(model: Any, tokens: Tensor) -> None:
     """Compiled one by one they are one graph, watched or not, as without a bridge."""
     bridged, counter = attach(model, verify=False), Counter()
@@ -153,6 +155,7 @@ def test_steps_of_decoding_share_a_graph(model: Any, tokens: Tensor, ending: str
     assert len(fired) == (0 if ending is None else 4 * (1 + 5))
 
 
+@pytest.mark.every
 def test_a_cache_of_a_compiled_model_is_that_of_the_model(model: Any, tokens: Tensor) -> None:
     bridged, counter = attach(model, verify=False), Counter()
     with torch.no_grad():
@@ -182,6 +185,7 @@ def test_gradients_flow_through_hooks_in_a_graph(model: Any, tokens: Tensor) -> 
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.every
 def test_a_copy_of_a_model_fires_its_own_hooks(model: Any, tokens: Tensor) -> None:
     bridged = attach(model, verify=False)
     seen: list[str] = []

@@ -11,6 +11,7 @@ import transformers
 from packaging.version import Version
 from torch import Tensor
 
+from few import FAMILIES, few
 from ropebridge import attach
 from ropebridge_conformance.zoo.builder import build_model, extra_of, inputs_of
 from ropebridge_conformance.zoo.recipes import INSTALLED, RECIPE_BY_NAME
@@ -37,7 +38,7 @@ if Version(transformers.__version__) < Version("5.20"):
         "where a text grows past its original length its model drops the cache, and masks a padded"
         " row whole"
     )
-every_writer = pytest.mark.parametrize("writer", WRITERS)
+every_writer = pytest.mark.parametrize("writer", few(FAMILIES, WRITERS))
 
 
 def tiny(name: str) -> Any:

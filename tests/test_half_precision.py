@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from few import FAMILIES, few
 from ropebridge import attach
 from ropebridge_conformance.zoo.builder import build_model, extra_of, inputs_of
 from ropebridge_conformance.zoo.recipes import INSTALLED, RECIPE_BY_NAME
@@ -60,7 +61,7 @@ def truth_of(model: Any, given: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("name", [recipe.name for recipe in INSTALLED])
+@pytest.mark.parametrize("name", few(FAMILIES, [recipe.name for recipe in INSTALLED]))
 @torch.no_grad()
 def test_half_precision_is_as_near_the_truth_as_the_model_alone(
     name: str, dtype: torch.dtype

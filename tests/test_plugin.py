@@ -44,6 +44,7 @@ def run(tmp_path):
     return call
 
 
+@pytest.mark.every
 def test_the_suite_passes_for_the_bridge_from_any_directory(run):
     done = run(*SUITE_ON_ONE_LAYER, BRIDGE)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -58,6 +59,7 @@ def test_the_suite_fails_for_a_broken_subject_and_names_the_clause(run, tmp_path
     assert "1 failed" in done.stdout
 
 
+@pytest.mark.every
 def test_the_suite_writes_its_verdicts(run, tmp_path):
     narrow = ("-k", "axes", "--ropebridge-results=out/verdicts.jsonl")
     done = run(*SUITE_ON_ONE_LAYER, BRIDGE, *narrow)
@@ -67,6 +69,7 @@ def test_the_suite_writes_its_verdicts(run, tmp_path):
     assert {json.loads(line)["outcome"] for line in lines} == {"pass"}
 
 
+@pytest.mark.every
 def test_an_id_chooses_its_question_whoever_it_is_put_to(run):
     """`-k` with an id: of two subjects, the name of which follows in the test's own id."""
     done = run(*SUITE_ON_ONE_LAYER, BRIDGE, REFERENCE, "--collect-only", "-k", ROT_Q)
@@ -84,6 +87,7 @@ def pytest_addoption(parser):
 """
 
 
+@pytest.mark.every
 def test_the_plugin_leaves_other_tests_and_other_options_alone(run, tmp_path):
     """A laboratory's own options have the names that they had; its tests run where they stood."""
     (tmp_path / "conftest.py").write_text(OTHERS, encoding="utf-8")
@@ -105,10 +109,15 @@ def test_the_plugin_leaves_other_tests_and_other_options_alone(run, tmp_path):
     ("word", "message"),
     [
         ("--ropebridge-subject=nowhere:Factory", "cannot load subject 'nowhere:Factory'"),
-        ("--ropebridge-family=gpt2", "no family 'gpt2' in the zoo\n  nearest: g"),
-        (
+        pytest.param(
+            "--ropebridge-family=gpt2",
+            "no family 'gpt2' in the zoo\n  nearest: g",
+            marks=pytest.mark.every,
+        ),
+        pytest.param(
             "--ropebridge-known-failures=missing.toml",
             "cannot read known failures from missing.toml",
+            marks=pytest.mark.every,
         ),
     ],
     ids=["subject", "family", "known_failures"],
@@ -119,6 +128,7 @@ def test_a_bad_call_of_the_suite_is_told_before_anything_runs(run, word, message
     assert message in done.stderr + done.stdout
 
 
+@pytest.mark.every
 def test_check_judges_a_subject_and_leaves_results(ropebridge, tmp_path):
     done = ropebridge(
         "check", "ropebridge.subject:Factory", *ONE_LAYER, "--jobs", "1", "--results", "r.jsonl"

@@ -166,6 +166,7 @@ def test_a_failure_has_an_address_of_its_own(page):
 
 
 @pytest.mark.slow
+@pytest.mark.every
 def test_what_is_shown_for_reproduction_reproduces(open_page, tmp_path):
     """Both the command and the script, run as they stand on the page, meet the failure again, and
     the script in the same words."""
@@ -328,6 +329,7 @@ def luminance(rgb):
 
 
 @pytest.mark.slow
+@pytest.mark.every
 def test_three_hundred_thousand_verdicts_make_a_small_page_and_a_quick_one(open_page, tmp_path):
     """Of 150 families; one in fifty fails. The page stays under 5 MB, and draws a table of the
     families alone: how much it draws does not grow with the verdicts."""

@@ -142,6 +142,7 @@ def test_what_is_given_goes_before_the_profile():
 
 
 @pytest.mark.slow
+@pytest.mark.every
 def test_a_profile_is_one_of_hypothesis_too(tmp_path):
     """In a process of its own: what is loaded is for all tests of a session."""
     (tmp_path / "test_drawn.py").write_text(DRAWN, encoding="utf-8")

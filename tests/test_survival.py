@@ -94,7 +94,11 @@ def put_all(folder, monkeypatch):
     ("factory", "words"),
     [
         ("Hang", "no answer within 10 seconds; its process was stopped"),
-        ("HangInC", "no answer within 10 seconds; its process was stopped"),
+        pytest.param(
+            "HangInC",
+            "no answer within 10 seconds; its process was stopped",
+            marks=pytest.mark.every,
+        ),
         ("Crash", "its process ended: killed by SIGSEGV"),
         ("Leave", "its process ended: exit code 3"),
         ("Exit", "raised SystemExit: enough"),
@@ -113,6 +117,7 @@ def test_one_verdict_says_so_and_the_rest_goes_on(put_all, factory, words):
     )
 
 
+@pytest.mark.every
 def test_a_subject_that_never_answers_is_not_asked_for_ever(put_all):
     made = put_all("odd_subjects:AlwaysHang", timeout=3.0, hooks=())
     assert [v.outcome for v in made] == [Outcome.FAIL] * PATIENCE + [Outcome.NOT_EXERCISED] * (
@@ -125,6 +130,7 @@ def test_a_subject_that_never_answers_is_not_asked_for_ever(put_all):
     )
 
 
+@pytest.mark.every
 def test_a_listed_hang_is_known(folder, monkeypatch):
     from ropebridge_conformance.judging.known_failures import KnownFailure
 
@@ -404,6 +410,7 @@ def test_a_dtype_that_there_is_not_is_refused_by_mutants_too(ropebridge):
     assert "no dtype 'float23'\n  nearest: float32" in done.stderr
 
 
+@pytest.mark.every
 def test_the_plugin_survives_a_hang_in_c(run):
     done = run(
         *("-m", "pytest", "-q", "-p", "ropebridge_conformance", "-p", "no:cacheprovider"),

@@ -1,4 +1,4 @@
-"""What the commands have in common: options, a progress bar, how they refuse a call."""
+"""Share what commands have in common: options, a progress bar, how they refuse a call."""
 
 from __future__ import annotations
 

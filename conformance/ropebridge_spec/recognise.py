@@ -149,9 +149,37 @@ def is_decorators(function: Any) -> bool:
 def parse_source(found: Any) -> ast.AST | None:
     """Return the source of an object as a tree; None where it has none."""
     try:
-        return ast.parse(textwrap.dedent(inspect.getsource(found))).body[0]
+        source = source_of_class(found) if isinstance(found, type) else inspect.getsource(found)
+        return ast.parse(textwrap.dedent(source)).body[0]
     except (OSError, TypeError, SyntaxError):
         return None
+
+
+def source_of_class(kind: type) -> str:
+    """Return what `inspect.getsource` does, which reads the whole file for each class; this reads a
+    file once for all that stand at its top."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
+    written = definitions(file) if file.endswith(".py") else {}
+    return written.get(kind.__qualname__) or inspect.getsource(kind)
+
+
+def definitions(file: str) -> Mapping[str, str]:
+    """Return the source of each class and function that stands at the top of a file, as the file is
+    now; nothing where there is no such file."""
+    path = Path(file)
+    return definitions_at(path, path.stat().st_mtime_ns) if path.is_file() else {}
+
+
+@lru_cache(maxsize=32)
+def definitions_at(path: Path, changed: int) -> Mapping[str, str]:
+    """Return the source of each class and function of a file that was changed at this time."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines(keepends=True)
+    return {
+        node.name: "".join(lines[node.lineno - 1 : node.end_lineno])
+        for node in ast.parse(text).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    }
 
 
 def file_of(path: str) -> Path:
@@ -171,28 +199,29 @@ def folder_of(package: str) -> Path:
 def source_in(path: str, name: str) -> str:
     """Return the source of a class in a file of the installed transformers, but for names; nothing
     where there is no such class."""
-    file = file_of(path)
-    if not file.is_file():
-        return ""
-    body = ast.parse(file.read_text(encoding="utf-8")).body
-    beside = {node.name: node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
-    return bare(name, beside.get)
+    written = definitions(str(file_of(path)))
+
+    def look_up(name: str) -> ast.AST | None:
+        return ast.parse(written[name]).body[0] if name in written else None
+
+    return bare(name, look_up)
 
 
 def bare(name: str, look_up: Lookup) -> str:
     """Return a class and all it uses, but for docstrings, annotations, decorators, and its family's
     name in other names; nothing where it is not there."""
     stem = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
-    dumped: dict[str, str] = {}
-    waiting = [name]
+    dumped: list[str] = []
+    met, waiting = {name}, [name]
     while waiting:
-        used = waiting.pop()
-        node = look_up(used)
-        if node is not None and used not in dumped:
+        node = look_up(waiting.pop())
+        if node is not None:
             plain = Plain().visit(node)
-            waiting += [inner.id for inner in ast.walk(plain) if isinstance(inner, ast.Name)]
-            dumped[used] = ast.dump(plain).replace(stem, "") if stem else ast.dump(plain)
-    return "\n".join(sorted(dumped.values()))
+            used = {inner.id for inner in ast.walk(plain) if isinstance(inner, ast.Name)} - met
+            met |= used
+            waiting += used
+            dumped.append(ast.dump(plain).replace(stem, "") if stem else ast.dump(plain))
+    return "\n".join(sorted(dumped))
 
 
 class Plain(ast.NodeTransformer):

@@ -21,6 +21,7 @@ def test_both_runs_of_a_row_give_the_same_unless_one_is_edited(row: Row) -> None
         assert agree(made.ours(), made.theirs()) is not made.edits
 
 
+@pytest.mark.every
 def test_the_table_of_an_accelerator_is_made_on_a_cpu_as_well() -> None:
     """Where there is no accelerator its code runs all the same."""
     lines = list(gpu.table("cpu", lengths=(32,), dtypes=(torch.bfloat16,)))

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "docs" / "examples" / "gemma_induction.py"
 
 
+@pytest.mark.every
 def test_without_its_extra_it_says_how_to_install_it():
     hide = (
         "import importlib.util as u; find = u.find_spec; u.find_spec = lambda name, *a: None if"

@@ -63,6 +63,7 @@ def trained():
     return train_on_repeats(quiet=True)
 
 
+@pytest.mark.every
 def test_a_trained_model_has_induction_heads_and_they_are_what_it_continues_by(trained):
     tokens = repeated_tokens(16, 19, VOCABULARY, seed=1)
     with attach(trained) as bridged:
@@ -153,6 +154,7 @@ def test_the_command_shows_the_table(monkeypatch, capsys, trained):
     assert "loss on the repeated half, in nats" in said
 
 
+@pytest.mark.every
 def test_the_command_is_where_it_is_said_to_be():
     code = (
         "import runpy, sys; import ropebridge.methods.tiny as t; t.STEPS = 1;"

@@ -153,6 +153,7 @@ def test_without_its_extra_a_plot_says_how_to_install_it(
         plot_patterns(bridged, tokens[:1], tmp_path / name)
 
 
+@pytest.mark.every
 def test_importing_the_bridge_brings_no_plotting_along():
     done = subprocess.run(
         [

@@ -1,7 +1,7 @@
 """A subject with one wrong stage: the first cause of its report is that stage, and what fails after
 it is folded under it.
 
-`make fairness` tries every hook point; without it a few are tried.
+`make fairness` tries every hook point, `make test` one.
 """
 
 from dataclasses import replace
