@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -39,11 +40,19 @@ def randomise(model: nn.Module, seed: int) -> None:
             )
 
 
+BUILT: dict[str, nn.Module] = {}
+"""Models that were built before: a copy takes half as long."""
+
+
 def build_model(family: str, attn: str = "eager", seed: int = 0, **config: Any) -> nn.Module:
     """A tiny causal language model in eval mode; keywords go into its config."""
-    model = builder.build_model(family, attn, **{**CONFIG, **OWN.get(family, {}), **config})
-    randomise(model, seed)
-    return model.eval()
+    settings = {**CONFIG, **OWN.get(family, {}), **config}
+    kind = repr((family, attn, seed, sorted(settings.items())))
+    if kind not in BUILT:
+        model = builder.build_model(family, attn, **settings)
+        randomise(model, seed)
+        BUILT[kind] = model.eval()
+    return copy.deepcopy(BUILT[kind])
 
 
 @pytest.fixture

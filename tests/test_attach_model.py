@@ -660,6 +660,7 @@ def test_a_hook_of_a_part_that_never_runs_is_an_error(llama: Any, tokens: Tensor
 @torch.no_grad()
 # transformers compiles the making of its mask
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.every
 def test_a_model_loaded_with_flex_attention_gives_what_eager_gives(build: Any) -> None:
     """The model then hands its layers a BlockMask; windows and padding are in it."""
     family = "gemma2"

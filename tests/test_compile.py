@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import StaticCache
 
 from benchmarks.contests import CACHES
+from few import few
 from ropebridge import Entropy, TopK, Watch, attach
 
 pytestmark = pytest.mark.slow
@@ -127,7 +128,7 @@ def test_layers_share_a_graph(model: Any, tokens: Tensor) -> None:
     assert counter.graphs == 2
 
 
-@pytest.mark.parametrize("ending", [None, Z, PATTERN])
+@pytest.mark.parametrize("ending", few([Z], [None, Z, PATTERN]))
 def test_steps_of_decoding_share_a_graph(model: Any, tokens: Tensor, ending: str | None) -> None:
     bridged, counter = attach(model, verify=False), Counter()
     compiled = torch.compile(model, backend=counter, fullgraph=True)
@@ -203,6 +204,7 @@ def test_a_copy_of_a_model_fires_its_own_hooks(model: Any, tokens: Tensor) -> No
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler of C++")
 @pytest.mark.timeout(600)
+@pytest.mark.every
 def test_inductor_neither_writes_over_what_hooks_keep_nor_loses_their_edits(
     build: Any, tokens: Tensor
 ) -> None:

@@ -1,7 +1,6 @@
 """Layers that no family has: hypothesis draws what a layer computes, and both subjects must compute
 it alike."""
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -24,7 +23,7 @@ from ropebridge_conformance.subjects.reference import Factory as Reference
 pytestmark = pytest.mark.slow
 
 register_profiles()
-PROFILE = settings.get_profile(f"ropebridge-{os.environ.get('ROPEBRIDGE_PROFILE', 'default')}")
+A_FEW, MANY = (settings.get_profile(f"ropebridge-{name}") for name in ("smoke", "default"))
 SUBJECTS = pytest.mark.parametrize("subject", [Reference, Bridge], ids=["reference", "bridge"])
 
 
@@ -32,9 +31,8 @@ def fault(subject, drawn: Drawn):
     return first_fault(subject(families={"ToyAttention": drawn.variant}), drawn)
 
 
-@pytest.mark.timeout(600)  # all draws of a profile are one test
 @SUBJECTS
-@settings(PROFILE)
+@settings(A_FEW)
 @given(drawn=drawn_layers())
 @example(drawn=CORPUS[0])
 @example(drawn=CORPUS[1])
@@ -42,6 +40,15 @@ def fault(subject, drawn: Drawn):
 @example(drawn=CORPUS[-2])
 @example(drawn=CORPUS[-1])
 def test_any_layer_is_computed_stage_by_stage_as_the_contract_says(subject, drawn):
+    assert fault(subject, drawn) is None
+
+
+@pytest.mark.every
+@pytest.mark.timeout(600)  # all draws are one test
+@SUBJECTS
+@settings(MANY)
+@given(drawn=drawn_layers())
+def test_many_layers_are_computed_stage_by_stage_as_the_contract_says(subject, drawn):
     assert fault(subject, drawn) is None
 
 

@@ -8,6 +8,7 @@ from types import MappingProxyType, SimpleNamespace
 import pytest
 import torch
 
+from few import few
 from ropebridge_conformance.checks import CHECK_BY_NAME, CHECKS
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.compare import compare
@@ -217,7 +218,9 @@ def test_an_exception_while_a_subject_is_asked_is_its_own():
     assert (verdict.outcome, verdict.reason) == (Outcome.FAIL, "raised ZeroDivisionError: mine")
 
 
-@pytest.mark.parametrize("hook", ["hook_k", "hook_rot_q", "hook_z", "hook_out", "hook_cos"])
+@pytest.mark.parametrize(
+    "hook", few(["hook_k"], ["hook_k", "hook_rot_q", "hook_z", "hook_out", "hook_cos"])
+)
 def test_a_tensor_of_another_shape_fails_at_its_hook_and_is_no_error_of_the_judge(hook):
     """Every question about the layer is put; what fails is that hook point, or follows it."""
     show = shows_as(hook, lambda t: t.transpose(-1, -2), lambda t: t.transpose(-1, -2))

@@ -140,6 +140,7 @@ def test_check_judges_a_subject_and_leaves_results(ropebridge, tmp_path):
     assert f"{len(lines) - 1} verdicts: {len(lines) - 1} pass" in done.stdout
 
 
+@pytest.mark.every
 def test_check_fails_for_a_broken_subject(ropebridge, tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN, encoding="utf-8")
     done = ropebridge("check", "broken:Factory", *ONE_LAYER, "--jobs", "2", "--results", "r.jsonl")

@@ -360,6 +360,7 @@ def test_check_leaves_a_verdict_even_if_no_subject_can_be_loaded(ropebridge, fol
     assert [v.get("outcome") for v in lines_of(folder / "none.jsonl")] == [None, "fail"]
 
 
+@pytest.mark.every
 def test_what_was_judged_is_on_disk_while_the_run_goes_on(folder):
     """A run that is killed outright while a question hangs has left every verdict before it."""
     path = folder / "killed.jsonl"

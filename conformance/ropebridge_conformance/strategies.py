@@ -214,7 +214,7 @@ class Drawn:
         """Return the layer, with weights of its seed."""
         dtype = getattr(torch, self.dtype)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)
             module = (
                 ToyAttention(self.variant, bias=self.bias).to(dtype).eval().requires_grad_(False)
             )

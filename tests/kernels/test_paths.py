@@ -26,7 +26,9 @@ EVERY = tuple(case.id for case in CORE)
 FEW = {"row_blocks": "gemma2_local", "fused": "gpt_oss_global"}
 
 
-@pytest.mark.parametrize(("path", "case"), few(FEW.items(), product(FEW, EVERY)))
+@pytest.mark.parametrize(
+    ("path", "case"), few([("row_blocks", "gemma2_local")], product(FEW, EVERY))
+)
 def test_every_question_about_a_layer_passes_on_each_kernel(path: str, case: str) -> None:
     bench = Bench(getattr(subject, path)())
     verdicts = [judge(bench, question) for question in plan([case], ["float32"])]

@@ -144,6 +144,7 @@ def test_tokens_that_do_not_repeat_are_refused(circuit, distinct, period):
         induction_scores(circuit, distinct, period)
 
 
+@pytest.mark.every
 def test_the_command_shows_the_table(monkeypatch, capsys, trained):
     from ropebridge.methods import induction
 

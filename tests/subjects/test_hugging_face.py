@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import ropebridge_conformance.subjects
+from few import few
 from ropebridge_conformance.judging.bench import Bench
 from ropebridge_conformance.judging.judge import judge, plan
 from ropebridge_conformance.judging.known_failures import read_known_failures
@@ -34,7 +35,10 @@ def test_it_is_loaded_by_its_path():
 
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    [("llama", "float32"), ("gemma3_local", "float32"), ("gpt_oss_global", "bfloat16")],
+    few(
+        [("gpt_oss_global", "bfloat16")],
+        [("llama", "float32"), ("gemma3_local", "float32"), ("gpt_oss_global", "bfloat16")],
+    ),
 )
 def test_nothing_fails_that_is_not_known_to(case, dtype):
     bench = Bench(Factory())

@@ -38,7 +38,7 @@ def build_model(name: str, attn: str = "eager", **changes: Any) -> Any:
     recipe, config = RECIPE_BY_NAME[name], build_config(name, **changes)
     config._experts_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # of the cpu alone: five milliseconds less
         model = recipe.load("modeling", recipe.model_class)._from_config(
             config, attn_implementation=attn
         )
