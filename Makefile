@@ -23,7 +23,7 @@ help: ## what there is
 
 run: .venv/installed ## judge reference and bridge on the zoo of tiny random layers
 	$(BIN)/ropebridge check --jobs $(JOBS) --results $(RESULTS) $(addprefix --family ,$(FAMILIES)) $(addprefix --dtype ,$(DTYPES))
-	$(if $(filter all,$(FAMILIES)),$(BIN)/pytest -q -n $(JOBS) tests/test_generation.py)
+	$(if $(filter all,$(FAMILIES)),$(BIN)/pytest -q -n $(JOBS) tests/test_families.py tests/test_generation.py tests/test_half_precision.py)
 
 quick: .venv/installed ## the fast tests, and the core zoo in float32, side by side
 	@$(MAKE) --no-print-directory --jobs=2 quick-tests quick-zoo
@@ -73,7 +73,7 @@ subjects: .venv/installed ## judge Hugging Face's own eager attention, and write
 	$(BIN)/python -m ropebridge_conformance.results.subject_report results/hugging_face.jsonl \
 		--known-failures conformance/ropebridge_conformance/subjects/hugging_face.toml --page docs/subjects/hugging_face.md
 
-sequences: .venv/installed ## the public API in any order: 1,000 sequences (`make test` tries 25)
+sequences: .venv/installed ## the public API in any order: 1,000 sequences (`make test` tries 15)
 	ROPEBRIDGE_SEQUENCES=1000 $(BIN)/pytest -q --timeout 3600 tests/test_stateful.py
 
 fairness: .venv/installed ## a subject with one hook point missing, or one stage wrong, each in turn

@@ -37,6 +37,7 @@ def installed():
 
 
 @same_transformers
+@pytest.mark.every
 def test_the_baseline_is_what_is_installed_and_what_the_table_serves(installed):
     known = {
         c["class"]: (c["file"], c["fingerprint"], c["status"], c["reason"])

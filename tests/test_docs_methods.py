@@ -31,6 +31,7 @@ def run(block, names, folder):
     exec(compile(block, str(path), "exec"), names)
 
 
+@pytest.mark.every
 def test_every_block_of_methods_runs_and_shapes_are_what_is_said(tmp_path, monkeypatch, capsys):
     for package in ("matplotlib", "pandas"):
         pytest.importorskip(package)

@@ -149,6 +149,7 @@ def test_check_fails_for_a_broken_subject(ropebridge, tmp_path):
     assert re.search(rf"fail ROT-1 hook_rot_q: \d+ verdicts.*: {re.escape(told)}", done.stdout)
 
 
+@pytest.mark.every
 def test_check_puts_one_question_again_by_the_id_that_a_report_prints(ropebridge, tmp_path):
     """Of two subjects, the one that the id names; without a name, both."""
     of_one = ROT_Q.replace("cpu]", "cpu-bridge]")

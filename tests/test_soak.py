@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 REFERENCE = "ropebridge_conformance.subjects.reference:Factory"
 
 
+@pytest.mark.every
 def test_the_same_seed_draws_the_same_layers_and_another_others() -> None:
     assert draw_round(3) == draw_round(3) != draw_round(4)
 

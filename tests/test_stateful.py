@@ -1,7 +1,7 @@
 """The public API in any order: attach, hook, run, raise, detach, copy, pickle, set the
 implementation. Nothing stays behind, and no value is wrong.
 
-`make sequences` tries 1,000 sequences, `make test` 25.
+`make sequences` tries 1,000 sequences, `make test` 15.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ropebridge_conformance.zoo.specimens import randomise
 
 pytestmark = pytest.mark.slow
 
-SEQUENCES = int(os.environ.get("ROPEBRIDGE_SEQUENCES", "25"))
+SEQUENCES = int(os.environ.get("ROPEBRIDGE_SEQUENCES", "15"))
 TOKENS = torch.tensor([[5, 17, 40, 8, 23, 61], [9, 9, 30, 77, 12, 4]])
 LAYERS = (0, 1)
 PLACES = {"hook_z": "o_proj", "hook_q": "q_proj"}

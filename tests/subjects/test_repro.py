@@ -36,6 +36,7 @@ for script in sys.argv[1:]:
 """Runs scripts in one process, which imports transformers once for all of them."""
 
 
+@pytest.mark.every
 def test_each_script_shows_its_fault():
     """Exit code 1 alone could be any error: what came and what was expected are printed."""
     ran = subprocess.run(
