@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 CHECKED = "--jaxtyping-packages=ropebridge_reference,beartype.beartype"
 WRONG = "tests/annotated/shapes.py"
-ALONE = (WRONG, "tests/test_reference.py", "tests/test_gradcheck.py")
+ALONE = (WRONG, "tests/test_reference.py")
 CORE_LAYERS = (
     "--pyargs",
     "ropebridge_conformance",

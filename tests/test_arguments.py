@@ -17,6 +17,7 @@ from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.utils.generic import TransformersKwargs
 
+from few import few
 from ropebridge import PositionEmbeddingsAttentionBridge, attach
 from ropebridge_conformance.checks import CHECKS
 from ropebridge_conformance.judging.bench import Bench
@@ -29,6 +30,7 @@ from ropebridge_conformance.zoo.calls import calls
 from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID
 from ropebridge_conformance.zoo.specimens import (
     CASE_BY_ID,
+    CORE,
     COVER,
     attention_layer,
     randomise,
@@ -54,7 +56,9 @@ pytestmark = pytest.mark.slow
 CLAIMED = {**FAMILIES, "LlamaAttention": replace(FAMILIES["LlamaAttention"], source="")}
 """Somebody says that a class of this name computes what it does in transformers."""
 
-cover = pytest.mark.parametrize("case", [case.id for case in COVER])
+cover = pytest.mark.parametrize(
+    "case", few([case.id for case in CORE], [case.id for case in COVER])
+)
 
 
 def tiny(name: str = "llama", **changes: Any) -> Any:

@@ -58,6 +58,7 @@ def test_the_corpus_is_computed_stage_by_stage_as_the_contract_says(subject, dra
     assert fault(subject, drawn) is None
 
 
+@pytest.mark.every
 def test_a_failure_shrinks_to_a_small_layer():
     """Two heads are the fewest that can be confused; whatever else is there goes."""
     smallest = find(

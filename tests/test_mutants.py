@@ -29,8 +29,8 @@ ELSEWHERE = {
 JUDGED = [clause.id for clause in CLAUSES if clause.id not in NOT_ASKED]
 
 
-FIRST = {(mutant.stage, mutant.breaks): mutant for mutant in reversed(MUTANTS)}
-"""The first mutant of each stage and each clause that a fault there breaks."""
+FIRST = {mutant.breaks: mutant for mutant in reversed(MUTANTS)}
+"""The first mutant of each clause."""
 
 
 @pytest.mark.parametrize(

@@ -323,6 +323,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.every
 def test_check_goes_on_after_what_cannot_be_loaded_and_what_hangs(ropebridge, folder, monkeypatch):
     monkeypatch.chdir(folder)
     done = ropebridge(

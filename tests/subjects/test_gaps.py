@@ -93,6 +93,7 @@ def test_nothing_fails_for_a_declared_gap(case, hook):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "hook"), PAIRS)
+@pytest.mark.every
 def test_a_gap_that_is_not_declared_fails_at_that_hook_alone(case, hook):
     verdicts = verdicts_on(Lacking(hook, {}), case)
     bad = [v for v in verdicts if v.outcome in BAD]

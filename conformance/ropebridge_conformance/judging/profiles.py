@@ -33,7 +33,7 @@ class Profile:
 PROFILES: tuple[Profile, ...] = (
     Profile(
         "smoke",
-        ("qwen3", "gemma2_local", "gpt_oss_local"),
+        ("qwen3", "gpt_oss_local"),
         ("float32", "bfloat16"),
         repeated=False,
         examples=10,
