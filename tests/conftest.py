@@ -7,30 +7,30 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from click.testing import Result
-from torch import nn
-from typer.testing import CliRunner
 
 from few import FAMILIES, FOUR, few
-from ropebridge import PositionEmbeddingsAttentionBridge
-from ropebridge_conformance.cli import app
-from ropebridge_conformance.zoo import builder, specimens
-from ropebridge_conformance.zoo.recipes.sizes import YARN
+
+if TYPE_CHECKING:  # imported where they are used: the process that deals out tests needs none
+    import torch
+    from click.testing import Result
+    from torch import nn
+
+    from ropebridge import PositionEmbeddingsAttentionBridge
+
+    ModelFactory = Callable[..., nn.Module]
+    BridgeFactory = Callable[..., PositionEmbeddingsAttentionBridge]
 
 CONFIG = {"max_position_embeddings": 256}
-OWN: dict[str, dict[str, Any]] = {"gpt_oss": {"rope_parameters": {**YARN, "factor": 16.0}}}
-
-ModelFactory = Callable[..., nn.Module]
-BridgeFactory = Callable[..., PositionEmbeddingsAttentionBridge]
 
 
 def randomise(model: nn.Module, seed: int) -> None:
     """Give every parameter a value that matters: norms, biases and sinks too; no projection
     saturates softmax."""
+    import torch
+
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
@@ -46,7 +46,11 @@ BUILT: dict[str, nn.Module] = {}
 
 def build_model(family: str, attn: str = "eager", seed: int = 0, **config: Any) -> nn.Module:
     """A tiny causal language model in eval mode; keywords go into its config."""
-    settings = {**CONFIG, **OWN.get(family, {}), **config}
+    from ropebridge_conformance.zoo import builder
+    from ropebridge_conformance.zoo.recipes.sizes import YARN
+
+    own = {"gpt_oss": {"rope_parameters": {**YARN, "factor": 16.0}}}
+    settings = {**CONFIG, **own.get(family, {}), **config}
     kind = repr((family, attn, seed, sorted(settings.items())))
     if kind not in BUILT:
         model = builder.build_model(family, attn, **settings)
@@ -88,6 +92,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _one_thread() -> Iterator[None]:
     """Tensors this small only lose by being shared out among threads, and lose most where tests run
     side by side."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -110,6 +116,9 @@ def build() -> ModelFactory:
 def bridge_layer() -> BridgeFactory:
     """`bridge_layer(family, layer=0, attn="eager", config={}, **options)`: a bridge around one
     layer of a tiny model."""
+
+    from ropebridge import PositionEmbeddingsAttentionBridge
+    from ropebridge_conformance.zoo import specimens
 
     def make(
         family: str,
@@ -142,12 +151,16 @@ def llama(bridge_layer: BridgeFactory) -> PositionEmbeddingsAttentionBridge:
 @pytest.fixture(scope="session")
 def tokens() -> torch.Tensor:
     """(2, 12) token ids: longer than the window, no two rows alike, no special token."""
+    import torch
+
     return torch.randint(3, 99, (2, 12), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="session")
 def left_padding() -> torch.Tensor:
     """(2, 12): the second row is padded by three on the left."""
+    import torch
+
     mask = torch.ones(2, 12, dtype=torch.long)
     mask[1, :3] = 0
     return mask
@@ -156,6 +169,10 @@ def left_padding() -> torch.Tensor:
 @pytest.fixture
 def ropebridge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """`ropebridge(*words)`: the command, run in this process and in an empty folder."""
+    from typer.testing import CliRunner
+
+    from ropebridge_conformance.cli import app
+
     monkeypatch.chdir(tmp_path)
     return lambda *words: CliRunner().invoke(app, list(words))
 

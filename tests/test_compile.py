@@ -171,6 +171,7 @@ def test_a_cache_of_a_compiled_model_is_that_of_the_model(model: Any, tokens: Te
     assert counter.graphs == 1
 
 
+@pytest.mark.every
 def test_gradients_flow_through_hooks_in_a_graph(model: Any, tokens: Tensor) -> None:
     """There a graph takes in the code of the hooks."""
     bridged = attach(model, verify=False)

@@ -14,7 +14,7 @@ from ropebridge_conformance.results import coverage
 from ropebridge_conformance.results.installed import Found, classes_of, installed_classes
 from ropebridge_conformance.subjects.reference import GAPS
 from ropebridge_conformance.zoo.specimens import CASE_BY_ID
-from ropebridge_spec import FAMILIES
+from ropebridge_spec import FAMILIES, spec_hash
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,13 @@ def test_the_baseline_is_what_is_installed_and_what_the_table_serves(installed):
     )
 
 
+def test_every_verdict_is_of_this_contract():
+    grounds = [c["grounds"] for c in coverage.read_baseline()["classes"] if c["grounds"]]
+    assert {each["contract"] for each in grounds} == {spec_hash()}, "out of date: run make coverage"
+
+
 @same_transformers
+@pytest.mark.every
 def test_no_verdict_is_out_of_date():
     """Judged again is a class whose row, recipe, source or contract changed, and no other."""
     assert coverage.stale() == {}, "out of date: run make coverage"

@@ -43,6 +43,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.every
 def test_every_command_of_the_guide_runs(folder, monkeypatch):
     """One layer in place of the smoke profile's; else as they stand."""
     monkeypatch.chdir(folder)
