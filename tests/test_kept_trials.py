@@ -100,3 +100,15 @@ def test_each_line_says_one_thing(path):
     first, *lines = map(json.loads, path.read_text().splitlines())
     assert first == {"judge": judge_hash()}
     assert all(list(line) in (["trial"], ["control"]) for line in lines)
+
+
+@pytest.mark.parametrize("again", [(), ("--again",)], ids=["kept", "again"])
+@pytest.mark.parametrize("held", ['{"provenance": {}}\n', "mine", "\n"])
+def test_a_file_of_something_else_is_refused_and_left_as_it_is(tmp_path, ropebridge, held, again):
+    path = tmp_path / "run.jsonl"
+    path.write_text(held)
+    done = ropebridge("mutants", "--kept", str(path), *again)
+    assert done.exit_code == 2
+    assert "is no file of trials, which begins with the hash of a judge" in done.stderr
+    assert "give --kept another file, or take this one away" in done.stderr
+    assert path.read_text() == held

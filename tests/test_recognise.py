@@ -19,7 +19,7 @@ from transformers.models.llama import modeling_llama
 from ropebridge import attach
 from ropebridge_conformance.zoo.builder import build_model, inputs_of
 from ropebridge_spec import Family, UnsupportedAttention, describe
-from ropebridge_spec.recognise import is_as_told, known_as, source_in, source_of
+from ropebridge_spec.recognise import is_as_told, known_as, source_in, source_of, source_of_class
 from ropebridge_spec.rows import FAMILIES
 
 pytestmark = pytest.mark.slow
@@ -242,3 +242,20 @@ def test_every_class_of_the_table_has_the_source_of_its_file(name: str) -> None:
         pytest.skip("not in this release of transformers")
     assert is_as_told(kind, family)
     assert source_of(kind) == source_in(family.source, name) != ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_class_is_read_as_python_reads_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """In the encoding that it says; characters that end a line of text end none of a program."""
+    source = (
+        f"# -*- coding: {encoding} -*-\nNAME = 'caf\xe9 \x0c \x1c'\n\n"
+        "class First:\n    def forward(self):\n        return 1\n\n"
+        "class Second:\n    def forward(self):\n        return 2\n"
+    )
+    (tmp_path / f"odd_{encoding[:3]}.py").write_bytes(source.encode(encoding))
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module(f"odd_{encoding[:3]}")
+    for kind in (module.First, module.Second):
+        assert source_of_class(kind).rstrip() == inspect.getsource(kind).rstrip()

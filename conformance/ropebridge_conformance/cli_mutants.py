@@ -13,7 +13,7 @@ import typer
 from ropebridge_conformance.cli_common import CORES, Dtypes, Jobs, bar, console, refusing
 from ropebridge_conformance.judging.ids import DTYPES
 from ropebridge_conformance.judging.judge import single_threaded
-from ropebridge_conformance.judging.kept_trials import Control, KeptTrials
+from ropebridge_conformance.judging.kept_trials import Control, KeptTrials, KeptTrialsError
 from ropebridge_conformance.judging.planning import PlanError, refuse_unknown
 from ropebridge_conformance.judging.trial import (
     Trial,
@@ -44,10 +44,10 @@ def mutants(
 ) -> None:
     """Judge the judge: every mutant must be killed at its stage, and no right layer called
     wrong."""
-    with refusing(PlanError):
+    with refusing(PlanError, KeptTrialsError):
         refuse_unknown("dtype", dtype or (), DTYPES)
+        memory = KeptTrials(kept, again=again)
     chosen = dtype or list(DTYPES)
-    memory = KeptTrials(kept, again=again)
     make_what_is_missing(memory, chosen, jobs)
     made = [memory.made[name, d] for name in (*MUTANT_BY_NAME, *CONTROLS) for d in chosen]
     trials = [one for one in made if isinstance(one, Trial)]

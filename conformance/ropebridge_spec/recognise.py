@@ -12,6 +12,7 @@ import functools
 import inspect
 import sys
 import textwrap
+import tokenize
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.util import find_spec
@@ -173,10 +174,11 @@ def definitions(file: str) -> Mapping[str, str]:
 @lru_cache(maxsize=32)
 def definitions_at(path: Path, changed: int) -> Mapping[str, str]:
     """Return the source of each class and function of a file that was changed at this time."""
-    text = path.read_text(encoding="utf-8")
-    lines = text.splitlines(keepends=True)
+    with tokenize.open(path) as file:  # in the encoding that the file says it has
+        text = file.read()
+    lines = text.split("\n")  # as ast counts them: a form feed ends no line
     return {
-        node.name: "".join(lines[node.lineno - 1 : node.end_lineno])
+        node.name: "\n".join(lines[node.lineno - 1 : node.end_lineno])
         for node in ast.parse(text).body
         if isinstance(node, ast.ClassDef | ast.FunctionDef)
     }

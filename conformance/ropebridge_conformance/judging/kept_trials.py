@@ -44,17 +44,25 @@ class Control:
     wrong: int
 
 
+class KeptTrialsError(Exception):
+    """Report a file that holds no trials, and is left as it is; the message says what to do."""
+
+
 class KeptTrials:
     """Hold the trials and controls of one judge, by name and dtype, and a file of them.
 
     What the file holds of another judge is forgotten, as is everything where all is to be made
     again. A line that was not written to its end is not counted.
+
+    Raises:
+        KeptTrialsError: the file is none of trials; nothing is written to it.
     """
 
     def __init__(self, path: Path, *, again: bool = False) -> None:
         self.made: dict[tuple[str, str], Trial | Control] = {}
         judge = json.dumps({"judge": judge_hash()})
         lines = whole_lines(path)
+        refuse_other_files(path, lines)
         kept = [] if again or lines[:1] != [judge] else lines[1:]
         for line in kept:
             self._remember(made_of(line))
@@ -77,6 +85,16 @@ def whole_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def refuse_other_files(path: Path, lines: list[str]) -> None:
+    """Refuse a file that is there and does not begin as a file of trials does."""
+    empty = not path.exists() or path.stat().st_size == 0
+    if not empty and not (lines and lines[0].startswith('{"judge": ')):
+        raise KeptTrialsError(
+            f"{path} is no file of trials, which begins with the hash of a judge; it is left as it"
+            " is\n  give --kept another file, or take this one away"
+        )
 
 
 def line_of(made: Trial | Control) -> str:

@@ -107,8 +107,8 @@ def false_alarms(dtypes: Sequence[str], device: str = "cpu") -> Iterator[Verdict
 
 
 def correct_runs(dtype: str, device: str = "cpu", every: int = 1) -> Iterator[str | None]:
-    """Yield runs of the unmutated reference on inputs of many seeds, or every so-manyth of them,
-    each judged at every hook: the first stage outside its bound, which there must not be."""
+    """Yield runs of the unmutated reference on inputs of many seeds, each judged at every hook: the
+    first stage outside its bound, which there must not be. `every` of 20 takes one run in 20."""
     for case, id, seed in islice(product(CORE_CASES, CORE_SCENARIOS, SEEDS), 0, None, every):
         layer, scenario = specimen(case.id, getattr(torch, dtype), device), SCENARIO_BY_ID[id]
         if possible(scenario, layer.variant):
