@@ -52,9 +52,9 @@ def test_a_leg_that_passes_says_with_which_release(tmp_path: Path) -> None:
     assert ran.returncode == 0
     assert "leg newest: transformers 5.25.1 (pinned: 5.24.0)" in ran.stdout
     assert "leg newest: passed with transformers 5.25.1" in ran.stdout
-    assert "install --quiet --upgrade transformers" in (tmp_path / ".legs/newest/asked").read_text(
-        encoding="utf-8"
-    )
+    assert "install --quiet --no-compile --upgrade transformers" in (
+        tmp_path / ".legs/newest/asked"
+    ).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("wrong", [{"judged": 1}, {"tested": 1}], ids=["judge", "generation"])
