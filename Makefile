@@ -59,7 +59,7 @@ lint: .venv/installed ## ruff and mypy --strict
 coverage: .venv/installed ## judge the classes that are out of date, or FAMILIES, and write docs/COVERAGE.md
 	$(BIN)/ropebridge coverage --jobs $(JOBS) $(addprefix --family ,$(FAMILIES))
 
-leg-oldest: .venv/installed ## the oldest supported transformers: the core zoo in float32, and generation
+leg-oldest: .venv/installed ## the oldest supported transformers: the bridge on the core zoo in float32, and generation
 	.ci/leg oldest 'transformers==5.17.*'
 
 leg-newest: .venv/installed ## the newest transformers that pip has: the same
