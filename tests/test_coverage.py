@@ -3,6 +3,8 @@ what changed since."""
 
 import json
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import pytest
 import transformers
@@ -13,7 +15,7 @@ from ropebridge_conformance.judging.verdicts import Outcome, Verdict
 from ropebridge_conformance.results import coverage
 from ropebridge_conformance.results.installed import Found, classes_of, installed_classes
 from ropebridge_conformance.subjects.reference import GAPS
-from ropebridge_conformance.zoo.specimens import CASE_BY_ID
+from ropebridge_conformance.zoo.specimens import CASE_BY_ID, CASES
 from ropebridge_spec import FAMILIES, spec_hash
 
 pytestmark = pytest.mark.slow
@@ -34,6 +36,22 @@ same_transformers = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def installed():
     return list(installed_classes())
+
+
+FEW = ("arcee", "aria", "cohere", "gemma2", "mistral")
+"""Packages of transformers, each with one attention class, of which all layers are its own."""
+
+
+@pytest.fixture
+def few_classes(monkeypatch):
+    """Five classes and their layers in place of all, whose files take a quarter of a minute to
+    read, and whose models as long to build."""
+    root = Path(transformers.__file__).parent
+    files = [root / "models" / name / f"modeling_{name}.py" for name in FEW]
+    found = [each for file in files for each in classes_of(file, root)]
+    monkeypatch.setattr(coverage, "installed_classes", lambda: found)
+    monkeypatch.setattr(coverage, "CASES", [case for case in CASES if case.family in FEW])
+    monkeypatch.setattr(coverage, "cases_by_class", cache(coverage.cases_by_class.__wrapped__))
 
 
 @same_transformers
@@ -163,6 +181,7 @@ def test_a_class_without_verdicts_was_never_judged(known):
     assert found == {"MistralAttention": "it was never judged"}
 
 
+@pytest.mark.usefixtures("few_classes")
 def test_all_layers_of_a_class_are_judged_with_one_of_them():
     assert coverage.cases_to_judge(["gemma2_local"], ()) == ("gemma2_local", "gemma2_global")
     assert coverage.cases_to_judge([], ["CohereAttention"]) == ("cohere_normed", "cohere_plain")
@@ -180,15 +199,17 @@ def verdicts_on(*cases, dtypes=DTYPES):
     ]
 
 
+@pytest.mark.usefixtures("few_classes")
 def test_verdicts_are_put_in_place_of_those_of_their_class_alone():
     before = coverage.read_baseline()
     after = coverage.merged(before, verdicts_on("gemma2_local", "gemma2_global"))
     old, new = ({c["class"]: c for c in made["classes"]} for made in (before, after))
     assert new["Gemma2Attention"]["verdicts"] == {dtype: {"pass": 2} for dtype in DTYPES}
-    assert new["LlamaAttention"]["verdicts"] == old["LlamaAttention"]["verdicts"]
-    assert new["LlamaAttention"]["grounds"] == old["LlamaAttention"]["grounds"]
+    assert new["CohereAttention"]["verdicts"] == old["CohereAttention"]["verdicts"]
+    assert new["CohereAttention"]["grounds"] == old["CohereAttention"]["grounds"]
 
 
+@pytest.mark.usefixtures("few_classes")
 def test_a_class_that_was_judged_in_part_is_refused():
     with pytest.raises(
         coverage.CoverageError,
@@ -198,6 +219,7 @@ def test_a_class_that_was_judged_in_part_is_refused():
         coverage.merged(coverage.read_baseline(), verdicts_on("gemma2_local"))
 
 
+@pytest.mark.usefixtures("few_classes")
 def test_classes_that_stood_for_others_are_named():
     """Of Qwen 2 and Arcee, layers of one description, the first is asked everything."""
     assert coverage.classes_alike(["arcee_0", "aria_0"]) == {
@@ -206,6 +228,7 @@ def test_classes_that_stood_for_others_are_named():
     assert coverage.classes_alike(["gemma2_local", "gemma2_global"]) == {}
 
 
+@pytest.mark.usefixtures("few_classes")
 def test_the_command_judges_what_is_out_of_date_and_nothing_else(ropebridge, monkeypatch, tmp_path):
     """With a baseline of its own, in which one class was never judged."""
     baseline = coverage.read_baseline()
@@ -224,6 +247,7 @@ def test_the_command_judges_what_is_out_of_date_and_nothing_else(ropebridge, mon
     assert asked[0].selection.families == ("cohere_normed", "cohere_plain")
 
 
+@pytest.mark.usefixtures("few_classes")
 def test_the_command_says_so_where_nothing_is_out_of_date(ropebridge, monkeypatch, tmp_path):
     path = tmp_path / "coverage.json"
     path.write_text(json.dumps(coverage.read_baseline()), encoding="utf-8")
@@ -235,6 +259,7 @@ def test_the_command_says_so_where_nothing_is_out_of_date(ropebridge, monkeypatc
 
 
 @same_transformers
+@pytest.mark.every
 def test_nothing_changed_since_the_baseline():
     assert coverage.changes() == []
 
