@@ -27,7 +27,7 @@ run: .venv/installed ## judge reference and bridge on the zoo of tiny random lay
 	$(BIN)/ropebridge check --jobs $(JOBS) --results $(RESULTS) $(addprefix --family ,$(FAMILIES)) $(addprefix --dtype ,$(DTYPES))
 	$(if $(filter all,$(FAMILIES)),$(BIN)/pytest -q -n $(JOBS) tests/test_families.py tests/test_generation.py tests/test_half_precision.py)
 
-quick: .venv/installed ## the fast tests, and the core zoo in float32, side by side
+quick: .venv/installed ## the fast tests, and the bridge on the smoke profile in float32, side by side
 	@$(MAKE) --no-print-directory --jobs=2 quick-tests quick-zoo
 
 quick-tests: .venv/installed
@@ -36,7 +36,7 @@ quick-tests: .venv/installed
 	@tail -n 1 results/quick.txt
 
 quick-zoo: .venv/installed
-	@$(BIN)/ropebridge check --dtype float32 --jobs $(JOBS) --results results/quick.jsonl
+	@$(BIN)/ropebridge check ropebridge.subject:Factory --profile smoke --dtype float32 --jobs 1 --results results/quick.jsonl
 
 test: .venv/installed ## the test suite, of many alike a few
 	$(BIN)/pytest -n $(JOBS) -m 'not every'

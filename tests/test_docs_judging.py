@@ -197,6 +197,7 @@ def test_a_first_try_is_told_what_is_wrong(
     assert words in section or words.removesuffix(" the next") in section
 
 
+@pytest.mark.slow
 def test_the_guide_names_all_that_a_layer_is_called_with():
     """Every key of the inputs of any layer of the zoo."""
     section = GUIDE.partition("## What a layer is called with")[2].partition("##")[0]

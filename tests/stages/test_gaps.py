@@ -15,6 +15,8 @@ from ropebridge_conformance.subjects.reference import Factory
 from ropebridge_conformance.zoo.scenarios import SCENARIO_BY_ID, possible
 from ropebridge_conformance.zoo.specimens import CASE_BY_ID, specimen
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     name
     for name in (
