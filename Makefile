@@ -1,7 +1,7 @@
 # Each command makes its own .venv first, and is safe to repeat. PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
-# what is imported is compiled then; all that is installed would take twice as long
+# Python compiles a file when it is first imported. To compile all files at once takes longer than to install them.
 PIP := $(BIN)/python -m pip install --quiet --no-compile
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 FAMILIES ?=
@@ -35,6 +35,7 @@ quick-tests: .venv/installed
 	@$(BIN)/pytest -q -m 'not slow and not every' > results/quick.txt 2>&1 || { cat results/quick.txt; exit 1; }
 	@tail -n 1 results/quick.txt
 
+# One process: quick-tests, beside it, has the other core.
 quick-zoo: .venv/installed
 	@$(BIN)/ropebridge check ropebridge.subject:Factory --profile smoke --dtype float32 --jobs 1 --results results/quick.jsonl
 

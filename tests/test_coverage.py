@@ -221,7 +221,7 @@ def test_a_class_that_was_judged_in_part_is_refused():
 
 @pytest.mark.usefixtures("few_classes")
 def test_classes_that_stood_for_others_are_named():
-    """Of Qwen 2 and Arcee, layers of one description, the first is asked everything."""
+    """Of Arcee and Aria, layers of one description, the first is asked everything."""
     assert coverage.classes_alike(["arcee_0", "aria_0"]) == {
         "AriaTextAttention": ["ArceeAttention"]
     }
